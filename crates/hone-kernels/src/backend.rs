@@ -1,0 +1,349 @@
+//! The operators of a decoder as one trait.
+//!
+//! Dimensions: T tokens of a batch (documents laid end to end), D model width, H query heads, G key/value heads,
+//! K head width, I width of the feed-forward layer, V vocabulary, N rows of a matrix.
+//!
+//! A backend owns flat buffers. A matrix argument is a view ([`Mat`], [`MatMut`]) into one: row-major rows of `cols`
+//! values, `stride` values apart, so that a slice of columns needs no copy. Three backends are meant to exist: [`crate::Cpu`] is
+//! fast, [`crate::Reference`] is its plain twin (simple loops, f64 inside), and a CUDA one follows. The decoder is written once
+//! against this trait; the tests run every operator on a table of cases through both twins.
+//!
+//! Shapes are checked by the implementations with `assert!`: they are the caller's proof, never user input.
+
+/// A read-only row-major matrix view: `rows` x `cols`, row `i` starts at `offset + i * stride`.
+pub struct Mat<'a, B: Backend + ?Sized> {
+    /// The buffer viewed.
+    pub buf: &'a B::Buf,
+    /// Index of the first value.
+    pub offset: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub cols: usize,
+    /// Distance between the starts of neighbouring rows, in values; at least `cols`.
+    pub stride: usize,
+}
+
+/// A writable row-major matrix view; see [`Mat`].
+pub struct MatMut<'a, B: Backend + ?Sized> {
+    /// The buffer viewed.
+    pub buf: &'a mut B::Buf,
+    /// Index of the first value.
+    pub offset: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Number of columns.
+    pub cols: usize,
+    /// Distance between the starts of neighbouring rows, in values; at least `cols`.
+    pub stride: usize,
+}
+
+impl<B: Backend + ?Sized> Clone for Mat<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend + ?Sized> Copy for Mat<'_, B> {}
+
+impl<'a, B: Backend + ?Sized> Mat<'a, B> {
+    /// The whole of `buf` (its first `rows * cols` values) as a dense matrix.
+    pub fn new(buf: &'a B::Buf, rows: usize, cols: usize) -> Self {
+        Mat { buf, offset: 0, rows, cols, stride: cols }
+    }
+
+    /// Columns `start .. start + cols` of a dense matrix whose rows are `stride` wide.
+    pub fn columns(buf: &'a B::Buf, rows: usize, start: usize, cols: usize, stride: usize) -> Self {
+        Mat { buf, offset: start, rows, cols, stride }
+    }
+
+    /// Rows `start .. start + rows` of this view.
+    pub fn rows(self, start: usize, rows: usize) -> Self {
+        Mat { offset: self.offset + start * self.stride, rows, ..self }
+    }
+}
+
+impl<'a, B: Backend + ?Sized> MatMut<'a, B> {
+    /// Rows `start .. start + rows` of this view.
+    pub fn rows(self, start: usize, rows: usize) -> Self {
+        MatMut { offset: self.offset + start * self.stride, rows, ..self }
+    }
+
+    /// The whole of `buf` (its first `rows * cols` values) as a dense matrix.
+    pub fn new(buf: &'a mut B::Buf, rows: usize, cols: usize) -> Self {
+        MatMut { buf, offset: 0, rows, cols, stride: cols }
+    }
+
+    /// Columns `start .. start + cols` of a dense matrix whose rows are `stride` wide.
+    pub fn columns(
+        buf: &'a mut B::Buf,
+        rows: usize,
+        start: usize,
+        cols: usize,
+        stride: usize,
+    ) -> Self {
+        MatMut { buf, offset: start, rows, cols, stride }
+    }
+}
+
+/// Whether a factor of [`Backend::gemm`] is taken as it lies or transposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// As stored.
+    N,
+    /// Transposed.
+    T,
+}
+
+/// Head counts and widths of an attention layer. A row of its packed `qkv` buffer is H query heads, then G key heads, then
+/// G value heads, each K wide: `(H + 2 G) * K` values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// H, the number of query heads; a multiple of `n_kv`.
+    pub n_q: usize,
+    /// G, the number of key/value heads.
+    pub n_kv: usize,
+    /// K, the width of a head.
+    pub dim: usize,
+}
+
+impl Heads {
+    /// Width of a row of the packed `qkv` buffer.
+    pub fn qkv_width(&self) -> usize {
+        (self.n_q + 2 * self.n_kv) * self.dim
+    }
+
+    /// Width of a row of the attention output.
+    pub fn out_width(&self) -> usize {
+        self.n_q * self.dim
+    }
+}
+
+/// What a query may see besides the causal rule inside its own document.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttnMask {
+    /// Only the last `window` positions, itself included; `None` sees the whole prefix.
+    pub window: Option<usize>,
+    /// Factor on the scores, 1/sqrt(K) as a rule.
+    pub scale: f32,
+}
+
+/// One AdamW update; see [`Backend::adamw`]. The rates are f64 as in PyTorch: 1 - 0.999 is off by 1e-5 of itself in f32.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Step number, from 1: for the bias correction.
+    pub step: u64,
+    /// Factor applied to the gradient first (clipping).
+    pub grad_scale: f32,
+}
+
+/// Sums over the rows of one call of [`Backend::cross_entropy`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossSums {
+    /// Sum of weight times cross-entropy, in nats.
+    pub weighted_loss: f64,
+    /// Sum of the weights.
+    pub weight: f64,
+    /// Rows whose largest logit is the target's.
+    pub n_correct: u64,
+    /// Rows.
+    pub n_rows: u64,
+}
+
+/// The operators of a decoder over buffers of f32. Every implementation gives the same bytes for any number of threads.
+pub trait Backend: Clone + Send + Sync + 'static {
+    /// Flat memory of f32 values on the device.
+    type Buf: Send + Sync;
+    /// A weight matrix (out, in) that will not change, in whatever form the device multiplies fastest.
+    type Frozen: Send + Sync;
+
+    /// Name for reports: `cpu`, `reference`.
+    fn name(&self) -> &'static str;
+
+    // ------------------------------------------------------------------ memory
+
+    /// A buffer of `n` zeros.
+    fn zeros(&self, n: usize) -> Self::Buf;
+    /// A buffer holding `data`.
+    fn upload(&self, data: &[f32]) -> Self::Buf;
+    /// Number of values in `buf`.
+    fn len(&self, buf: &Self::Buf) -> usize;
+    /// `out <- buf[offset .. offset + out.len()]`, on the host.
+    fn read(&self, buf: &Self::Buf, offset: usize, out: &mut [f32]);
+    /// `buf[offset .. offset + data.len()] <- data`.
+    fn write(&self, buf: &mut Self::Buf, offset: usize, data: &[f32]);
+    /// `buf <- value`, everywhere.
+    fn fill(&self, buf: &mut Self::Buf, value: f32);
+    /// All of `buf` on the host.
+    fn download(&self, buf: &Self::Buf) -> Vec<f32> {
+        let mut out = vec![0.0; self.len(buf)];
+        self.read(buf, 0, &mut out);
+        out
+    }
+
+    // ------------------------------------------------------------------ matrix products
+
+    /// `C <- alpha * op(A) op(B) + beta * C`; with `beta = 0`, C may hold anything (NaN too) before.
+    #[allow(clippy::too_many_arguments, reason = "the seven arguments of BLAS")]
+    fn gemm(
+        &self,
+        a: Mat<'_, Self>,
+        op_a: Op,
+        b: Mat<'_, Self>,
+        op_b: Op,
+        c: MatMut<'_, Self>,
+        alpha: f32,
+        beta: f32,
+    );
+    /// Takes a weight (out, in), dense and row-major, that only [`Backend::linear`] and [`Backend::linear_dx`] will read.
+    fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> Self::Frozen;
+    /// The values given to [`Backend::freeze`], (out, in) row-major: exact while weights are f32.
+    fn thaw(&self, weight: &Self::Frozen) -> Vec<f32>;
+    /// `Y (T, out) <- X (T, in) Wt + beta * Y`.
+    fn linear(&self, x: Mat<'_, Self>, w: &Self::Frozen, y: MatMut<'_, Self>, beta: f32);
+    /// `dX (T, in) <- dY (T, out) W + beta * dX`.
+    fn linear_dx(&self, dy: Mat<'_, Self>, w: &Self::Frozen, dx: MatMut<'_, Self>, beta: f32);
+
+    // ------------------------------------------------------------------ elementwise
+
+    /// `y <- x`, the first `n` values.
+    fn copy(&self, x: &Self::Buf, y: &mut Self::Buf, n: usize);
+    /// `y <- y + x`, the first `n` values.
+    fn add(&self, x: &Self::Buf, y: &mut Self::Buf, n: usize);
+    /// `x <- s * x`, the first `n` values.
+    fn scale(&self, x: &mut Self::Buf, s: f32, n: usize);
+    /// Adds `bias` (cols) to every row of `y`.
+    fn add_bias(&self, y: MatMut<'_, Self>, bias: &Self::Buf);
+    /// `dbias (cols) <- dbias + sum over rows of dy`, rows in a fixed order.
+    fn bias_grad(&self, dy: Mat<'_, Self>, dbias: &mut Self::Buf);
+    /// Inverted dropout of probability `p`: `y[i] <- x[i] * keep(seed, i) / (1 - p)`, with `keep` a function of `seed` and the
+    /// index alone (see [`crate::rng::keep`]). Its own backward: apply it to dy with the same seed.
+    fn dropout(&self, x: Mat<'_, Self>, y: MatMut<'_, Self>, p: f32, seed: u64);
+
+    // ------------------------------------------------------------------ rows
+
+    /// `y (ids.len(), D) <- table[ids]`, `table` being (V, D).
+    fn gather_rows(&self, table: &Self::Buf, ids: &[u32], d: usize, y: &mut Self::Buf);
+    /// `dtable[ids[i]] <- dtable[ids[i]] + dy[i]`; rows that meet are added in the order of `i`.
+    fn scatter_add_rows(&self, dy: &Self::Buf, ids: &[u32], d: usize, dtable: &mut Self::Buf);
+
+    // ------------------------------------------------------------------ normalisation, position, activation
+
+    /// RMSNorm (Zhang and Sennrich 2019): `y = x * r * w`, `r = 1 / sqrt(mean(x^2) + eps)`; `r` (T) is kept for the backward.
+    /// `rows_d` is (T, D).
+    fn rms_norm(
+        &self,
+        x: &Self::Buf,
+        w: &Self::Buf,
+        eps: f32,
+        rows_d: (usize, usize),
+        y: &mut Self::Buf,
+        r: &mut Self::Buf,
+    );
+    /// With z = dy * w and n = x * r: `dx <- dx + r (z - n mean(z n))`, and `dw <- dw + sum over rows of dy n` when asked for.
+    /// `rows_d` is (T, D).
+    #[allow(clippy::too_many_arguments, reason = "what the formula names")]
+    fn rms_norm_backward(
+        &self,
+        dy: &Self::Buf,
+        x: &Self::Buf,
+        w: &Self::Buf,
+        r: &Self::Buf,
+        rows_d: (usize, usize),
+        dx: &mut Self::Buf,
+        dw: Option<&mut Self::Buf>,
+    );
+    /// Rotary positions in place (Su et al. 2021, the half-split layout of Hugging Face) on the query and key heads of a packed
+    /// `qkv` buffer: (a, b) -> (a cos - b sin, b cos + a sin) with a, b the halves of a head. `cos_sin` is (P, K): for each
+    /// position K/2 cosines, then K/2 sines. `inverse` rotates back, which is the backward.
+    fn rope(
+        &self,
+        qkv: &mut Self::Buf,
+        heads: Heads,
+        positions: &[u32],
+        cos_sin: &Self::Buf,
+        inverse: bool,
+    );
+    /// SwiGLU (Shazeer 2020): rows of `gate_up` are I gates, then I ups; `h = gate * sigmoid(gate) * up`, (T, I).
+    /// `rows_i` is (T, I).
+    fn swiglu(&self, gate_up: &Self::Buf, rows_i: (usize, usize), h: &mut Self::Buf);
+    /// Overwrites `gate_up` with its gradient, given `dh` (T, I); `rows_i` is (T, I).
+    fn swiglu_backward(&self, dh: &Self::Buf, rows_i: (usize, usize), gate_up: &mut Self::Buf);
+
+    // ------------------------------------------------------------------ attention
+
+    /// Causal attention inside each document (online softmax, after FlashAttention-2): `out` (T, H K), and the log-sum-exp of
+    /// each row's scores in `lse` (T, H). `seq_lens` are the documents' lengths, their sum is T. Never holds T x T.
+    fn attention(
+        &self,
+        qkv: &Self::Buf,
+        heads: Heads,
+        seq_lens: &[usize],
+        mask: AttnMask,
+        out: &mut Self::Buf,
+        lse: &mut Self::Buf,
+    );
+    /// Overwrites `dqkv` with the gradient of [`Backend::attention`], given `dout` (T, H K).
+    #[allow(clippy::too_many_arguments, reason = "what the formula names")]
+    fn attention_backward(
+        &self,
+        dout: &Self::Buf,
+        qkv: &Self::Buf,
+        out: &Self::Buf,
+        lse: &Self::Buf,
+        heads: Heads,
+        seq_lens: &[usize],
+        mask: AttnMask,
+        dqkv: &mut Self::Buf,
+    );
+    /// One new token per sequence against its cache: `q` rows are the query heads of the B newest tokens, (B, H K); `k_cache` and
+    /// `v_cache` are (B, capacity, G K); `lens[b]` positions of sequence b are valid, the newest included. Writes `out` (B, H K).
+    #[allow(clippy::too_many_arguments, reason = "what the formula names")]
+    fn attention_decode(
+        &self,
+        q: Mat<'_, Self>,
+        k_cache: &Self::Buf,
+        v_cache: &Self::Buf,
+        capacity: usize,
+        lens: &[usize],
+        heads: Heads,
+        mask: AttnMask,
+        out: &mut Self::Buf,
+    );
+
+    // ------------------------------------------------------------------ loss and update
+
+    /// Weighted cross-entropy over rows of logits (N, V), which become their own gradient when `grad_scale` is given:
+    /// `L = sum_i w_i (lse_i - z_i[y_i])`, `dz_ij = grad_scale * w_i (softmax(z_i)_j - [j = y_i])`. With `None` the logits stay.
+    /// `row_loss`, when given, receives each row's unweighted cross-entropy. Sums are f64, in the order of the rows.
+    fn cross_entropy(
+        &self,
+        logits: MatMut<'_, Self>,
+        targets: &[u32],
+        weights: &[f32],
+        grad_scale: Option<f32>,
+        row_loss: Option<&mut [f32]>,
+    ) -> LossSums;
+    /// Sum of squares of `x` in f64, in a fixed order.
+    fn sum_squares(&self, x: &Self::Buf) -> f64;
+    /// AdamW (Loshchilov and Hutter 2019) in PyTorch's order: p <- p (1 - lr wd); m <- lerp(m, g, 1 - b1);
+    /// v <- b2 v + (1 - b2) g^2; p <- p - (lr / (1 - b1^t)) m / (sqrt(v) / sqrt(1 - b2^t) + eps).
+    fn adamw(
+        &self,
+        p: &mut Self::Buf,
+        g: &Self::Buf,
+        m: &mut Self::Buf,
+        v: &mut Self::Buf,
+        update: AdamW,
+    );
+}

@@ -1,0 +1,13 @@
+//! The numeric operators of hone.
+//!
+//! [`Backend`] names every operator of a decoder, with its formula. [`Cpu`] is the fast implementation,
+//! [`Reference`] its plain twin; a test runs both on one table of cases. Alone of all crates this one may hold
+//! `unsafe` code.
+
+mod backend;
+pub mod reference;
+pub mod rng;
+mod shape;
+
+pub use backend::*;
+pub use reference::Reference;

@@ -1,0 +1,55 @@
+//! The decoder of hone: its configuration, its weights, its adapters, and what runs on them.
+//!
+//! One decoder, driven by `config.json`, is trained, evaluated and generated from. Forward and backward are explicit and go layer
+//! by layer through the operators of [`hone_kernels::Backend`], so that the same code runs on every backend. Nothing here knows a
+//! path or a flag: weights come as bytes or as [`Tensors`], configuration as JSON text.
+//!
+//! Dimensions, one letter each: T tokens of a batch (documents laid end to end), D model width, H query heads, G key/value heads,
+//! K head width, I width of the feed-forward layer, V vocabulary, N rows that have a target, R summed rank of adapters.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `config` | [`ModelConfig`]: what `config.json` says, and what is refused |
+//! | `tensors`, `safetensors` | named tensors on the host, and their file format |
+//! | `init` | random weights for pre-training |
+//! | `batch` | [`Batch`]: packed documents with shifted targets and weights |
+//! | `decoder`, `layer`, `head`, `linear`, `param`, `workspace` | the model: forward, backward, buffers |
+//! | `lora` | [`LoraConfig`], [`Adapter`]: PEFT's adapter layout |
+//! | `generate` | [`Generator`]: decoding with a key/value cache |
+//! | `merge` | [`Merge`]: an adapter folded into its base, tensor by tensor |
+//! | `plan` | [`MemoryPlan`]: bytes that a run will hold |
+
+mod batch;
+mod config;
+mod decoder;
+mod error;
+mod generate;
+mod head;
+mod init;
+mod layer;
+mod linear;
+mod lora;
+mod merge;
+mod param;
+mod plan;
+mod rope;
+mod safetensors;
+mod tensors;
+mod workspace;
+
+pub use batch::Batch;
+pub use config::{Family, ModelConfig};
+pub use decoder::{Decoder, Recompute, Training};
+pub use error::ModelError;
+pub use generate::{Generation, Generator, Sampling};
+pub use hone_kernels::LossSums;
+pub use init::{init_weights, reinit_rows};
+pub use lora::{Adapter, LoraConfig};
+pub use merge::Merge;
+pub use param::{ParamInfo, ParamKind};
+pub use plan::{MemoryPlan, Method};
+pub use safetensors::{SafetensorsRegions, SafetensorsWriter, StoredType, TensorEntry};
+pub use tensors::{NamedTensor, TensorSource, Tensors};
+
+/// The decoder on the CPU.
+pub type CpuDecoder = Decoder<hone_kernels::Cpu>;

@@ -1,0 +1,340 @@
+//! Packs: token ids and loss weights of documents laid end to end.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BooleanArray, Float32Array, LargeStringArray, ListArray, RecordBatch, StructArray,
+    UInt32Array,
+};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+
+use crate::columns::{column, item};
+use crate::rows::ids_column;
+use crate::{Kind, RowError};
+
+/// A row of a `packs` artefact: documents end to end, each isolated from the others by whoever computes with it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pack {
+    /// Token ids of all documents.
+    pub input_ids: Vec<u32>,
+    /// Weight of the loss of predicting each token; 0 = not trained. The first token of a document is never predicted.
+    pub loss_weight: Vec<f32>,
+    /// The documents, in order; their lengths add up to the number of ids.
+    pub docs: Vec<Doc>,
+}
+
+/// A document in a pack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doc {
+    /// Its number of tokens, at least 1.
+    pub len: u32,
+    /// Id of its row.
+    pub row_id: String,
+    /// Source of its row.
+    pub source: String,
+    /// Kind of its row.
+    pub kind: Kind,
+    /// Index in the row's own token sequence of its first token: above 0 when a long row was split or its head cut.
+    pub offset: u32,
+    /// Whether tokens of the row are missing from it.
+    pub truncated: bool,
+}
+
+/// Why a pack contradicts itself.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PackError {
+    /// Ids and weights of different number.
+    #[error("a pack has {ids} ids and {weights} loss weights")]
+    Weights {
+        /// Number of ids.
+        ids: usize,
+        /// Number of weights.
+        weights: usize,
+    },
+    /// Documents that do not add up to the pack.
+    #[error("a pack has {ids} ids, its documents have {docs}")]
+    Docs {
+        /// Number of ids.
+        ids: usize,
+        /// Sum of the documents' lengths.
+        docs: u64,
+    },
+    /// A document without tokens.
+    #[error("document {index} of a pack is empty")]
+    EmptyDoc {
+        /// Its index.
+        index: usize,
+    },
+    /// A weight that is negative or not a number.
+    #[error("token {index} of a pack has loss weight {weight}")]
+    Weight {
+        /// Its index.
+        index: usize,
+        /// The weight, as text.
+        weight: String,
+    },
+}
+
+impl Pack {
+    /// What writer and reader both check.
+    ///
+    /// # Errors
+    /// See [`PackError`].
+    pub fn check(&self) -> Result<(), PackError> {
+        let ids = self.input_ids.len();
+        if ids != self.loss_weight.len() {
+            return Err(PackError::Weights {
+                ids,
+                weights: self.loss_weight.len(),
+            });
+        }
+        if let Some(index) = self.docs.iter().position(|doc| doc.len == 0) {
+            return Err(PackError::EmptyDoc { index });
+        }
+        let docs: u64 = self.docs.iter().map(|doc| u64::from(doc.len)).sum();
+        if docs != ids as u64 {
+            return Err(PackError::Docs { ids, docs });
+        }
+        match self
+            .loss_weight
+            .iter()
+            .position(|w| !(w.is_finite() && *w >= 0.0))
+        {
+            Some(index) => Err(PackError::Weight {
+                index,
+                weight: self.loss_weight[index].to_string(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// Number of tokens that a model is trained to predict: weight above 0, and not first of their document.
+    pub fn n_trained(&self) -> u64 {
+        let mut n = 0;
+        let mut at = 0;
+        for doc in &self.docs {
+            let end = at + doc.len as usize;
+            n += self.loss_weight[at + 1..end]
+                .iter()
+                .filter(|w| **w > 0.0)
+                .count() as u64;
+            at = end;
+        }
+        n
+    }
+
+    /// Columns of the table. `seq_lens` repeats the documents' lengths as a plain list for readers of other tools.
+    pub fn schema() -> SchemaRef {
+        let list = |name: &str, of: DataType| {
+            Field::new(
+                name,
+                DataType::List(Arc::new(Field::new("item", of, false))),
+                false,
+            )
+        };
+        Arc::new(Schema::new(vec![
+            list("input_ids", DataType::UInt32),
+            list("loss_weight", DataType::Float32),
+            list("seq_lens", DataType::UInt32),
+            list("docs", DataType::Struct(doc_fields())),
+        ]))
+    }
+
+    /// Packs as one batch.
+    ///
+    /// # Errors
+    /// A pack that contradicts itself.
+    pub fn to_batch(packs: &[Self]) -> Result<RecordBatch, RowError> {
+        for (row, pack) in packs.iter().enumerate() {
+            pack.check().map_err(|e| wrong(row, &e))?;
+        }
+        let lens: Vec<Vec<u32>> = packs
+            .iter()
+            .map(|p| p.docs.iter().map(|d| d.len).collect())
+            .collect();
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(ids_column(packs.iter().map(|p| p.input_ids.as_slice()))?),
+            Arc::new(weights_column(packs)?),
+            Arc::new(ids_column(lens.iter().map(Vec::as_slice))?),
+            Arc::new(docs_column(packs)?),
+        ];
+        Ok(RecordBatch::try_new(Self::schema(), columns)?)
+    }
+
+    /// Packs of a batch.
+    ///
+    /// # Errors
+    /// A missing or mistyped column, a pack that contradicts itself.
+    pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Self>, RowError> {
+        let ids = column::<ListArray>(batch, "input_ids")?;
+        let weights = column::<ListArray>(batch, "loss_weight")?;
+        let docs = column::<ListArray>(batch, "docs")?;
+        (0..batch.num_rows())
+            .map(|row| {
+                let pack = Pack {
+                    input_ids: item::<UInt32Array>(ids, row, "input_ids")?
+                        .values()
+                        .to_vec(),
+                    loss_weight: item::<Float32Array>(weights, row, "loss_weight")?
+                        .values()
+                        .to_vec(),
+                    docs: docs_at(docs, row)?,
+                };
+                pack.check().map_err(|e| wrong(row, &e))?;
+                Ok(pack)
+            })
+            .collect()
+    }
+}
+
+fn wrong(row: usize, error: &PackError) -> RowError {
+    RowError::Value {
+        row,
+        name: "pack",
+        found: error.to_string(),
+    }
+}
+
+fn doc_fields() -> Fields {
+    Fields::from(vec![
+        Field::new("len", DataType::UInt32, false),
+        Field::new("row_id", DataType::LargeUtf8, false),
+        Field::new("source", DataType::LargeUtf8, false),
+        Field::new("kind", DataType::LargeUtf8, false),
+        Field::new("offset", DataType::UInt32, false),
+        Field::new("truncated", DataType::Boolean, false),
+    ])
+}
+
+fn weights_column(packs: &[Pack]) -> Result<ListArray, RowError> {
+    let offsets = OffsetBuffer::from_lengths(packs.iter().map(|p| p.loss_weight.len()));
+    let values: Vec<f32> = packs
+        .iter()
+        .flat_map(|p| p.loss_weight.iter().copied())
+        .collect();
+    let field = Arc::new(Field::new("item", DataType::Float32, false));
+    Ok(ListArray::try_new(
+        field,
+        offsets,
+        Arc::new(Float32Array::from(values)),
+        None,
+    )?)
+}
+
+fn docs_column(packs: &[Pack]) -> Result<ListArray, RowError> {
+    let docs = || packs.iter().flat_map(|p| &p.docs);
+    let text = |of: fn(&Doc) -> &str| -> ArrayRef {
+        Arc::new(LargeStringArray::from_iter_values(docs().map(of)))
+    };
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(UInt32Array::from_iter_values(docs().map(|d| d.len))),
+        text(|d| &d.row_id),
+        text(|d| &d.source),
+        text(|d| d.kind.as_str()),
+        Arc::new(UInt32Array::from_iter_values(docs().map(|d| d.offset))),
+        Arc::new(BooleanArray::from_iter(docs().map(|d| Some(d.truncated)))),
+    ];
+    let values = StructArray::try_new(doc_fields(), columns, None)?;
+    let offsets = OffsetBuffer::from_lengths(packs.iter().map(|p| p.docs.len()));
+    let field = Arc::new(Field::new("item", DataType::Struct(doc_fields()), false));
+    Ok(ListArray::try_new(field, offsets, Arc::new(values), None)?)
+}
+
+fn docs_at(list: &ListArray, row: usize) -> Result<Vec<Doc>, RowError> {
+    let values: StructArray = item(list, row, "docs")?;
+    let batch = RecordBatch::from(values);
+    let len = column::<UInt32Array>(&batch, "len")?;
+    let row_id = column::<LargeStringArray>(&batch, "row_id")?;
+    let source = column::<LargeStringArray>(&batch, "source")?;
+    let kind = column::<LargeStringArray>(&batch, "kind")?;
+    let offset = column::<UInt32Array>(&batch, "offset")?;
+    let truncated = column::<BooleanArray>(&batch, "truncated")?;
+    (0..batch.num_rows())
+        .map(|idx| {
+            let name = kind.value(idx);
+            let unknown = || RowError::Value {
+                row,
+                name: "kind",
+                found: format!("{name:?}"),
+            };
+            Ok(Doc {
+                len: len.value(idx),
+                row_id: row_id.value(idx).to_owned(),
+                source: source.value(idx).to_owned(),
+                kind: Kind::from_name(name).ok_or_else(unknown)?,
+                offset: offset.value(idx),
+                truncated: truncated.value(idx),
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doc(len: u32) -> Doc {
+        Doc {
+            len,
+            row_id: format!("r{len}"),
+            source: "s".into(),
+            kind: Kind::Sft,
+            offset: 0,
+            truncated: len > 2,
+        }
+    }
+
+    fn pack() -> Pack {
+        Pack {
+            input_ids: vec![1, 2, 3, 4, 5],
+            loss_weight: vec![1.0, 0.5, 0.0, 1.0, 0.0],
+            docs: vec![doc(2), doc(3)],
+        }
+    }
+
+    #[test]
+    fn packs_read_back() {
+        let packs = vec![
+            pack(),
+            Pack {
+                docs: vec![doc(5)],
+                ..pack()
+            },
+        ];
+        let batch = Pack::to_batch(&packs).unwrap();
+        assert_eq!(Pack::from_batch(&batch).unwrap(), packs);
+    }
+
+    #[test]
+    fn the_first_token_of_a_document_is_never_trained() {
+        assert_eq!(pack().n_trained(), 2);
+        assert_eq!(
+            Pack {
+                docs: vec![doc(5)],
+                ..pack()
+            }
+            .n_trained(),
+            2
+        );
+    }
+
+    fn check(edit: impl FnOnce(&mut Pack), message: &str) {
+        let mut pack = pack();
+        edit(&mut pack);
+        let error = Pack::to_batch(&[pack]).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+
+    #[test]
+    fn a_pack_that_contradicts_itself_is_refused() {
+        check(|p| p.loss_weight.truncate(4), "5 ids and 4 loss weights");
+        check(|p| p.docs.truncate(1), "5 ids, its documents have 2");
+        check(|p| p.docs[0].len = 0, "document 0 of a pack is empty");
+        check(
+            |p| p.loss_weight[1] = f32::NAN,
+            "token 1 of a pack has loss weight NaN",
+        );
+        check(|p| p.loss_weight[1] = -1.0, "loss weight -1");
+    }
+}
