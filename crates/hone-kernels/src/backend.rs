@@ -49,29 +49,55 @@ impl<B: Backend + ?Sized> Copy for Mat<'_, B> {}
 impl<'a, B: Backend + ?Sized> Mat<'a, B> {
     /// The whole of `buf` (its first `rows * cols` values) as a dense matrix.
     pub fn new(buf: &'a B::Buf, rows: usize, cols: usize) -> Self {
-        Mat { buf, offset: 0, rows, cols, stride: cols }
+        Mat {
+            buf,
+            offset: 0,
+            rows,
+            cols,
+            stride: cols,
+        }
     }
 
     /// Columns `start .. start + cols` of a dense matrix whose rows are `stride` wide.
     pub fn columns(buf: &'a B::Buf, rows: usize, start: usize, cols: usize, stride: usize) -> Self {
-        Mat { buf, offset: start, rows, cols, stride }
+        Mat {
+            buf,
+            offset: start,
+            rows,
+            cols,
+            stride,
+        }
     }
 
     /// Rows `start .. start + rows` of this view.
     pub fn rows(self, start: usize, rows: usize) -> Self {
-        Mat { offset: self.offset + start * self.stride, rows, ..self }
+        Mat {
+            offset: self.offset + start * self.stride,
+            rows,
+            ..self
+        }
     }
 }
 
 impl<'a, B: Backend + ?Sized> MatMut<'a, B> {
     /// Rows `start .. start + rows` of this view.
     pub fn rows(self, start: usize, rows: usize) -> Self {
-        MatMut { offset: self.offset + start * self.stride, rows, ..self }
+        MatMut {
+            offset: self.offset + start * self.stride,
+            rows,
+            ..self
+        }
     }
 
     /// The whole of `buf` (its first `rows * cols` values) as a dense matrix.
     pub fn new(buf: &'a mut B::Buf, rows: usize, cols: usize) -> Self {
-        MatMut { buf, offset: 0, rows, cols, stride: cols }
+        MatMut {
+            buf,
+            offset: 0,
+            rows,
+            cols,
+            stride: cols,
+        }
     }
 
     /// Columns `start .. start + cols` of a dense matrix whose rows are `stride` wide.
@@ -82,7 +108,13 @@ impl<'a, B: Backend + ?Sized> MatMut<'a, B> {
         cols: usize,
         stride: usize,
     ) -> Self {
-        MatMut { buf, offset: start, rows, cols, stride }
+        MatMut {
+            buf,
+            offset: start,
+            rows,
+            cols,
+            stride,
+        }
     }
 }
 

@@ -5,9 +5,11 @@
 //! `unsafe` code.
 
 mod backend;
+mod cpu;
 pub mod reference;
 pub mod rng;
 mod shape;
 
 pub use backend::*;
+pub use cpu::{Cpu, CpuBuf, CpuFrozen};
 pub use reference::Reference;

@@ -1,0 +1,180 @@
+//! Cross-entropy, the sum of squares and the AdamW step.
+
+use super::par::{self, TASK_VALUES};
+use super::pointwise::rows_mut;
+use super::simd::{Level, exp, simd_fn};
+use crate::shape::Layout;
+use crate::{AdamW, LossSums};
+
+simd_fn! {
+    /// Largest value of a row, and the sum of exp(z - largest).
+    fn max_and_sum<s>(z: &[f32]) -> (f32, f32) {
+        let low = f32::NEG_INFINITY;
+        let mut top = s.splat(low);
+        for z in z.chunks(S::LANES) {
+            top = s.max(s.load_part(z, low), top);
+        }
+        let max = s.max_lanes(top);
+        let (shift, mut sum) = (s.splat(max), s.splat(0.0));
+        for z in z.chunks(S::LANES) {
+            sum = s.add(sum, exp(s, s.sub(s.load_part(z, low), shift)));
+        }
+        (max, s.sum_lanes(sum))
+    }
+}
+
+simd_fn! {
+    /// `z <- factor exp(z - lse)`.
+    fn gradient<s>(z: &mut [f32], lse: f32, factor: f32) {
+        let (lse, factor) = (s.splat(lse), s.splat(factor));
+        for z in z.chunks_mut(S::LANES) {
+            let x = s.load_part(z, 0.0);
+            s.store_part(z, s.mul(factor, exp(s, s.sub(x, lse))));
+        }
+    }
+}
+
+simd_fn! {
+    /// Sum of squares of a piece, in 16 interleaved f64 sums.
+    fn squares_piece<_s>(x: &[f32]) -> f64 {
+        let mut sums = [0.0_f64; 16];
+        let mut whole = x.chunks_exact(16);
+        for x in &mut whole {
+            for (sum, &x) in sums.iter_mut().zip(x) {
+                *sum += f64::from(x) * f64::from(x);
+            }
+        }
+        for (sum, &x) in sums.iter_mut().zip(whole.remainder()) {
+            *sum += f64::from(x) * f64::from(x);
+        }
+        sums.iter().sum()
+    }
+}
+
+/// The scalars of an AdamW step, in f32 as PyTorch applies them to f32 tensors.
+#[derive(Clone, Copy)]
+struct Rates {
+    keep: f32,
+    grad_scale: f32,
+    first: f32,
+    beta2: f32,
+    second: f32,
+    step_size: f32,
+    root_scale: f32,
+    eps: f32,
+}
+
+simd_fn! {
+    /// One AdamW step on a piece.
+    fn adamw_piece<_s>(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], r: Rates) {
+        for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let g = g * r.grad_scale;
+            *m += (g - *m) * r.first;
+            *v = *v * r.beta2 + r.second * (g * g);
+            let denominator = v.sqrt() / r.root_scale + r.eps;
+            *p = *p * r.keep - r.step_size * (*m / denominator);
+        }
+    }
+}
+
+/// What [`rows_mut`] leaves of a row: its cross-entropy, and whether its largest logit is the target's.
+#[derive(Clone, Copy, Default)]
+struct Row {
+    loss: f32,
+    correct: bool,
+}
+
+/// See [`crate::Backend::cross_entropy`].
+pub(super) fn cross_entropy(
+    level: Level,
+    l: Layout,
+    logits: &mut [f32],
+    targets: &[u32],
+    weights: &[f32],
+    grad_scale: Option<f32>,
+    row_loss: Option<&mut [f32]>,
+) -> LossSums {
+    let rows: Vec<std::sync::OnceLock<Row>> = vec![std::sync::OnceLock::new(); l.rows];
+    rows_mut(l, logits, |i, z| {
+        let target = targets[i] as usize;
+        let (max, sum) = max_and_sum(level, z);
+        // The row's loss is taken relative to its maximum, so that large logits do not swallow the logarithm.
+        let log_sum = f64::from(sum).ln();
+        let loss = (log_sum + (f64::from(max) - f64::from(z[target]))) as f32;
+        let row = Row {
+            loss,
+            correct: z[target] == max,
+        };
+        assert!(rows[i].set(row).is_ok(), "each row is handled once");
+        if let Some(scale) = grad_scale {
+            gradient(level, z, max, scale * weights[i] / sum);
+            z[target] -= scale * weights[i];
+        }
+    });
+    let mut sums = LossSums {
+        n_rows: l.rows as u64,
+        ..LossSums::default()
+    };
+    let rows = rows
+        .into_iter()
+        .map(|row| row.into_inner().unwrap_or_default());
+    let mut row_loss = row_loss;
+    for (i, (row, &w)) in rows.zip(weights).enumerate() {
+        sums.weighted_loss += f64::from(w) * f64::from(row.loss);
+        sums.weight += f64::from(w);
+        sums.n_correct += u64::from(row.correct);
+        if let Some(row_loss) = row_loss.as_deref_mut() {
+            row_loss[i] = row.loss;
+        }
+    }
+    sums
+}
+
+/// See [`crate::Backend::sum_squares`].
+pub(super) fn sum_squares(level: Level, x: &[f32]) -> f64 {
+    par::map(x.len().div_ceil(TASK_VALUES), |t| {
+        squares_piece(
+            level,
+            &x[t * TASK_VALUES..x.len().min((t + 1) * TASK_VALUES)],
+        )
+    })
+    .iter()
+    .sum()
+}
+
+/// See [`crate::Backend::adamw`].
+pub(super) fn adamw(
+    level: Level,
+    p: &mut [f32],
+    g: &[f32],
+    m: &mut [f32],
+    v: &mut [f32],
+    update: AdamW,
+) {
+    use rayon::prelude::*;
+    let AdamW {
+        lr,
+        beta1,
+        beta2,
+        eps,
+        weight_decay,
+        step,
+        grad_scale,
+    } = update;
+    let power = |beta: f64| beta.powf(step as f64);
+    let rates = Rates {
+        keep: (1.0 - lr * weight_decay) as f32,
+        grad_scale,
+        first: (1.0 - beta1) as f32,
+        beta2: beta2 as f32,
+        second: (1.0 - beta2) as f32,
+        step_size: (lr / (1.0 - power(beta1))) as f32,
+        root_scale: (1.0 - power(beta2)).sqrt() as f32,
+        eps: eps as f32,
+    };
+    p.par_chunks_mut(TASK_VALUES)
+        .zip(g.par_chunks(TASK_VALUES))
+        .zip(m.par_chunks_mut(TASK_VALUES))
+        .zip(v.par_chunks_mut(TASK_VALUES))
+        .for_each(|(((p, g), m), v)| adamw_piece(level, p, g, m, v, rates));
+}

@@ -1,0 +1,118 @@
+//! Matrix products: the `gemm` crate on blocks of the result.
+//!
+//! The result is cut into blocks by its shape alone and every block is computed by one thread, so the bytes do
+//! not depend on the number of threads.
+
+use rayon::prelude::*;
+
+use super::par::SharedPtr;
+
+/// Multiply-adds below which a product stays on the calling thread: about 10 microseconds.
+const SERIAL_WORK: usize = 1 << 19;
+
+/// Multiply-adds of a block: large enough that packing its factors does not show.
+const BLOCK_WORK: usize = 1 << 22;
+
+/// Most blocks of a product.
+const BLOCKS_MAX: usize = 64;
+
+/// Block sides are multiples of this, which every register tile of `gemm` divides well.
+const BLOCK_ALIGN: usize = 64;
+
+/// A factor: value (i, j) lies at `data[i * row_stride + j * col_stride]`.
+#[derive(Clone, Copy)]
+pub(super) struct Factor<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) row_stride: usize,
+    pub(super) col_stride: usize,
+}
+
+impl Factor<'_> {
+    /// Checks that an (m, n) matrix lies inside the data.
+    fn check(&self, m: usize, n: usize) {
+        if m > 0 && n > 0 {
+            let last = (m - 1) * self.row_stride + (n - 1) * self.col_stride;
+            assert!(
+                last < self.data.len(),
+                "a factor of {m} x {n} leaves its buffer"
+            );
+        }
+    }
+}
+
+/// Sides of the blocks into which an (m, n) result of depth `k` is cut.
+fn block(m: usize, n: usize, k: usize) -> (usize, usize) {
+    let work = m * n * k;
+    if work <= SERIAL_WORK {
+        return (m, n);
+    }
+    let blocks = (work / BLOCK_WORK).clamp(2, BLOCKS_MAX);
+    let side = |len: usize, pieces: usize| len.div_ceil(pieces).next_multiple_of(BLOCK_ALIGN);
+    if m >= n {
+        let rows = side(m, blocks).min(m);
+        let left = (blocks / m.div_ceil(rows)).max(1);
+        (rows, side(n, left).min(n))
+    } else {
+        let cols = side(n, blocks).min(n);
+        let left = (blocks / n.div_ceil(cols)).max(1);
+        (side(m, left).min(m), cols)
+    }
+}
+
+/// `C (m, n) <- alpha A (m, k) B (k, n) + beta C`, C in rows `c_stride` apart.
+#[allow(clippy::too_many_arguments, reason = "the arguments of BLAS")]
+#[allow(
+    unsafe_code,
+    reason = "blocks of one matrix are written by several threads"
+)]
+pub(super) fn product(
+    (m, n, k): (usize, usize, usize),
+    a: Factor<'_>,
+    b: Factor<'_>,
+    c: &mut [f32],
+    c_stride: usize,
+    alpha: f32,
+    beta: f32,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    a.check(m, k);
+    b.check(k, n);
+    assert!((m - 1) * c_stride + n <= c.len() && (c_stride >= n || m == 1));
+    let (rows, cols) = block(m, n, k);
+    let (n_down, n_across) = (m.div_ceil(rows), n.div_ceil(cols));
+    let out = SharedPtr(c.as_mut_ptr());
+    let run = |task: usize| {
+        let (i, j) = (task / n_across * rows, task % n_across * cols);
+        // SAFETY: the block starts inside A, B and C, whose extents were checked above, and ends with them; blocks of
+        // C do not overlap, and A and B are borrowed for reading.
+        unsafe {
+            gemm::gemm(
+                rows.min(m - i),
+                cols.min(n - j),
+                k,
+                out.at(i * c_stride + j),
+                1,
+                c_stride as isize,
+                beta != 0.0,
+                a.data.as_ptr().wrapping_add(i * a.row_stride),
+                a.col_stride as isize,
+                a.row_stride as isize,
+                b.data.as_ptr().wrapping_add(j * b.col_stride),
+                b.col_stride as isize,
+                b.row_stride as isize,
+                beta,
+                alpha,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
+    };
+    match n_down * n_across {
+        1 => run(0),
+        tasks => (0..tasks).into_par_iter().for_each(run),
+    }
+}

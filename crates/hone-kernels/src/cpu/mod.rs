@@ -1,0 +1,329 @@
+//! The fast backend: vectors, tiles and threads.
+//!
+//! Work is cut into tasks by the shapes alone and sums are added in the order of the tasks, so the bytes do not
+//! depend on the number of threads. Tasks run on the rayon pool of the caller; a program that calls many small
+//! operators does so from inside `ThreadPool::install`, which saves waking a thread for each.
+
+mod buffer;
+mod loss;
+mod matmul;
+mod norm;
+mod par;
+mod pointwise;
+pub(crate) mod simd;
+
+pub use buffer::CpuBuf;
+use matmul::Factor;
+use simd::Level;
+
+use crate::shape::{Layout, check_heads, documents, layout, layout_mut};
+use crate::{AdamW, AttnMask, Backend, Heads, LossSums, Mat, MatMut, Op};
+
+/// The fast backend on the processor; see the module.
+#[derive(Clone, Copy, Debug)]
+pub struct Cpu {
+    level: Level,
+}
+
+impl Cpu {
+    /// The backend with the best instruction set that this machine has.
+    pub fn new() -> Self {
+        Cpu {
+            level: Level::all()[0],
+        }
+    }
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Cpu::new()
+    }
+}
+
+/// A weight (out, in) as [`Cpu`] keeps it.
+#[derive(Clone, Debug)]
+pub struct CpuFrozen {
+    dense: CpuBuf,
+    out: usize,
+    inp: usize,
+}
+
+impl CpuFrozen {
+    /// The weight as a matrix view.
+    fn mat(&self) -> Mat<'_, Cpu> {
+        Mat::new(&self.dense, self.out, self.inp)
+    }
+}
+
+/// A view as a factor of a product, with its sides after `op`.
+fn factor<'a>(l: Layout, buf: &'a [f32], op: Op) -> (Factor<'a>, usize, usize) {
+    let data = &buf[l.offset.min(buf.len())..];
+    match op {
+        Op::N => (
+            Factor {
+                data,
+                row_stride: l.stride,
+                col_stride: 1,
+            },
+            l.rows,
+            l.cols,
+        ),
+        Op::T => (
+            Factor {
+                data,
+                row_stride: 1,
+                col_stride: l.stride,
+            },
+            l.cols,
+            l.rows,
+        ),
+    }
+}
+
+impl Backend for Cpu {
+    type Buf = CpuBuf;
+    type Frozen = CpuFrozen;
+
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn zeros(&self, n: usize) -> CpuBuf {
+        CpuBuf::zeros(n)
+    }
+
+    fn upload(&self, data: &[f32]) -> CpuBuf {
+        CpuBuf::from(data)
+    }
+
+    fn len(&self, buf: &CpuBuf) -> usize {
+        buf.len()
+    }
+
+    fn read(&self, buf: &CpuBuf, offset: usize, out: &mut [f32]) {
+        out.copy_from_slice(&buf[offset..offset + out.len()]);
+    }
+
+    fn write(&self, buf: &mut CpuBuf, offset: usize, data: &[f32]) {
+        buf[offset..offset + data.len()].copy_from_slice(data);
+    }
+
+    fn fill(&self, buf: &mut CpuBuf, value: f32) {
+        buf.fill(value);
+    }
+
+    fn gemm(
+        &self,
+        a: Mat<'_, Self>,
+        op_a: Op,
+        b: Mat<'_, Self>,
+        op_b: Op,
+        c: MatMut<'_, Self>,
+        alpha: f32,
+        beta: f32,
+    ) {
+        let lc = layout_mut(self, &c);
+        let (fa, m, k) = factor(layout(self, &a), a.buf, op_a);
+        let (fb, k_b, n) = factor(layout(self, &b), b.buf, op_b);
+        assert!(
+            k == k_b && m == lc.rows && n == lc.cols,
+            "({m}, {k}) by ({k_b}, {n}) into {lc:?}"
+        );
+        let at = lc.offset.min(c.buf.len());
+        matmul::product((m, n, k), fa, fb, &mut c.buf[at..], lc.stride, alpha, beta);
+    }
+
+    fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> CpuFrozen {
+        assert_eq!(weight.len(), out * inp);
+        CpuFrozen {
+            dense: CpuBuf::from(weight),
+            out,
+            inp,
+        }
+    }
+
+    fn thaw(&self, weight: &CpuFrozen) -> Vec<f32> {
+        weight.dense.to_vec()
+    }
+
+    fn linear(&self, x: Mat<'_, Self>, w: &CpuFrozen, y: MatMut<'_, Self>, beta: f32) {
+        self.gemm(x, Op::N, w.mat(), Op::T, y, 1.0, beta);
+    }
+
+    fn linear_dx(&self, dy: Mat<'_, Self>, w: &CpuFrozen, dx: MatMut<'_, Self>, beta: f32) {
+        self.gemm(dy, Op::N, w.mat(), Op::N, dx, 1.0, beta);
+    }
+
+    fn copy(&self, x: &CpuBuf, y: &mut CpuBuf, n: usize) {
+        pointwise::copy(&x[..n], &mut y[..n]);
+    }
+
+    fn add(&self, x: &CpuBuf, y: &mut CpuBuf, n: usize) {
+        pointwise::add(self.level, &x[..n], &mut y[..n]);
+    }
+
+    fn scale(&self, x: &mut CpuBuf, s: f32, n: usize) {
+        pointwise::scale(self.level, &mut x[..n], s);
+    }
+
+    fn add_bias(&self, y: MatMut<'_, Self>, bias: &CpuBuf) {
+        let l = layout_mut(self, &y);
+        pointwise::add_bias(self.level, l, y.buf, &bias[..l.cols]);
+    }
+
+    fn bias_grad(&self, dy: Mat<'_, Self>, dbias: &mut CpuBuf) {
+        let l = layout(self, &dy);
+        pointwise::bias_grad(self.level, l, dy.buf, &mut dbias[..l.cols]);
+    }
+
+    fn dropout(&self, x: Mat<'_, Self>, y: MatMut<'_, Self>, p: f32, seed: u64) {
+        let (lx, ly) = (layout(self, &x), layout_mut(self, &y));
+        assert!(lx.rows == ly.rows && lx.cols == ly.cols && (0.0..1.0).contains(&p));
+        pointwise::dropout(lx, x.buf, ly, y.buf, p, seed);
+    }
+
+    fn gather_rows(&self, table: &CpuBuf, ids: &[u32], d: usize, y: &mut CpuBuf) {
+        pointwise::gather_rows(table, ids, d, &mut y[..ids.len() * d]);
+    }
+
+    fn scatter_add_rows(&self, dy: &CpuBuf, ids: &[u32], d: usize, dtable: &mut CpuBuf) {
+        pointwise::scatter_add_rows(self.level, &dy[..ids.len() * d], ids, d, dtable);
+    }
+
+    fn rms_norm(
+        &self,
+        x: &CpuBuf,
+        w: &CpuBuf,
+        eps: f32,
+        (rows, d): (usize, usize),
+        y: &mut CpuBuf,
+        r: &mut CpuBuf,
+    ) {
+        let (y, r) = (&mut y[..rows * d], &mut r[..rows]);
+        norm::forward(self.level, &x[..rows * d], &w[..d], eps, y, r);
+    }
+
+    fn rms_norm_backward(
+        &self,
+        dy: &CpuBuf,
+        x: &CpuBuf,
+        w: &CpuBuf,
+        r: &CpuBuf,
+        (rows, d): (usize, usize),
+        dx: &mut CpuBuf,
+        dw: Option<&mut CpuBuf>,
+    ) {
+        let inputs = [&dy[..rows * d], &x[..rows * d], &w[..d], &r[..rows]];
+        let dw = dw.map(|dw| &mut dw[..d]);
+        norm::backward(self.level, inputs, &mut dx[..rows * d], dw);
+    }
+
+    fn rope(
+        &self,
+        qkv: &mut CpuBuf,
+        heads: Heads,
+        positions: &[u32],
+        cos_sin: &CpuBuf,
+        inverse: bool,
+    ) {
+        check_heads(heads);
+        let qkv = &mut qkv[..positions.len() * heads.qkv_width()];
+        norm::rope(self.level, qkv, heads, positions, cos_sin, inverse);
+    }
+
+    fn swiglu(&self, gate_up: &CpuBuf, (rows, i): (usize, usize), h: &mut CpuBuf) {
+        pointwise::swiglu(self.level, &gate_up[..rows * 2 * i], i, &mut h[..rows * i]);
+    }
+
+    fn swiglu_backward(&self, dh: &CpuBuf, (rows, i): (usize, usize), gate_up: &mut CpuBuf) {
+        let gate_up = &mut gate_up[..rows * 2 * i];
+        pointwise::swiglu_backward(self.level, &dh[..rows * i], i, gate_up);
+    }
+
+    fn attention(
+        &self,
+        qkv: &CpuBuf,
+        heads: Heads,
+        seq_lens: &[usize],
+        mask: AttnMask,
+        out: &mut CpuBuf,
+        lse: &mut CpuBuf,
+    ) {
+        documents(heads, seq_lens, qkv.len(), out.len(), lse.len());
+        let wide = |x: &CpuBuf| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+        let (mut o, mut l) = (wide(out), wide(lse));
+        crate::Reference.attention(&wide(qkv), heads, seq_lens, mask, &mut o, &mut l);
+        crate::Reference.read(&o, 0, out);
+        crate::Reference.read(&l, 0, lse);
+    }
+
+    fn attention_backward(
+        &self,
+        dout: &CpuBuf,
+        qkv: &CpuBuf,
+        out: &CpuBuf,
+        lse: &CpuBuf,
+        heads: Heads,
+        seq_lens: &[usize],
+        mask: AttnMask,
+        dqkv: &mut CpuBuf,
+    ) {
+        let wide = |x: &CpuBuf| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+        let mut d = wide(dqkv);
+        let (dout, qkv, out, lse) = (&wide(dout), &wide(qkv), &wide(out), &wide(lse));
+        crate::Reference.attention_backward(dout, qkv, out, lse, heads, seq_lens, mask, &mut d);
+        crate::Reference.read(&d, 0, dqkv);
+    }
+
+    fn attention_decode(
+        &self,
+        q: Mat<'_, Self>,
+        k_cache: &CpuBuf,
+        v_cache: &CpuBuf,
+        capacity: usize,
+        lens: &[usize],
+        heads: Heads,
+        mask: AttnMask,
+        out: &mut CpuBuf,
+    ) {
+        let wide = |x: &CpuBuf| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
+        let q_wide = wide(q.buf);
+        let q = Mat {
+            buf: &q_wide,
+            offset: q.offset,
+            rows: q.rows,
+            cols: q.cols,
+            stride: q.stride,
+        };
+        let (k, v, mut o) = (wide(k_cache), wide(v_cache), wide(out));
+        crate::Reference.attention_decode(q, &k, &v, capacity, lens, heads, mask, &mut o);
+        crate::Reference.read(&o, 0, out);
+    }
+
+    fn cross_entropy(
+        &self,
+        logits: MatMut<'_, Self>,
+        targets: &[u32],
+        weights: &[f32],
+        grad_scale: Option<f32>,
+        row_loss: Option<&mut [f32]>,
+    ) -> LossSums {
+        let l = layout_mut(self, &logits);
+        assert!(
+            targets.len() == l.rows && weights.len() == l.rows,
+            "one target and weight a row"
+        );
+        loss::cross_entropy(
+            self.level, l, logits.buf, targets, weights, grad_scale, row_loss,
+        )
+    }
+
+    fn sum_squares(&self, x: &CpuBuf) -> f64 {
+        loss::sum_squares(self.level, x)
+    }
+
+    fn adamw(&self, p: &mut CpuBuf, g: &CpuBuf, m: &mut CpuBuf, v: &mut CpuBuf, update: AdamW) {
+        assert!(g.len() == p.len() && m.len() == p.len() && v.len() == p.len());
+        loss::adamw(self.level, p, g, m, v, update);
+    }
+}

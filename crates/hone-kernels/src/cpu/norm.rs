@@ -1,0 +1,134 @@
+//! RMSNorm and rotary positions.
+
+use rayon::prelude::*;
+
+use super::par::{self, task_rows};
+use super::simd::{Level, simd_fn};
+use crate::Heads;
+
+simd_fn! {
+    /// Sum of the products of two rows, in four interleaved sums.
+    pub(super) fn dot<s>(a: &[f32], b: &[f32]) -> f32 {
+        let mut sums = [s.splat(0.0); 4];
+        let (mut a, mut b) = (a.chunks_exact(4 * S::LANES), b.chunks_exact(4 * S::LANES));
+        for (a, b) in (&mut a).zip(&mut b) {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let at = i * S::LANES;
+                *sum = s.fma(s.load(&a[at..]), s.load(&b[at..]), *sum);
+            }
+        }
+        let rest = a.remainder().chunks(S::LANES).zip(b.remainder().chunks(S::LANES));
+        for (i, (a, b)) in rest.enumerate() {
+            sums[i] = s.fma(s.load_part(a, 0.0), s.load_part(b, 0.0), sums[i]);
+        }
+        s.sum_lanes(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
+    }
+}
+
+simd_fn! {
+    /// `y <- x r w` on rows.
+    fn scale_row<_s>(x: &[f32], w: &[f32], r: f32, y: &mut [f32]) {
+        for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+            *y = x * r * w;
+        }
+    }
+}
+
+simd_fn! {
+    /// `dx <- dx + r (dy w - x r mean)` on rows, and `dw <- dw + dy x r`.
+    fn backward_row<_s>(dy: &[f32], x: &[f32], w: &[f32], r: f32, dx: &mut [f32], dw: &mut [f32]) {
+        let mut mean = 0.0_f32;
+        for ((dy, x), w) in dy.iter().zip(x).zip(w) {
+            mean += dy * w * x;
+        }
+        let n_mean = mean * r / x.len() as f32;
+        for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(w) {
+            *dx += r * (dy * w - x * r * n_mean);
+        }
+        for ((dw, dy), x) in dw.iter_mut().zip(dy).zip(x) {
+            *dw += dy * (x * r);
+        }
+    }
+}
+
+simd_fn! {
+    /// Rotates the first half `a` and the second half `b` of a head.
+    fn rotate<_s>(a: &mut [f32], b: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+        for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+            let (x, y, sin) = (*a, *b, sign * sin);
+            *a = x * cos - y * sin;
+            *b = y * cos + x * sin;
+        }
+    }
+}
+
+/// See [`crate::Backend::rms_norm`].
+pub(super) fn forward(level: Level, x: &[f32], w: &[f32], eps: f32, y: &mut [f32], r: &mut [f32]) {
+    let d = w.len();
+    let rows = task_rows(d);
+    y.par_chunks_mut(rows * d)
+        .zip(r.par_chunks_mut(rows))
+        .enumerate()
+        .for_each(|(t, (y, r))| {
+            let x = &x[t * rows * d..];
+            for ((y, x), r) in y.chunks_mut(d).zip(x.chunks(d)).zip(r) {
+                let mean = dot(level, x, x) / d as f32;
+                *r = 1.0 / (mean + eps).sqrt();
+                scale_row(level, x, w, *r, y);
+            }
+        });
+}
+
+/// See [`crate::Backend::rms_norm_backward`]; `dw`'s sums of each task are added in the order of the tasks.
+pub(super) fn backward(
+    level: Level,
+    [dy, x, w, r]: [&[f32]; 4],
+    dx: &mut [f32],
+    dw: Option<&mut [f32]>,
+) {
+    let d = w.len();
+    let rows = task_rows(d);
+    let n_dw = if dw.is_some() { d } else { 0 };
+    let sums: Vec<Vec<f32>> = (dx.par_chunks_mut(rows * d).enumerate())
+        .map(|(t, dx)| {
+            let mut sum = vec![0.0; n_dw];
+            let at = t * rows * d;
+            let inputs = dy[at..]
+                .chunks(d)
+                .zip(x[at..].chunks(d))
+                .zip(&r[t * rows..]);
+            for (dx, ((dy, x), &r)) in dx.chunks_mut(d).zip(inputs) {
+                backward_row(level, dy, x, w, r, dx, &mut sum);
+            }
+            sum
+        })
+        .collect();
+    if let Some(dw) = dw {
+        for sum in sums {
+            dw.iter_mut().zip(sum).for_each(|(dw, s)| *dw += s);
+        }
+    }
+}
+
+/// See [`crate::Backend::rope`].
+pub(super) fn rope(
+    level: Level,
+    qkv: &mut [f32],
+    heads: Heads,
+    positions: &[u32],
+    cos_sin: &[f32],
+    inverse: bool,
+) {
+    let (width, dim) = (heads.qkv_width(), heads.dim);
+    let (half, rows) = (dim / 2, task_rows(width));
+    let sign = if inverse { -1.0 } else { 1.0 };
+    par::pieces(qkv, rows * width, |t, piece| {
+        for (row, &p) in piece.chunks_mut(width).zip(&positions[t * rows..]) {
+            let (cos, sin) = cos_sin[p as usize * dim..][..2 * half].split_at(half);
+            for head in row[..(heads.n_q + heads.n_kv) * dim].chunks_mut(dim) {
+                let (a, b) = head[..2 * half].split_at_mut(half);
+                rotate(level, a, b, cos, sin, sign);
+            }
+        }
+    });
+}

@@ -1,0 +1,50 @@
+//! How work is cut into tasks: by the shape alone, never by the number of threads.
+
+use rayon::prelude::*;
+
+/// Values a task of a light loop handles: 64 KiB, long enough to pay for being scheduled.
+pub(super) const TASK_VALUES: usize = 1 << 14;
+
+/// Rows of `width` values that make a task.
+pub(super) fn task_rows(width: usize) -> usize {
+    (TASK_VALUES / width.max(1)).max(1)
+}
+
+/// Calls `f(task, piece)` on pieces of `size` values of `x`, on all threads if there are several.
+pub(super) fn pieces(x: &mut [f32], size: usize, f: impl Fn(usize, &mut [f32]) + Sync + Send) {
+    if x.len() <= size {
+        if !x.is_empty() {
+            f(0, x);
+        }
+        return;
+    }
+    x.par_chunks_mut(size)
+        .enumerate()
+        .for_each(|(task, piece)| f(task, piece));
+}
+
+/// `f` of tasks 0 .. n, collected in their order.
+pub(super) fn map<T: Send>(n: usize, f: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
+    if n <= 1 {
+        return (0..n).map(f).collect();
+    }
+    (0..n).into_par_iter().map(f).collect()
+}
+
+/// A pointer that tasks share, each writing a part that no other touches.
+#[derive(Clone, Copy)]
+pub(super) struct SharedPtr(pub(super) *mut f32);
+
+// SAFETY: it is only a number; every use that reads or writes through it states why its parts are disjoint.
+#[allow(unsafe_code, reason = "tasks write disjoint parts of one buffer")]
+unsafe impl Send for SharedPtr {}
+// SAFETY: as above.
+#[allow(unsafe_code, reason = "tasks write disjoint parts of one buffer")]
+unsafe impl Sync for SharedPtr {}
+
+impl SharedPtr {
+    /// The pointer `offset` values further on.
+    pub(super) fn at(self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+}

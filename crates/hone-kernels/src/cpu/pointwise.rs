@@ -1,0 +1,158 @@
+//! Operators that treat each value by itself: sums, scaling, bias, dropout, SwiGLU.
+
+use rayon::prelude::*;
+
+use super::par::{self, TASK_VALUES, task_rows};
+use super::simd::{Level, exp, simd_fn};
+use crate::rng;
+use crate::shape::Layout;
+
+simd_fn! {
+    /// `y <- y + x`.
+    fn add_piece<_s>(x: &[f32], y: &mut [f32]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+    }
+}
+
+simd_fn! {
+    /// `x <- s x`.
+    fn scale_piece<_s>(x: &mut [f32], factor: f32) {
+        x.iter_mut().for_each(|x| *x *= factor);
+    }
+}
+
+simd_fn! {
+    /// A row of SwiGLU.
+    fn swiglu_row<s>(gate: &[f32], up: &[f32], h: &mut [f32]) {
+        let one = s.splat(1.0);
+        let rows = gate.chunks(S::LANES).zip(up.chunks(S::LANES)).zip(h.chunks_mut(S::LANES));
+        for ((gate, up), h) in rows {
+            let (gate, up) = (s.load_part(gate, 0.0), s.load_part(up, 0.0));
+            let sigmoid = s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), gate))));
+            s.store_part(h, s.mul(s.mul(gate, sigmoid), up));
+        }
+    }
+}
+
+simd_fn! {
+    /// A row of SwiGLU's backward: gates and ups become their gradients.
+    fn swiglu_backward_row<s>(dh: &[f32], gate: &mut [f32], up: &mut [f32]) {
+        let one = s.splat(1.0);
+        let rows = dh.chunks(S::LANES).zip(gate.chunks_mut(S::LANES)).zip(up.chunks_mut(S::LANES));
+        for ((dh, gate_at), up_at) in rows {
+            let (dh, gate, up) =
+                (s.load_part(dh, 0.0), s.load_part(gate_at, 0.0), s.load_part(up_at, 0.0));
+            let sigmoid = s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), gate))));
+            let slope = s.mul(sigmoid, s.fma(gate, s.sub(one, sigmoid), one));
+            s.store_part(gate_at, s.mul(s.mul(dh, up), slope));
+            s.store_part(up_at, s.mul(dh, s.mul(gate, sigmoid)));
+        }
+    }
+}
+
+/// See [`crate::Backend::copy`].
+pub(super) fn copy(x: &[f32], y: &mut [f32]) {
+    par::pieces(y, TASK_VALUES, |t, y| {
+        y.copy_from_slice(&x[t * TASK_VALUES..][..y.len()])
+    });
+}
+
+/// See [`crate::Backend::add`].
+pub(super) fn add(level: Level, x: &[f32], y: &mut [f32]) {
+    par::pieces(y, TASK_VALUES, |t, y| {
+        add_piece(level, &x[t * TASK_VALUES..][..y.len()], y)
+    });
+}
+
+/// See [`crate::Backend::scale`].
+pub(super) fn scale(level: Level, x: &mut [f32], factor: f32) {
+    par::pieces(x, TASK_VALUES, |_, x| scale_piece(level, x, factor));
+}
+
+/// The part of a buffer from the first to one past the last value of a view's rows.
+fn extent(l: Layout, buf: &mut [f32]) -> &mut [f32] {
+    let end = crate::shape::end(l.offset, l.rows, l.cols, l.stride);
+    &mut buf[l.offset.min(end)..end]
+}
+
+/// Calls `f(i, row)` for each row of a view.
+pub(super) fn rows_mut(l: Layout, buf: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync + Send) {
+    let rows = task_rows(l.cols);
+    let stride = l.stride.max(1);
+    par::pieces(extent(l, buf), rows * stride, |t, piece| {
+        for (i, row) in piece.chunks_mut(stride).enumerate() {
+            f(t * rows + i, &mut row[..l.cols]);
+        }
+    });
+}
+
+/// See [`crate::Backend::add_bias`].
+pub(super) fn add_bias(level: Level, l: Layout, y: &mut [f32], bias: &[f32]) {
+    rows_mut(l, y, |_, row| add_piece(level, bias, row));
+}
+
+/// See [`crate::Backend::bias_grad`].
+pub(super) fn bias_grad(level: Level, l: Layout, dy: &[f32], dbias: &mut [f32]) {
+    let rows = task_rows(l.cols);
+    let sums = par::map(l.rows.div_ceil(rows), |t| {
+        let mut sum = vec![0.0; l.cols];
+        for i in t * rows..((t + 1) * rows).min(l.rows) {
+            add_piece(level, &dy[l.row(i)..][..l.cols], &mut sum);
+        }
+        sum
+    });
+    sums.iter().for_each(|sum| add_piece(level, sum, dbias));
+}
+
+/// See [`crate::Backend::dropout`].
+pub(super) fn dropout(lx: Layout, x: &[f32], ly: Layout, y: &mut [f32], p: f32, seed: u64) {
+    let (stream, below, factor) = (rng::stream(seed), rng::drop_below(p), 1.0 / (1.0 - p));
+    rows_mut(ly, y, |i, row| {
+        let first = (i * lx.cols) as u64;
+        for (j, (y, x)) in row.iter_mut().zip(&x[lx.row(i)..]).enumerate() {
+            let kept = rng::draw(stream, first + j as u64) >> 32 >= below;
+            *y = if kept { x * factor } else { 0.0 };
+        }
+    });
+}
+
+/// See [`crate::Backend::swiglu`].
+pub(super) fn swiglu(level: Level, gate_up: &[f32], i: usize, h: &mut [f32]) {
+    let rows = task_rows(i);
+    par::pieces(h, rows * i, |t, piece| {
+        for (h, gate_up) in piece
+            .chunks_mut(i)
+            .zip(gate_up[t * rows * 2 * i..].chunks(2 * i))
+        {
+            swiglu_row(level, &gate_up[..i], &gate_up[i..], h);
+        }
+    });
+}
+
+/// See [`crate::Backend::swiglu_backward`].
+pub(super) fn swiglu_backward(level: Level, dh: &[f32], i: usize, gate_up: &mut [f32]) {
+    let rows = task_rows(i);
+    par::pieces(gate_up, rows * 2 * i, |t, piece| {
+        for (gate_up, dh) in piece.chunks_mut(2 * i).zip(dh[t * rows * i..].chunks(i)) {
+            let (gate, up) = gate_up.split_at_mut(i);
+            swiglu_backward_row(level, dh, gate, up);
+        }
+    });
+}
+
+/// See [`crate::Backend::gather_rows`].
+pub(super) fn gather_rows(table: &[f32], ids: &[u32], d: usize, y: &mut [f32]) {
+    y.par_chunks_mut(d)
+        .with_min_len(task_rows(d))
+        .zip(ids)
+        .for_each(|(y, &id)| {
+            y.copy_from_slice(&table[id as usize * d..][..d]);
+        });
+}
+
+/// See [`crate::Backend::scatter_add_rows`]. On one thread: rows may meet, and it is one pass over memory.
+pub(super) fn scatter_add_rows(level: Level, dy: &[f32], ids: &[u32], d: usize, table: &mut [f32]) {
+    for (dy, &id) in dy.chunks(d).zip(ids) {
+        add_piece(level, dy, &mut table[id as usize * d..][..d]);
+    }
+}

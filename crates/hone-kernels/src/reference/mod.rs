@@ -1,0 +1,422 @@
+//! The plain twin of every operator: one loop a formula, buffers and arithmetic in f64.
+//!
+//! It is written to be read against the formulas of [`Backend`], not to be fast. Because nothing is rounded to
+//! f32 between operators, finite differences through it are accurate enough to check a whole decoder's backward.
+
+mod attention;
+
+use crate::shape::{check_heads, documents, layout, layout_mut};
+use crate::{AdamW, AttnMask, Backend, Heads, LossSums, Mat, MatMut, Op, rng};
+
+/// The backend of naive loops in f64.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+/// A weight (out, in) as given.
+#[derive(Clone, Debug)]
+pub struct FrozenF64 {
+    weight: Vec<f64>,
+    out: usize,
+    inp: usize,
+}
+
+impl FrozenF64 {
+    /// The weight as a matrix view.
+    fn mat(&self) -> Mat<'_, Reference> {
+        Mat::new(&self.weight, self.out, self.inp)
+    }
+}
+
+/// 1 / (1 + exp(-x)).
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+impl Backend for Reference {
+    type Buf = Vec<f64>;
+    type Frozen = FrozenF64;
+
+    fn name(&self) -> &'static str {
+        "reference"
+    }
+
+    fn zeros(&self, n: usize) -> Vec<f64> {
+        vec![0.0; n]
+    }
+
+    fn upload(&self, data: &[f32]) -> Vec<f64> {
+        data.iter().map(|&x| f64::from(x)).collect()
+    }
+
+    fn len(&self, buf: &Vec<f64>) -> usize {
+        buf.len()
+    }
+
+    fn read(&self, buf: &Vec<f64>, offset: usize, out: &mut [f32]) {
+        let from = &buf[offset..offset + out.len()];
+        out.iter_mut().zip(from).for_each(|(o, &x)| *o = x as f32);
+    }
+
+    fn write(&self, buf: &mut Vec<f64>, offset: usize, data: &[f32]) {
+        let to = &mut buf[offset..offset + data.len()];
+        to.iter_mut()
+            .zip(data)
+            .for_each(|(t, &x)| *t = f64::from(x));
+    }
+
+    fn fill(&self, buf: &mut Vec<f64>, value: f32) {
+        buf.fill(f64::from(value));
+    }
+
+    fn gemm(
+        &self,
+        a: Mat<'_, Self>,
+        op_a: Op,
+        b: Mat<'_, Self>,
+        op_b: Op,
+        c: MatMut<'_, Self>,
+        alpha: f32,
+        beta: f32,
+    ) {
+        let (la, lb, lc) = (layout(self, &a), layout(self, &b), layout_mut(self, &c));
+        let (m, k) = if op_a == Op::N {
+            (la.rows, la.cols)
+        } else {
+            (la.cols, la.rows)
+        };
+        let (k_b, n) = if op_b == Op::N {
+            (lb.rows, lb.cols)
+        } else {
+            (lb.cols, lb.rows)
+        };
+        assert!(
+            k == k_b && m == lc.rows && n == lc.cols,
+            "{la:?} {op_a:?} {lb:?} {op_b:?} {lc:?}"
+        );
+        for i in 0..m {
+            for j in 0..n {
+                let sum: f64 = (0..k)
+                    .map(|l| {
+                        let x = a.buf[if op_a == Op::N {
+                            la.row(i) + l
+                        } else {
+                            la.row(l) + i
+                        }];
+                        let y = b.buf[if op_b == Op::N {
+                            lb.row(l) + j
+                        } else {
+                            lb.row(j) + l
+                        }];
+                        x * y
+                    })
+                    .sum();
+                let at = &mut c.buf[lc.row(i) + j];
+                let kept = if beta == 0.0 {
+                    0.0
+                } else {
+                    f64::from(beta) * *at
+                };
+                *at = f64::from(alpha) * sum + kept;
+            }
+        }
+    }
+
+    fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> FrozenF64 {
+        assert_eq!(weight.len(), out * inp);
+        FrozenF64 {
+            weight: self.upload(weight),
+            out,
+            inp,
+        }
+    }
+
+    fn thaw(&self, weight: &FrozenF64) -> Vec<f32> {
+        self.download(&weight.weight)
+    }
+
+    fn linear(&self, x: Mat<'_, Self>, w: &FrozenF64, y: MatMut<'_, Self>, beta: f32) {
+        self.gemm(x, Op::N, w.mat(), Op::T, y, 1.0, beta);
+    }
+
+    fn linear_dx(&self, dy: Mat<'_, Self>, w: &FrozenF64, dx: MatMut<'_, Self>, beta: f32) {
+        self.gemm(dy, Op::N, w.mat(), Op::N, dx, 1.0, beta);
+    }
+
+    fn copy(&self, x: &Vec<f64>, y: &mut Vec<f64>, n: usize) {
+        y[..n].copy_from_slice(&x[..n]);
+    }
+
+    fn add(&self, x: &Vec<f64>, y: &mut Vec<f64>, n: usize) {
+        y[..n].iter_mut().zip(&x[..n]).for_each(|(y, x)| *y += x);
+    }
+
+    fn scale(&self, x: &mut Vec<f64>, s: f32, n: usize) {
+        x[..n].iter_mut().for_each(|x| *x *= f64::from(s));
+    }
+
+    fn add_bias(&self, y: MatMut<'_, Self>, bias: &Vec<f64>) {
+        let l = layout_mut(self, &y);
+        for i in 0..l.rows {
+            let row = &mut y.buf[l.row(i)..][..l.cols];
+            row.iter_mut()
+                .zip(&bias[..l.cols])
+                .for_each(|(y, b)| *y += b);
+        }
+    }
+
+    fn bias_grad(&self, dy: Mat<'_, Self>, dbias: &mut Vec<f64>) {
+        let l = layout(self, &dy);
+        for i in 0..l.rows {
+            let row = &dy.buf[l.row(i)..][..l.cols];
+            dbias[..l.cols]
+                .iter_mut()
+                .zip(row)
+                .for_each(|(b, y)| *b += y);
+        }
+    }
+
+    fn dropout(&self, x: Mat<'_, Self>, y: MatMut<'_, Self>, p: f32, seed: u64) {
+        let (lx, ly) = (layout(self, &x), layout_mut(self, &y));
+        assert!(lx.rows == ly.rows && lx.cols == ly.cols && (0.0..1.0).contains(&p));
+        for i in 0..lx.rows {
+            for j in 0..lx.cols {
+                let kept = rng::keep(seed, (i * lx.cols + j) as u64, p);
+                let value = x.buf[lx.row(i) + j] / (1.0 - f64::from(p));
+                y.buf[ly.row(i) + j] = if kept { value } else { 0.0 };
+            }
+        }
+    }
+
+    fn gather_rows(&self, table: &Vec<f64>, ids: &[u32], d: usize, y: &mut Vec<f64>) {
+        for (i, &id) in ids.iter().enumerate() {
+            y[i * d..(i + 1) * d].copy_from_slice(&table[id as usize * d..(id as usize + 1) * d]);
+        }
+    }
+
+    fn scatter_add_rows(&self, dy: &Vec<f64>, ids: &[u32], d: usize, dtable: &mut Vec<f64>) {
+        for (i, &id) in ids.iter().enumerate() {
+            let to = &mut dtable[id as usize * d..(id as usize + 1) * d];
+            to.iter_mut().zip(&dy[i * d..]).for_each(|(t, y)| *t += y);
+        }
+    }
+
+    fn rms_norm(
+        &self,
+        x: &Vec<f64>,
+        w: &Vec<f64>,
+        eps: f32,
+        (rows, d): (usize, usize),
+        y: &mut Vec<f64>,
+        r: &mut Vec<f64>,
+    ) {
+        for i in 0..rows {
+            let row = &x[i * d..(i + 1) * d];
+            let mean = row.iter().map(|x| x * x).sum::<f64>() / d as f64;
+            r[i] = 1.0 / (mean + f64::from(eps)).sqrt();
+            for j in 0..d {
+                y[i * d + j] = row[j] * r[i] * w[j];
+            }
+        }
+    }
+
+    fn rms_norm_backward(
+        &self,
+        dy: &Vec<f64>,
+        x: &Vec<f64>,
+        w: &Vec<f64>,
+        r: &Vec<f64>,
+        (rows, d): (usize, usize),
+        dx: &mut Vec<f64>,
+        mut dw: Option<&mut Vec<f64>>,
+    ) {
+        for i in 0..rows {
+            let at = i * d;
+            let mean = (0..d)
+                .map(|j| dy[at + j] * w[j] * x[at + j] * r[i])
+                .sum::<f64>()
+                / d as f64;
+            for j in 0..d {
+                let n = x[at + j] * r[i];
+                dx[at + j] += r[i] * (dy[at + j] * w[j] - n * mean);
+                if let Some(dw) = dw.as_deref_mut() {
+                    dw[j] += dy[at + j] * n;
+                }
+            }
+        }
+    }
+
+    fn rope(
+        &self,
+        qkv: &mut Vec<f64>,
+        heads: Heads,
+        positions: &[u32],
+        cos_sin: &Vec<f64>,
+        inverse: bool,
+    ) {
+        check_heads(heads);
+        let (width, dim, half) = (heads.qkv_width(), heads.dim, heads.dim / 2);
+        for (t, &p) in positions.iter().enumerate() {
+            for h in 0..heads.n_q + heads.n_kv {
+                for c in 0..half {
+                    let cos = cos_sin[p as usize * dim + c];
+                    let sin =
+                        cos_sin[p as usize * dim + half + c] * if inverse { -1.0 } else { 1.0 };
+                    let at = t * width + h * dim + c;
+                    let (a, b) = (qkv[at], qkv[at + half]);
+                    qkv[at] = a * cos - b * sin;
+                    qkv[at + half] = b * cos + a * sin;
+                }
+            }
+        }
+    }
+
+    fn swiglu(&self, gate_up: &Vec<f64>, (rows, i): (usize, usize), h: &mut Vec<f64>) {
+        for t in 0..rows {
+            for j in 0..i {
+                let (gate, up) = (gate_up[t * 2 * i + j], gate_up[t * 2 * i + i + j]);
+                h[t * i + j] = gate * sigmoid(gate) * up;
+            }
+        }
+    }
+
+    fn swiglu_backward(&self, dh: &Vec<f64>, (rows, i): (usize, usize), gate_up: &mut Vec<f64>) {
+        for t in 0..rows {
+            for j in 0..i {
+                let (g_at, u_at, dh) = (t * 2 * i + j, t * 2 * i + i + j, dh[t * i + j]);
+                let (gate, up, s) = (gate_up[g_at], gate_up[u_at], sigmoid(gate_up[g_at]));
+                gate_up[g_at] = dh * up * s * (1.0 + gate * (1.0 - s));
+                gate_up[u_at] = dh * gate * s;
+            }
+        }
+    }
+
+    fn attention(
+        &self,
+        qkv: &Vec<f64>,
+        heads: Heads,
+        seq_lens: &[usize],
+        mask: AttnMask,
+        out: &mut Vec<f64>,
+        lse: &mut Vec<f64>,
+    ) {
+        let docs = documents(heads, seq_lens, qkv.len(), out.len(), lse.len());
+        attention::forward(qkv, heads, &docs, mask, out, lse);
+    }
+
+    fn attention_backward(
+        &self,
+        dout: &Vec<f64>,
+        qkv: &Vec<f64>,
+        out: &Vec<f64>,
+        lse: &Vec<f64>,
+        heads: Heads,
+        seq_lens: &[usize],
+        mask: AttnMask,
+        dqkv: &mut Vec<f64>,
+    ) {
+        let docs = documents(
+            heads,
+            seq_lens,
+            qkv.len().min(dqkv.len()),
+            out.len(),
+            lse.len(),
+        );
+        let saved = attention::Saved {
+            dout,
+            qkv,
+            out,
+            lse,
+        };
+        attention::backward(&saved, heads, &docs, mask, dqkv);
+    }
+
+    fn attention_decode(
+        &self,
+        q: Mat<'_, Self>,
+        k_cache: &Vec<f64>,
+        v_cache: &Vec<f64>,
+        capacity: usize,
+        lens: &[usize],
+        heads: Heads,
+        mask: AttnMask,
+        out: &mut Vec<f64>,
+    ) {
+        check_heads(heads);
+        let l = layout(self, &q);
+        assert!(l.rows == lens.len() && l.cols == heads.out_width(), "{l:?}");
+        assert!(
+            lens.iter().all(|&len| 0 < len && len <= capacity),
+            "{lens:?} of {capacity}"
+        );
+        let rows = |b: usize| &q.buf[l.row(b)..][..l.cols];
+        attention::decode(rows, (k_cache, v_cache), capacity, lens, heads, mask, out);
+    }
+
+    fn cross_entropy(
+        &self,
+        logits: MatMut<'_, Self>,
+        targets: &[u32],
+        weights: &[f32],
+        grad_scale: Option<f32>,
+        mut row_loss: Option<&mut [f32]>,
+    ) -> LossSums {
+        let l = layout_mut(self, &logits);
+        assert!(
+            targets.len() == l.rows && weights.len() == l.rows,
+            "one target and weight a row"
+        );
+        let mut sums = LossSums::default();
+        for i in 0..l.rows {
+            let z = &mut logits.buf[l.row(i)..][..l.cols];
+            let (y, w) = (targets[i] as usize, f64::from(weights[i]));
+            let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let lse = max + z.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
+            let loss = lse - z[y];
+            sums.weighted_loss += w * loss;
+            sums.weight += w;
+            sums.n_correct += u64::from(z[y] == max);
+            sums.n_rows += 1;
+            if let Some(row_loss) = row_loss.as_deref_mut() {
+                row_loss[i] = loss as f32;
+            }
+            if let Some(scale) = grad_scale {
+                z.iter_mut()
+                    .for_each(|z| *z = f64::from(scale) * w * (*z - lse).exp());
+                z[y] -= f64::from(scale) * w;
+            }
+        }
+        sums
+    }
+
+    fn sum_squares(&self, x: &Vec<f64>) -> f64 {
+        x.iter().map(|x| x * x).sum()
+    }
+
+    fn adamw(
+        &self,
+        p: &mut Vec<f64>,
+        g: &Vec<f64>,
+        m: &mut Vec<f64>,
+        v: &mut Vec<f64>,
+        update: AdamW,
+    ) {
+        let AdamW {
+            lr,
+            beta1: b1,
+            beta2: b2,
+            eps,
+            weight_decay: decay,
+            ..
+        } = update;
+        let grad_scale = f64::from(update.grad_scale);
+        let step = i32::try_from(update.step).expect("fewer than 2^31 steps");
+        let (c1, c2) = (1.0 - b1.powi(step), (1.0 - b2.powi(step)).sqrt());
+        for i in 0..p.len() {
+            let g = g[i] * grad_scale;
+            p[i] *= 1.0 - lr * decay;
+            m[i] += (g - m[i]) * (1.0 - b1);
+            v[i] = b2 * v[i] + (1.0 - b2) * g * g;
+            p[i] -= lr / c1 * m[i] / (v[i].sqrt() / c2 + eps);
+        }
+    }
+}
