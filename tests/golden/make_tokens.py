@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes what transformers' Jinja environment makes of chats.json: renders.json and builtin_renders.json (see README.md).
+"""Writes what transformers makes of chats.json: renders.json, builtin_renders.json and tokens.json (see README.md).
 
 Templates of the corpus are read in place (HONE_CORPUS) and named by their path there: only hashes and lengths of what they render are
 kept. The built-in templates are hone's own, so their whole text is.
@@ -19,6 +19,7 @@ import sys
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import jinja2
+import tokenizers
 import transformers
 from transformers.utils.chat_template_utils import _compile_jinja_template, _render_with_assistant_indices
 
@@ -106,6 +107,39 @@ def corpus_renders(corpus, chats):
         renders=out)
 
 
+def ranges(mask):
+    """[[start, end]] of the runs of ones."""
+    out = []
+    for i, x in enumerate(mask):
+        if x and (not out or out[-1][1] != i):
+            out.append([i, i + 1])
+        elif x:
+            out[-1][1] = i + 1
+    return out
+
+
+def token_ids(corpus, chats):
+    """Ids of whole chats and prompts with a real tokenizer, under its own template and under one with generation blocks."""
+    folder = corpus / "tokenizers" / "qwen3"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tagged = "templates/trl/trl/chat_templates/qwen3_training.jinja"
+    cases = []
+    for name, source in (("tokenizers/qwen3/tokenizer_config.json", tokenizer.chat_template), (tagged, (corpus / tagged).read_text())):
+        kw = dict(chat_template=source, tokenize=True, return_dict=True)
+        whole, prompt = [], []
+        for c in chats:
+            out = tokenizer.apply_chat_template(c["messages"], return_assistant_tokens_mask=name == tagged, **kw)
+            cell = dict(ids=out["input_ids"]) | (dict(trained=ranges(out["assistant_masks"])) if name == tagged else {})
+            safe = tokenizer.apply_chat_template(c["messages"], sanitize_control_tokens=True, **kw)["input_ids"]
+            whole.append(cell | (dict(sanitized_ids=safe) if safe != cell["ids"] else {}))
+            messages = prompt_of(c["messages"])
+            prompt.append(dict(ids=tokenizer.apply_chat_template(messages, add_generation_prompt=True, **kw)["input_ids"]))
+        cases.append(dict(template=name, whole=whole, prompt=prompt))
+    return dict(
+        versions=versions() | dict(tokenizers=tokenizers.__version__), tokenizer="tokenizers/qwen3/tokenizer.json",
+        chats=[c["name"] for c in chats], n_templates=len(cases), count=2 * len(cases) * len(chats), renders=cases)
+
+
 def builtin_renders(chats):
     files = sorted(BUILTINS.glob("*.jinja"))
     return dict(
@@ -138,8 +172,9 @@ def main():
         corpus = pathlib.Path(os.environ["HONE_CORPUS"])
         tokenizer_agrees(corpus, chats)
         wanted["renders.json"] = corpus_renders(corpus, chats)
+        wanted["tokens.json"] = token_ids(corpus, chats)
     else:
-        print("renders.json left out: HONE_CORPUS is not set")
+        print("renders.json and tokens.json left out: HONE_CORPUS is not set")
     stale = 0
     for name, value in wanted.items():
         text = lines(value)
