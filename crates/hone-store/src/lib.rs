@@ -1,1 +1,29 @@
-//! To be written.
+//! Files, and nothing but files: the only crate that touches `std::fs`.
+//!
+//! An artefact is a directory that appears whole or not at all. [`Draft`] is the way in: a hidden scratch directory beside
+//! the target, behind a lock that the kernel frees when its holder dies; every file is hashed while it is written and synced;
+//! `manifest.json` comes last; one rename makes it visible. [`Sealed`] is the way out: it refuses a directory whose manifest,
+//! ledger, names, sizes or hashes are not as they were sealed. [`ModelDir`] reads Hugging Face model directories, sealed or
+//! foreign; [`input`] reads what users bring; [`Live`] appends to logs that people watch while a stage runs.
+
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "this is the one crate that may use std::fs"
+)]
+
+mod draft;
+mod error;
+pub mod input;
+mod live;
+mod model_dir;
+mod program;
+mod sealed;
+mod sync;
+
+pub use draft::{Draft, DraftFile, IpcFile, ParquetFile, Seal};
+pub use error::{ErrorClass, StoreError};
+pub use live::Live;
+pub use model_dir::ModelDir;
+pub use program::program;
+pub use sealed::{Batches, Sealed, children, remove_sealed};
