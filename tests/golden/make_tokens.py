@@ -7,6 +7,7 @@ kept. The built-in templates are hone's own, so their whole text is.
   HONE_CORPUS=... make_tokens.py           writes the files
   HONE_CORPUS=... make_tokens.py --check   compares instead
 """
+
 import argparse
 import datetime
 import hashlib
@@ -30,7 +31,9 @@ TOKENS = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<
 
 
 def versions():
-    return dict(python=platform.python_version(), jinja2=jinja2.__version__, transformers=transformers.__version__)
+    return dict(
+        python=platform.python_version(), jinja2=jinja2.__version__, transformers=transformers.__version__
+    )
 
 
 def prompt_of(messages):
@@ -42,15 +45,22 @@ def render(source, messages, generation_prompt, tokens):
     """(text, byte spans of the generation blocks), or {"error": message} or {"fails": exception}."""
     try:
         text, spans = _render_with_assistant_indices(
-            _compile_jinja_template(source), messages, None, None, generation_prompt,
-            strftime_now=lambda form: NOW.strftime(form), **tokens)
+            _compile_jinja_template(source),
+            messages,
+            None,
+            None,
+            generation_prompt,
+            strftime_now=lambda form: NOW.strftime(form),
+            **tokens,
+        )
     except jinja2.exceptions.TemplateError as e:
         # `raise_exception` raises TemplateError itself; what Jinja raises of its own accord is a subclass.
-        return {"error": str(e)} if type(e) is jinja2.exceptions.TemplateError else {"fails": type(e).__name__}
+        return (
+            {"error": str(e)} if type(e) is jinja2.exceptions.TemplateError else {"fails": type(e).__name__}
+        )
     except Exception as e:
         return {"fails": type(e).__name__}
-    at = lambda n: len(text[:n].encode())
-    return text, [[at(a), at(b)] for a, b in spans]
+    return text, [[len(text[:n].encode()) for n in span] for span in spans]
 
 
 def digest(outcome):
@@ -71,7 +81,8 @@ def both(source, chats, tokens, form):
     """Each chat whole, as training sees it, and without its last answer but with the generation prompt, as evaluation does."""
     return dict(
         whole=[form(render(source, c["messages"], False, tokens)) for c in chats],
-        prompt=[form(render(source, prompt_of(c["messages"]), True, tokens)) for c in chats])
+        prompt=[form(render(source, prompt_of(c["messages"]), True, tokens)) for c in chats],
+    )
 
 
 def corpus_templates(corpus):
@@ -93,7 +104,9 @@ def tokenizer_agrees(corpus, chats):
     for c in chats:
         for generation_prompt in (False, True):
             text, _ = render(source, c["messages"], generation_prompt, tokens)
-            theirs = tokenizer.apply_chat_template(c["messages"], tokenize=False, add_generation_prompt=generation_prompt)
+            theirs = tokenizer.apply_chat_template(
+                c["messages"], tokenize=False, add_generation_prompt=generation_prompt
+            )
             assert text == theirs, (c["name"], text, theirs)
 
 
@@ -103,8 +116,14 @@ def corpus_renders(corpus, chats):
     kinds = [("error" if "error" in x else "fails") if isinstance(x, dict) else "rendered" for x in cells]
     counts = {k: kinds.count(k) for k in ("rendered", "error", "fails")}
     return dict(
-        versions=versions(), now=NOW.isoformat(), chats=[c["name"] for c in chats], count=len(cells), n_templates=len(out), counts=counts,
-        renders=out)
+        versions=versions(),
+        now=NOW.isoformat(),
+        chats=[c["name"] for c in chats],
+        count=len(cells),
+        n_templates=len(out),
+        counts=counts,
+        renders=out,
+    )
 
 
 def ranges(mask):
@@ -124,28 +143,54 @@ def token_ids(corpus, chats):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tagged = "templates/trl/trl/chat_templates/qwen3_training.jinja"
     cases = []
-    for name, source in (("tokenizers/qwen3/tokenizer_config.json", tokenizer.chat_template), (tagged, (corpus / tagged).read_text())):
+    for name, source in (
+        ("tokenizers/qwen3/tokenizer_config.json", tokenizer.chat_template),
+        (tagged, (corpus / tagged).read_text()),
+    ):
         kw = dict(chat_template=source, tokenize=True, return_dict=True)
         whole, prompt = [], []
         for c in chats:
-            out = tokenizer.apply_chat_template(c["messages"], return_assistant_tokens_mask=name == tagged, **kw)
-            cell = dict(ids=out["input_ids"]) | (dict(trained=ranges(out["assistant_masks"])) if name == tagged else {})
-            safe = tokenizer.apply_chat_template(c["messages"], sanitize_control_tokens=True, **kw)["input_ids"]
+            out = tokenizer.apply_chat_template(
+                c["messages"], return_assistant_tokens_mask=name == tagged, **kw
+            )
+            cell = dict(ids=out["input_ids"]) | (
+                dict(trained=ranges(out["assistant_masks"])) if name == tagged else {}
+            )
+            safe = tokenizer.apply_chat_template(c["messages"], sanitize_control_tokens=True, **kw)[
+                "input_ids"
+            ]
             whole.append(cell | (dict(sanitized_ids=safe) if safe != cell["ids"] else {}))
             messages = prompt_of(c["messages"])
-            prompt.append(dict(ids=tokenizer.apply_chat_template(messages, add_generation_prompt=True, **kw)["input_ids"]))
+            prompt.append(
+                dict(
+                    ids=tokenizer.apply_chat_template(messages, add_generation_prompt=True, **kw)["input_ids"]
+                )
+            )
         cases.append(dict(template=name, whole=whole, prompt=prompt))
     return dict(
-        versions=versions() | dict(tokenizers=tokenizers.__version__), tokenizer="tokenizers/qwen3/tokenizer.json",
-        chats=[c["name"] for c in chats], n_templates=len(cases), count=2 * len(cases) * len(chats), renders=cases)
+        versions=versions() | dict(tokenizers=tokenizers.__version__),
+        tokenizer="tokenizers/qwen3/tokenizer.json",
+        chats=[c["name"] for c in chats],
+        n_templates=len(cases),
+        count=2 * len(cases) * len(chats),
+        renders=cases,
+    )
 
 
 def builtin_renders(chats):
     files = sorted(BUILTINS.glob("*.jinja"))
     return dict(
-        versions=versions(), tokens=TOKENS, chats=[c["name"] for c in chats], count=2 * len(files) * len(chats), n_templates=len(files),
-        renders=[dict(template=f.name, sha256=hashlib.sha256(f.read_bytes()).hexdigest())
-                 | both(f.read_bytes().decode(), chats, TOKENS, full) for f in files])
+        versions=versions(),
+        tokens=TOKENS,
+        chats=[c["name"] for c in chats],
+        count=2 * len(files) * len(chats),
+        n_templates=len(files),
+        renders=[
+            dict(template=f.name, sha256=hashlib.sha256(f.read_bytes()).hexdigest())
+            | both(f.read_bytes().decode(), chats, TOKENS, full)
+            for f in files
+        ],
+    )
 
 
 def lines(value):
@@ -153,9 +198,12 @@ def lines(value):
     head = ",\n ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in value.items() if k != "renders")
     rows = []
     for r in value["renders"]:
-        fixed = ", ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in r.items() if k not in ("whole", "prompt"))
+        fixed = ", ".join(
+            f"{json.dumps(k)}: {json.dumps(v)}" for k, v in r.items() if k not in ("whole", "prompt")
+        )
         cells = ",\n  ".join(
-            f'"{k}": [\n   ' + ",\n   ".join(json.dumps(x) for x in r[k]) + "]" for k in ("whole", "prompt"))
+            f'"{k}": [\n   ' + ",\n   ".join(json.dumps(x) for x in r[k]) + "]" for k in ("whole", "prompt")
+        )
         rows.append(f" {{{fixed},\n  {cells}}}")
     return "{\n " + head + ',\n "renders": [\n' + ",\n".join(rows) + "\n]}\n"
 
@@ -180,7 +228,10 @@ def main():
         text = lines(value)
         assert json.loads(text) == json.loads(json.dumps(value))
         differs = not (HERE / name).exists() or (HERE / name).read_text() != text
-        print(f"{name}: {value['n_templates']} templates, {value['count']} renders, {len(text)} bytes" + (", differs" if check and differs else ""))
+        print(
+            f"{name}: {value['n_templates']} templates, {value['count']} renders, {len(text)} bytes"
+            + (", differs" if check and differs else "")
+        )
         stale += differs
         if not check:
             (HERE / name).write_text(text)
