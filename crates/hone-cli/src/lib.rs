@@ -1,1 +1,24 @@
-//! To be written.
+//! What all programs of hone share, so that they feel like one.
+//!
+//! - [`launch`]: parse, run, exit code; a failure is printed with its causes and a hint.
+//! - [`Exit`] and [`Failure`]: the documented exit codes, and whose fault it was.
+//! - [`Common`]: the flags that every program has.
+//! - [`Pipeline`]: the pipeline file; each program reads its own table, `--set` overrides, unknown keys are refused.
+//! - [`run_stage`]: the frame of a stage: key, `fresh`, lock, work, seal, summary.
+//! - [`Context`]: talk goes to stderr (lines, JSON lines, progress bars), data to stdout; signals set a flag.
+
+mod context;
+mod exit;
+mod flags;
+mod launch;
+mod nearest;
+mod pipeline;
+mod stage;
+
+pub use context::{Context, Progress};
+pub use exit::{Exit, Failure};
+pub use flags::{Common, LogFormat};
+pub use launch::launch;
+pub use nearest::nearest;
+pub use pipeline::{Pipeline, STAGES};
+pub use stage::{Outcome, StagePlan, run_stage};

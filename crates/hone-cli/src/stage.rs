@@ -1,0 +1,261 @@
+//! The frame of every stage: key, freshness, lock, work, seal, summary.
+
+use std::path::PathBuf;
+
+use hone_schema::{ArtefactKind, InputRef, Ledger, Manifest, Program, Sha256Hex, stage_key};
+use hone_store::{Draft, Seal, Sealed};
+use serde_json::{Value, json};
+
+use crate::{Common, Context, Exit, Failure};
+
+/// What a stage is about to do, resolved: everything that decides its bytes.
+#[derive(Clone, Debug)]
+pub struct StagePlan {
+    /// Name of the stage.
+    pub stage: &'static str,
+    /// What it writes.
+    pub kind: ArtefactKind,
+    /// Where, unless `--out` says otherwise.
+    pub dir: PathBuf,
+    /// Its resolved configuration.
+    pub config: Value,
+    /// What it reads.
+    pub inputs: Vec<InputRef>,
+}
+
+/// What a stage has done.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Where every row went.
+    pub ledger: Ledger,
+    /// What it has to say; the same for the same work, so no times here.
+    pub report: Value,
+    /// [`Exit::Done`], or [`Exit::GateFailed`] with the reason already said.
+    pub exit: Exit,
+    /// One line for people.
+    pub summary: String,
+}
+
+impl StagePlan {
+    /// The key of this work by this program.
+    ///
+    /// # Errors
+    /// The program's own file cannot be read.
+    pub fn key(&self) -> Result<(Sha256Hex, Program), Failure> {
+        let program = hone_store::program(env!("CARGO_PKG_VERSION"))?;
+        Ok((
+            stage_key(self.stage, &self.config, &self.inputs, &program),
+            program,
+        ))
+    }
+}
+
+/// Runs a stage, unless its sealed output has the key of this very work.
+///
+/// # Errors
+/// Whatever `work` says; the lock; the file system. Nothing half-written becomes visible.
+pub fn run_stage(
+    ctx: &Context,
+    common: &Common,
+    plan: StagePlan,
+    work: impl FnOnce(&mut Draft, &Sha256Hex) -> Result<Outcome, Failure>,
+) -> Result<Exit, Failure> {
+    let dir = common.out.clone().unwrap_or_else(|| plan.dir.clone());
+    let (key, program) = plan.key()?;
+    let reasons = match Sealed::open_any(&dir) {
+        Ok(old) if old.manifest().key == key && old.manifest().kind == plan.kind => {
+            if !common.force || common.why {
+                ctx.note(format!("{}: fresh  {}", plan.stage, dir.display()));
+                print_json(ctx, common, &plan, &dir, "fresh", old.manifest());
+                return Ok(Exit::Done);
+            }
+            vec!["--force was given".to_owned()]
+        }
+        Ok(old) => differences(old.manifest(), &plan, &program),
+        Err(_) => vec!["there is no sealed output yet".to_owned()],
+    };
+    for reason in &reasons {
+        ctx.note(format!("{}: runs because {reason}", plan.stage));
+    }
+    if common.why {
+        return Ok(Exit::Done);
+    }
+    let _span = tracing::info_span!("stage", name = plan.stage, key = key.short()).entered();
+    let mut draft = Draft::open(&dir)?;
+    let outcome = work(&mut draft, &key)?;
+    let sealed = draft.seal(Seal {
+        kind: plan.kind,
+        stage: plan.stage.to_owned(),
+        key,
+        program,
+        config: plan.config.clone(),
+        inputs: plan.inputs.clone(),
+        ledger: outcome.ledger,
+        report: outcome.report,
+    })?;
+    ctx.note(format!(
+        "{}: {}  {}",
+        plan.stage,
+        outcome.summary,
+        dir.display()
+    ));
+    print_json(ctx, common, &plan, &dir, "done", sealed.manifest());
+    Ok(outcome.exit)
+}
+
+fn print_json(
+    ctx: &Context,
+    common: &Common,
+    plan: &StagePlan,
+    dir: &std::path::Path,
+    status: &str,
+    manifest: &Manifest,
+) {
+    if common.json {
+        let object = json!({
+            "stage": plan.stage,
+            "status": status,
+            "dir": dir.display().to_string(),
+            "key": manifest.key,
+            "files": manifest.files,
+            "ledger": manifest.ledger,
+            "report": manifest.report,
+        });
+        ctx.print(object.to_string());
+    }
+}
+
+/// What is not as it was when `old` was sealed, in words.
+fn differences(old: &Manifest, plan: &StagePlan, program: &Program) -> Vec<String> {
+    let mut all = Vec::new();
+    if old.stage != plan.stage || old.kind != plan.kind {
+        all.push(format!(
+            "the directory holds {} of `{}`",
+            old.kind, old.stage
+        ));
+        return all;
+    }
+    diff_json("", &old.config, &plan.config, &mut all);
+    for input in &plan.inputs {
+        match old.inputs.iter().find(|was| was.role == input.role) {
+            None => all.push(format!("the input `{}` is new", input.role)),
+            Some(was) if was.sha256 != input.sha256 => {
+                all.push(format!("the input `{}` changed", input.role));
+            }
+            Some(_) => {}
+        }
+    }
+    for was in &old.inputs {
+        if !plan.inputs.iter().any(|input| input.role == was.role) {
+            all.push(format!("the input `{}` is gone", was.role));
+        }
+    }
+    if old.program.sha256 != program.sha256 {
+        all.push("the program changed".to_owned());
+    }
+    if all.is_empty() {
+        all.push("the order of its inputs changed".to_owned());
+    }
+    all
+}
+
+fn diff_json(path: &str, old: &Value, new: &Value, all: &mut Vec<String>) {
+    match (old, new) {
+        (Value::Object(a), Value::Object(b)) => {
+            let mut keys: Vec<&String> = a.keys().chain(b.keys()).collect();
+            keys.sort();
+            keys.dedup();
+            for key in keys {
+                let inner = if path.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{path}.{key}")
+                };
+                let null = &Value::Null;
+                diff_json(
+                    &inner,
+                    a.get(key).unwrap_or(null),
+                    b.get(key).unwrap_or(null),
+                    all,
+                );
+            }
+        }
+        _ if old == new => {}
+        _ => all.push(format!("`{path}` was {old} and is {new}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(dir: PathBuf, lr: f64) -> StagePlan {
+        let config = json!({"lr": lr, "inner": {"rank": 8}});
+        StagePlan {
+            stage: "train",
+            kind: ArtefactKind::Files,
+            dir,
+            config,
+            inputs: vec![],
+        }
+    }
+
+    fn run(dir: PathBuf, lr: f64, common: &Common) -> (bool, Exit) {
+        let mut worked = false;
+        let ctx = Context::new(common);
+        let exit = run_stage(&ctx, common, plan(dir, lr), |draft, _| {
+            worked = true;
+            draft.write("x.txt", lr.to_string().as_bytes(), None)?;
+            Ok(Outcome {
+                ledger: Ledger::default(),
+                report: Value::Null,
+                exit: Exit::Done,
+                summary: "one file".to_owned(),
+            })
+        });
+        (worked, exit.expect("the work cannot fail"))
+    }
+
+    #[test]
+    fn the_same_work_is_fresh_and_other_work_is_not() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("p/train");
+        let quiet = Common {
+            quiet: true,
+            ..Common::default()
+        };
+        assert_eq!(run(dir.clone(), 0.5, &quiet), (true, Exit::Done));
+        assert_eq!(run(dir.clone(), 0.5, &quiet), (false, Exit::Done));
+        assert_eq!(run(dir.clone(), 0.25, &quiet), (true, Exit::Done));
+        let why = Common {
+            why: true,
+            ..quiet.clone()
+        };
+        assert_eq!(run(dir.clone(), 0.5, &why), (false, Exit::Done));
+        let force = Common {
+            force: true,
+            ..quiet
+        };
+        assert_eq!(run(dir.clone(), 0.25, &force), (true, Exit::Done));
+        let bytes = Sealed::open(&dir, ArtefactKind::Files)
+            .unwrap()
+            .read("x.txt")
+            .unwrap();
+        assert_eq!(bytes, b"0.25");
+    }
+
+    #[test]
+    fn differences_name_the_key() {
+        let mut all = Vec::new();
+        let old = json!({"lr": 1, "inner": {"rank": 8}, "gone": true});
+        diff_json("", &old, &json!({"lr": 2, "inner": {"rank": 16}}), &mut all);
+        assert_eq!(
+            all,
+            [
+                "`gone` was true and is null",
+                "`inner.rank` was 8 and is 16",
+                "`lr` was 1 and is 2"
+            ]
+        );
+    }
+}
