@@ -102,11 +102,7 @@ impl Context {
             }
             format!("{object}\n")
         } else {
-            let prefix = if level == "info" {
-                String::new()
-            } else {
-                format!("{level}: ")
-            };
+            let prefix = if level == "info" { String::new() } else { format!("{level}: ") };
             let hint = hint.map_or_else(String::new, |hint| format!("hint: {hint}\n"));
             format!("{prefix}{line}\n{hint}")
         };
@@ -137,12 +133,7 @@ impl Context {
         if self.form == Form::Terminal {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
-        Progress {
-            bar,
-            context: self.clone(),
-            things,
-            said: Instant::now(),
-        }
+        Progress { bar, context: self.clone(), things, said: Instant::now() }
     }
 }
 
@@ -182,8 +173,7 @@ impl Progress {
             let left = self.bar.eta().as_secs();
             let message = self.bar.message();
             let things = self.things;
-            self.context
-                .note(format!("{done}/{total} {things}, {left} s left  {message}"));
+            self.context.note(format!("{done}/{total} {things}, {left} s left  {message}"));
         }
     }
 

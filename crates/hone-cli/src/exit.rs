@@ -41,11 +41,7 @@ pub struct Failure {
 
 impl Failure {
     fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Failure {
-            exit,
-            message: message.into(),
-            hint: None,
-        }
+        Failure { exit, message: message.into(), hint: None }
     }
 
     /// Flags or pipeline file are wrong (2).
@@ -87,11 +83,7 @@ impl From<StoreError> for Failure {
             ErrorClass::Input => Exit::Input,
             ErrorClass::Environment => Exit::Environment,
         };
-        Failure {
-            exit,
-            message: error.to_string(),
-            hint: error.hint(),
-        }
+        Failure { exit, message: error.to_string(), hint: error.hint() }
     }
 }
 

@@ -40,13 +40,7 @@ pub struct Common {
     #[arg(long, global = true)]
     pub force: bool,
     /// Form of what is said on stderr.
-    #[arg(
-        long,
-        value_name = "FORMAT",
-        value_enum,
-        global = true,
-        default_value_t
-    )]
+    #[arg(long, value_name = "FORMAT", value_enum, global = true, default_value_t)]
     pub log_format: LogFormat,
     /// Threads to compute with; all of the machine's when not given. Never changes a byte of the output.
     #[arg(long, value_name = "N", global = true)]

@@ -16,12 +16,10 @@ where
     let common = args.as_ref().clone();
     let context = Context::new(&common);
     trace_to_stderr(&common);
-    let exit = set_threads(&common)
-        .and_then(|()| run(args, &context))
-        .unwrap_or_else(|failure| {
-            context.error(&failure.message, failure.hint.as_deref());
-            failure.exit
-        });
+    let exit = set_threads(&common).and_then(|()| run(args, &context)).unwrap_or_else(|failure| {
+        context.error(&failure.message, failure.hint.as_deref());
+        failure.exit
+    });
     exit.into()
 }
 
@@ -43,9 +41,7 @@ fn set_threads(common: &Common) -> Result<(), Failure> {
 /// Diagnostics for developers: spans and events of the libraries, as `HONE_LOG` asks (`HONE_LOG=hone=debug`); warnings otherwise.
 fn trace_to_stderr(common: &Common) {
     let filter = EnvFilter::try_from_env("HONE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Set once per process; a second launch inside one process (a test) keeps the first.
     let _ = match common.log_format {
         LogFormat::Text => builder.try_init(),

@@ -3,10 +3,7 @@
 /// The word of `known` nearest to `word` by edits (insert, delete, replace, swap neighbours), when it is near enough to be
 /// what was meant: at most a third of its letters differ, or one.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let best = known
-        .into_iter()
-        .map(|k| (distance(word, k), k))
-        .min_by_key(|(d, _)| *d)?;
+    let best = known.into_iter().map(|k| (distance(word, k), k)).min_by_key(|(d, _)| *d)?;
     let near = (best.1.chars().count().max(word.chars().count()) / 3).max(1);
     (best.0 <= near).then_some(best.1)
 }
@@ -19,9 +16,7 @@ fn distance(a: &str, b: &str) -> usize {
         let mut row = vec![i];
         for j in 1..=b.len() {
             let differs = usize::from(a[i - 1] != b[j - 1]);
-            let mut d = (rows[i - 1][j] + 1)
-                .min(row[j - 1] + 1)
-                .min(rows[i - 1][j - 1] + differs);
+            let mut d = (rows[i - 1][j] + 1).min(row[j - 1] + 1).min(rows[i - 1][j - 1] + differs);
             if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
                 d = d.min(rows[i - 2][j - 2] + 1);
             }

@@ -45,45 +45,31 @@ impl Pipeline {
     /// It is missing, not TOML, holds unknown top-level keys, or an override does not fit.
     pub fn load(common: &Common) -> Result<Self, Failure> {
         let (file, text, stem) = match &common.pipeline {
-            None => (
-                "the command line".to_owned(),
-                String::new(),
-                "default".to_owned(),
-            ),
+            None => ("the command line".to_owned(), String::new(), "default".to_owned()),
             Some(path) => {
                 let bytes = hone_store::input::read(path, FILE_BYTES_MAX)
                     .map_err(|e| Failure::usage(e.to_string()).hint("pipelines/ has examples"))?;
                 let text = String::from_utf8(bytes)
                     .map_err(|_| Failure::usage(format!("{}: not UTF-8", path.display())))?;
-                let stem = path
-                    .file_stem()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned();
+                let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                 (path.display().to_string(), text, stem)
             }
         };
-        let mut table: Table = text
-            .parse()
-            .map_err(|e: toml::de::Error| syntax_failure(&file, &text, &e))?;
+        let mut table: Table =
+            text.parse().map_err(|e: toml::de::Error| syntax_failure(&file, &text, &e))?;
         let mut overridden = Vec::new();
         for set in &common.set {
             overridden.push(apply(&mut table, set)?);
         }
         check_top_keys(&file, &text, &table)?;
         let name = top(&table, &file, "name", Value::as_str)?.map_or(stem, str::to_owned);
-        if !name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-        {
+        if !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
             let message =
                 format!("{file}: `name` {name:?} may hold letters, digits, `-`, `_`, `.`");
             return Err(Failure::usage(message));
         }
         let base = top(&table, &file, "base", Value::as_str)?.map(PathBuf::from);
-        let seed = top(&table, &file, "seed", |v| {
-            v.as_integer().filter(|s| *s >= 0)
-        })?;
+        let seed = top(&table, &file, "seed", |v| v.as_integer().filter(|s| *s >= 0))?;
         Ok(Pipeline {
             name,
             base,
@@ -130,24 +116,15 @@ impl Pipeline {
         let prefix = format!("{stage}.");
         let is_overridden = self.overridden.iter().any(|key| key.starts_with(&prefix));
         if self.text.is_empty() || is_overridden || !self.has(stage) {
-            let table = self
-                .table
-                .get(stage)
-                .cloned()
-                .unwrap_or_else(|| Value::Table(Table::new()));
+            let table =
+                self.table.get(stage).cloned().unwrap_or_else(|| Value::Table(Table::new()));
             return table
                 .try_into()
                 .map_err(|e: toml::de::Error| self.key_failure(stage, None, e.message()));
         }
         // Once more from the text, so that an error knows its line.
         toml::de::Deserializer::parse(&self.text)
-            .and_then(|toml| {
-                OneTable {
-                    stage,
-                    marker: PhantomData,
-                }
-                .deserialize(toml)
-            })
+            .and_then(|toml| OneTable { stage, marker: PhantomData }.deserialize(toml))
             .map_err(|e| {
                 let line = e.span().map(|span| line_of(&self.text, span.start));
                 self.key_failure(stage, line, e.message())
@@ -203,18 +180,11 @@ impl<'de, T: DeserializeOwned> Visitor<'de> for OneTable<T> {
 
 fn syntax_failure(file: &str, text: &str, error: &toml::de::Error) -> Failure {
     let line = error.span().map_or(1, |span| line_of(text, span.start));
-    Failure::usage(format!(
-        "{file}:{line}: {}",
-        error.message().trim().replace('\n', ", ")
-    ))
+    Failure::usage(format!("{file}:{line}: {}", error.message().trim().replace('\n', ", ")))
 }
 
 fn line_of(text: &str, at: usize) -> usize {
-    text.as_bytes()[..at.min(text.len())]
-        .iter()
-        .filter(|b| **b == b'\n')
-        .count()
-        + 1
+    text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1
 }
 
 fn check_top_keys(file: &str, text: &str, table: &Table) -> Result<(), Failure> {
@@ -228,10 +198,7 @@ fn check_top_keys(file: &str, text: &str, table: &Table) -> Result<(), Failure> 
             line.strip_prefix(key.as_str())
                 .is_some_and(|rest| rest.starts_with(['=', ' ', ']', '.', '\t']))
         };
-        let line = text
-            .lines()
-            .position(is_key)
-            .map_or(String::new(), |l| format!(":{}", l + 1));
+        let line = text.lines().position(is_key).map_or(String::new(), |l| format!(":{}", l + 1));
         let failure = Failure::usage(format!("{file}{line}: unknown key or table `{key}`"));
         return Err(match nearest(key, known()) {
             Some(near) => failure.hint(format!("did you mean `{near}`?")),
@@ -253,11 +220,7 @@ fn top<'a, T>(
     match table.get(key) {
         None => Ok(None),
         Some(value) => take(value).map(Some).ok_or_else(|| {
-            let want = if key == "seed" {
-                "an integer of at least 0"
-            } else {
-                "a text"
-            };
+            let want = if key == "seed" { "an integer of at least 0" } else { "a text" };
             Failure::usage(format!("{file}: `{key}` is {value}, which is not {want}"))
         }),
     }
@@ -268,9 +231,7 @@ fn apply(table: &mut Table, set: &str) -> Result<String, Failure> {
     let wrong = |why: &str| {
         Failure::usage(format!("`--set {set}`: {why}")).hint("write it as `--set train.lr=2e-4`")
     };
-    let (key, value) = set
-        .split_once('=')
-        .ok_or_else(|| wrong("there is no `=`"))?;
+    let (key, value) = set.split_once('=').ok_or_else(|| wrong("there is no `=`"))?;
     let key = key.trim();
     let parsed: Option<Table> = format!("value = {value}").parse().ok();
     let value = parsed
@@ -304,11 +265,9 @@ fn apply(table: &mut Table, set: &str) -> Result<String, Failure> {
 
 fn step<'a>(at: &'a mut Value, part: &str) -> Option<&'a mut Value> {
     match at {
-        Value::Table(inner) => Some(
-            inner
-                .entry(part.to_owned())
-                .or_insert_with(|| Value::Table(Table::new())),
-        ),
+        Value::Table(inner) => {
+            Some(inner.entry(part.to_owned()).or_insert_with(|| Value::Table(Table::new())))
+        }
         Value::Array(items) => items.get_mut(part.parse::<usize>().ok()?),
         _ => None,
     }
@@ -351,17 +310,11 @@ mod tests {
         let path = dir.path().join("p.toml");
         std::fs::write(&path, text).unwrap();
         let set = set.iter().map(|s| (*s).to_owned()).collect();
-        Pipeline::load(&Common {
-            pipeline: Some(path),
-            set,
-            ..Common::default()
-        })
+        Pipeline::load(&Common { pipeline: Some(path), set, ..Common::default() })
     }
 
     fn check(text: &str, set: &[&str], message: &str, hint: Option<&str>) {
-        let failure = load(text, set)
-            .and_then(|p| p.stage::<Train>("train"))
-            .unwrap_err();
+        let failure = load(text, set).and_then(|p| p.stage::<Train>("train")).unwrap_err();
         assert_eq!(failure.exit, crate::Exit::Usage);
         assert!(failure.message.contains(message), "{}", failure.message);
         assert_eq!(failure.hint.as_deref(), hint);
@@ -372,23 +325,11 @@ mod tests {
         let pipeline = load(FILE, &[]).unwrap();
         assert_eq!((pipeline.name.as_str(), pipeline.seed), ("p", 3));
         assert_eq!(pipeline.stage::<Train>("train").unwrap().lr, 0.5);
-        let set = [
-            "train.lr=2e-4",
-            "train.source.0.path=b c",
-            "seed=9",
-            "train.rank = 4",
-        ];
+        let set = ["train.lr=2e-4", "train.source.0.path=b c", "seed=9", "train.rank = 4"];
         let pipeline = load(FILE, &set).unwrap();
         let train: Train = pipeline.stage("train").unwrap();
         let source = vec![Source { path: "b c".into() }];
-        assert_eq!(
-            train,
-            Train {
-                lr: 2e-4,
-                rank: 4,
-                source
-            }
-        );
+        assert_eq!(train, Train { lr: 2e-4, rank: 4, source });
         assert_eq!(pipeline.seed, 9);
     }
 
@@ -401,38 +342,18 @@ mod tests {
             "p.toml:6: [train] unknown field `rnak`",
             near,
         );
-        check(
-            FILE,
-            &["train.rnak=3"],
-            "[train] unknown field `rnak`",
-            near,
-        );
+        check(FILE, &["train.rnak=3"], "[train] unknown field `rnak`", near);
         check(
             &FILE.replace("[train]", "[trian]"),
             &[],
             "p.toml:4: unknown key or table `trian`",
             Some("did you mean `train`?"),
         );
-        check(
-            &FILE.replace("lr = 0.5", "lr = 'x'"),
-            &[],
-            "p.toml:5: [train] invalid type",
-            None,
-        );
+        check(&FILE.replace("lr = 0.5", "lr = 'x'"), &[], "p.toml:5: [train] invalid type", None);
         check(&FILE.replace("lr = 0.5", "lr = "), &[], "p.toml:5: ", None);
-        check(
-            &FILE.replace("seed = 3", "seed = -3"),
-            &[],
-            "`seed` is -3",
-            None,
-        );
+        check(&FILE.replace("seed = 3", "seed = -3"), &[], "`seed` is -3", None);
         let how = Some("write it as `--set train.lr=2e-4`");
         check(FILE, &["train.lr"], "there is no `=`", how);
-        check(
-            FILE,
-            &["train.source.7.path=a"],
-            "`7` is not a table or a list",
-            how,
-        );
+        check(FILE, &["train.source.7.path=a"], "`7` is not a table or a list", how);
     }
 }

@@ -43,10 +43,7 @@ impl StagePlan {
     /// The program's own file cannot be read.
     pub fn key(&self) -> Result<(Sha256Hex, Program), Failure> {
         let program = hone_store::program(env!("CARGO_PKG_VERSION"))?;
-        Ok((
-            stage_key(self.stage, &self.config, &self.inputs, &program),
-            program,
-        ))
+        Ok((stage_key(self.stage, &self.config, &self.inputs, &program), program))
     }
 }
 
@@ -93,12 +90,7 @@ pub fn run_stage(
         ledger: outcome.ledger,
         report: outcome.report,
     })?;
-    ctx.note(format!(
-        "{}: {}  {}",
-        plan.stage,
-        outcome.summary,
-        dir.display()
-    ));
+    ctx.note(format!("{}: {}  {}", plan.stage, outcome.summary, dir.display()));
     print_json(ctx, common, &plan, &dir, "done", sealed.manifest());
     Ok(outcome.exit)
 }
@@ -129,10 +121,7 @@ fn print_json(
 fn differences(old: &Manifest, plan: &StagePlan, program: &Program) -> Vec<String> {
     let mut all = Vec::new();
     if old.stage != plan.stage || old.kind != plan.kind {
-        all.push(format!(
-            "the directory holds {} of `{}`",
-            old.kind, old.stage
-        ));
+        all.push(format!("the directory holds {} of `{}`", old.kind, old.stage));
         return all;
     }
     diff_json("", &old.config, &plan.config, &mut all);
@@ -166,18 +155,9 @@ fn diff_json(path: &str, old: &Value, new: &Value, all: &mut Vec<String>) {
             keys.sort();
             keys.dedup();
             for key in keys {
-                let inner = if path.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{path}.{key}")
-                };
+                let inner = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                 let null = &Value::Null;
-                diff_json(
-                    &inner,
-                    a.get(key).unwrap_or(null),
-                    b.get(key).unwrap_or(null),
-                    all,
-                );
+                diff_json(&inner, a.get(key).unwrap_or(null), b.get(key).unwrap_or(null), all);
             }
         }
         _ if old == new => {}
@@ -191,13 +171,7 @@ mod tests {
 
     fn plan(dir: PathBuf, lr: f64) -> StagePlan {
         let config = json!({"lr": lr, "inner": {"rank": 8}});
-        StagePlan {
-            stage: "train",
-            kind: ArtefactKind::Files,
-            dir,
-            config,
-            inputs: vec![],
-        }
+        StagePlan { stage: "train", kind: ArtefactKind::Files, dir, config, inputs: vec![] }
     }
 
     fn run(dir: PathBuf, lr: f64, common: &Common) -> (bool, Exit) {
@@ -220,27 +194,15 @@ mod tests {
     fn the_same_work_is_fresh_and_other_work_is_not() {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("p/train");
-        let quiet = Common {
-            quiet: true,
-            ..Common::default()
-        };
+        let quiet = Common { quiet: true, ..Common::default() };
         assert_eq!(run(dir.clone(), 0.5, &quiet), (true, Exit::Done));
         assert_eq!(run(dir.clone(), 0.5, &quiet), (false, Exit::Done));
         assert_eq!(run(dir.clone(), 0.25, &quiet), (true, Exit::Done));
-        let why = Common {
-            why: true,
-            ..quiet.clone()
-        };
+        let why = Common { why: true, ..quiet.clone() };
         assert_eq!(run(dir.clone(), 0.5, &why), (false, Exit::Done));
-        let force = Common {
-            force: true,
-            ..quiet
-        };
+        let force = Common { force: true, ..quiet };
         assert_eq!(run(dir.clone(), 0.25, &force), (true, Exit::Done));
-        let bytes = Sealed::open(&dir, ArtefactKind::Files)
-            .unwrap()
-            .read("x.txt")
-            .unwrap();
+        let bytes = Sealed::open(&dir, ArtefactKind::Files).unwrap().read("x.txt").unwrap();
         assert_eq!(bytes, b"0.25");
     }
 
@@ -251,11 +213,7 @@ mod tests {
         diff_json("", &old, &json!({"lr": 2, "inner": {"rank": 16}}), &mut all);
         assert_eq!(
             all,
-            [
-                "`gone` was true and is null",
-                "`inner.rank` was 8 and is 16",
-                "`lr` was 1 and is 2"
-            ]
+            ["`gone` was true and is null", "`inner.rank` was 8 and is 16", "`lr` was 1 and is 2"]
         );
     }
 }

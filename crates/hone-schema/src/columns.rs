@@ -9,16 +9,11 @@ pub(crate) fn column<'a, A: Array + 'static>(
     batch: &'a RecordBatch,
     name: &'static str,
 ) -> Result<&'a A, RowError> {
-    let array = batch
-        .column_by_name(name)
-        .ok_or(RowError::MissingColumn { name })?;
+    let array = batch.column_by_name(name).ok_or(RowError::MissingColumn { name })?;
     array
         .as_any()
         .downcast_ref::<A>()
-        .ok_or_else(|| RowError::ColumnType {
-            name,
-            found: array.data_type().to_string(),
-        })
+        .ok_or_else(|| RowError::ColumnType { name, found: array.data_type().to_string() })
 }
 
 /// The values of a list column's row as the array type `A`.
@@ -32,8 +27,5 @@ pub(crate) fn item<A: Array + Clone + 'static>(
         .as_any()
         .downcast_ref::<A>()
         .cloned()
-        .ok_or_else(|| RowError::ColumnType {
-            name,
-            found: values.data_type().to_string(),
-        })
+        .ok_or_else(|| RowError::ColumnType { name, found: values.data_type().to_string() })
 }

@@ -37,9 +37,7 @@ impl TryFrom<String> for Sha256Hex {
         if text.len() == 64 && text.bytes().all(is_hex) {
             Ok(Sha256Hex(text))
         } else {
-            Err(format!(
-                "{text:?} is not a SHA-256 in lower-case hexadecimal"
-            ))
+            Err(format!("{text:?} is not a SHA-256 in lower-case hexadecimal"))
         }
     }
 }
@@ -74,11 +72,7 @@ pub fn canonical_json(value: &Value) -> String {
             Value::Object(map) => {
                 let mut keys: Vec<&String> = map.keys().collect();
                 keys.sort();
-                Value::Object(
-                    keys.into_iter()
-                        .map(|k| (k.clone(), sorted(&map[k])))
-                        .collect(),
-                )
+                Value::Object(keys.into_iter().map(|k| (k.clone(), sorted(&map[k]))).collect())
             }
             Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
             other => other.clone(),
@@ -106,10 +100,7 @@ mod tests {
     #[test]
     fn canonical_json_sorts_at_every_depth() {
         let value = json!({"b": 1, "a": [{"d": null, "c": "x"}]});
-        assert_eq!(
-            canonical_json(&value),
-            r#"{"a":[{"c":"x","d":null}],"b":1}"#
-        );
+        assert_eq!(canonical_json(&value), r#"{"a":[{"c":"x","d":null}],"b":1}"#);
     }
 
     #[test]
@@ -126,20 +117,11 @@ mod tests {
 
     #[test]
     fn each_part_of_a_key_changes_it() {
-        let program = |text: &[u8]| Program {
-            version: "1".into(),
-            sha256: sha256(text),
-        };
-        let input = |text: &[u8]| InputRef {
-            role: "rows".into(),
-            sha256: sha256(text),
-        };
+        let program = |text: &[u8]| Program { version: "1".into(), sha256: sha256(text) };
+        let input = |text: &[u8]| InputRef { role: "rows".into(), sha256: sha256(text) };
         let config = json!({"lr": 1.0});
         let key = stage_key("train", &config, &[input(b"a")], &program(b"p"));
-        assert_eq!(
-            key,
-            stage_key("train", &config, &[input(b"a")], &program(b"p"))
-        );
+        assert_eq!(key, stage_key("train", &config, &[input(b"a")], &program(b"p")));
         for other in [
             stage_key("merge", &config, &[input(b"a")], &program(b"p")),
             stage_key("train", &json!({"lr": 2.0}), &[input(b"a")], &program(b"p")),

@@ -83,24 +83,13 @@ impl Ledger {
                 if n_out.checked_add(n_lost) == Some(n_in) {
                     Ok(())
                 } else {
-                    Err(LedgerError {
-                        source_name: name.clone(),
-                        what,
-                        n_in,
-                        n_out,
-                        n_lost,
-                    })
+                    Err(LedgerError { source_name: name.clone(), what, n_in, n_out, n_lost })
                 }
             };
             check("rows", source.rows_in, source.rows_out, &source.rejected)?;
             if let Some(t) = &source.tokens {
                 check("tokens", t.tokens_in, t.tokens_out, &t.tokens_lost)?;
-                check(
-                    "trained tokens",
-                    t.trained_in,
-                    t.trained_out,
-                    &t.trained_lost,
-                )?;
+                check("trained tokens", t.trained_in, t.trained_out, &t.trained_lost)?;
             }
         }
         Ok(())

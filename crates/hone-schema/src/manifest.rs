@@ -163,21 +163,15 @@ impl Manifest {
     /// See [`ManifestError`].
     pub fn check(&self) -> Result<(), ManifestError> {
         if self.schema != SCHEMA_VERSION {
-            return Err(ManifestError::Schema {
-                found: u64::from(self.schema),
-            });
+            return Err(ManifestError::Schema { found: u64::from(self.schema) });
         }
         if self.files.len() > FILES_MAX {
-            return Err(ManifestError::TooManyFiles {
-                found: self.files.len(),
-            });
+            return Err(ManifestError::TooManyFiles { found: self.files.len() });
         }
         let mut seen = BTreeSet::new();
         for file in &self.files {
             if seen.last().is_some_and(|last| *last >= &file.name) {
-                return Err(ManifestError::Order {
-                    name: file.name.clone(),
-                });
+                return Err(ManifestError::Order { name: file.name.clone() });
             }
             seen.insert(&file.name);
         }
@@ -205,10 +199,7 @@ mod tests {
     use serde_json::json;
 
     fn manifest() -> Manifest {
-        let program = Program {
-            version: "0.1.0".into(),
-            sha256: sha256(b"program"),
-        };
+        let program = Program { version: "0.1.0".into(), sha256: sha256(b"program") };
         let config = json!({"seed": 7});
         let file = |name: &str| FileEntry {
             name: FileName::try_from(name).unwrap(),
@@ -239,9 +230,7 @@ mod tests {
     fn check(edit: impl FnOnce(&mut Value), message: &str) {
         let mut value: Value = serde_json::from_slice(&manifest().to_json()).unwrap();
         edit(&mut value);
-        let error = Manifest::from_json(value.to_string().as_bytes())
-            .unwrap_err()
-            .to_string();
+        let error = Manifest::from_json(value.to_string().as_bytes()).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
 
@@ -249,15 +238,9 @@ mod tests {
     fn edits_are_refused() {
         check(|m| m["schema"] = json!(999), "has schema 999");
         check(|m| m["files"][0]["name"] = json!("../x"), "letters, digits");
-        check(
-            |m| m["files"][0]["name"] = json!("train.arrow"),
-            "not in the order",
-        );
+        check(|m| m["files"][0]["name"] = json!("train.arrow"), "not in the order");
         check(|m| m["files"][0]["sha256"] = json!("0"), "not a SHA-256");
         check(|m| m["surprise"] = json!(1), "unknown field `surprise`");
-        check(
-            |m| m["ledger"]["sources"]["a"] = json!({"rows_in": 1, "rows_out": 0}),
-            "balance",
-        );
+        check(|m| m["ledger"]["sources"]["a"] = json!({"rows_in": 1, "rows_out": 0}), "balance");
     }
 }

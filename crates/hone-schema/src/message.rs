@@ -60,18 +60,11 @@ const WEIGHT_KEYS: [&str; 4] = ["train", "weight", "loss", "loss_scale"];
 pub fn parse_messages(json: &str) -> Result<Vec<Message>, MessageError> {
     let items: Vec<Map<String, Value>> =
         serde_json::from_str(json).map_err(|e| MessageError::Form(e.to_string()))?;
-    items
-        .into_iter()
-        .enumerate()
-        .map(|(index, value)| message(index, value))
-        .collect()
+    items.into_iter().enumerate().map(|(index, value)| message(index, value)).collect()
 }
 
 fn message(index: usize, value: Map<String, Value>) -> Result<Message, MessageError> {
-    let role = value
-        .get("role")
-        .and_then(Value::as_str)
-        .ok_or(MessageError::NoRole { index })?;
+    let role = value.get("role").and_then(Value::as_str).ok_or(MessageError::NoRole { index })?;
     let mut weight = 1.0;
     for key in WEIGHT_KEYS {
         weight *= match value.get(key) {
@@ -81,18 +74,10 @@ fn message(index: usize, value: Map<String, Value>) -> Result<Message, MessageEr
                 .as_f64()
                 .filter(|w| w.is_finite() && *w >= 0.0)
                 .map(|w| w as f32)
-                .ok_or_else(|| MessageError::Weight {
-                    index,
-                    key,
-                    found: other.to_string(),
-                })?,
+                .ok_or_else(|| MessageError::Weight { index, key, found: other.to_string() })?,
         };
     }
-    Ok(Message {
-        role: role.to_owned(),
-        weight,
-        value,
-    })
+    Ok(Message { role: role.to_owned(), weight, value })
 }
 
 #[cfg(test)]

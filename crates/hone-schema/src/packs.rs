@@ -84,10 +84,7 @@ impl Pack {
     pub fn check(&self) -> Result<(), PackError> {
         let ids = self.input_ids.len();
         if ids != self.loss_weight.len() {
-            return Err(PackError::Weights {
-                ids,
-                weights: self.loss_weight.len(),
-            });
+            return Err(PackError::Weights { ids, weights: self.loss_weight.len() });
         }
         if let Some(index) = self.docs.iter().position(|doc| doc.len == 0) {
             return Err(PackError::EmptyDoc { index });
@@ -96,15 +93,10 @@ impl Pack {
         if docs != ids as u64 {
             return Err(PackError::Docs { ids, docs });
         }
-        match self
-            .loss_weight
-            .iter()
-            .position(|w| !(w.is_finite() && *w >= 0.0))
-        {
-            Some(index) => Err(PackError::Weight {
-                index,
-                weight: self.loss_weight[index].to_string(),
-            }),
+        match self.loss_weight.iter().position(|w| !(w.is_finite() && *w >= 0.0)) {
+            Some(index) => {
+                Err(PackError::Weight { index, weight: self.loss_weight[index].to_string() })
+            }
             None => Ok(()),
         }
     }
@@ -115,10 +107,7 @@ impl Pack {
         let mut at = 0;
         for doc in &self.docs {
             let end = at + doc.len as usize;
-            n += self.loss_weight[at + 1..end]
-                .iter()
-                .filter(|w| **w > 0.0)
-                .count() as u64;
+            n += self.loss_weight[at + 1..end].iter().filter(|w| **w > 0.0).count() as u64;
             at = end;
         }
         n
@@ -127,11 +116,7 @@ impl Pack {
     /// Columns of the table. `seq_lens` repeats the documents' lengths as a plain list for readers of other tools.
     pub fn schema() -> SchemaRef {
         let list = |name: &str, of: DataType| {
-            Field::new(
-                name,
-                DataType::List(Arc::new(Field::new("item", of, false))),
-                false,
-            )
+            Field::new(name, DataType::List(Arc::new(Field::new("item", of, false))), false)
         };
         Arc::new(Schema::new(vec![
             list("input_ids", DataType::UInt32),
@@ -149,10 +134,8 @@ impl Pack {
         for (row, pack) in packs.iter().enumerate() {
             pack.check().map_err(|e| wrong(row, &e))?;
         }
-        let lens: Vec<Vec<u32>> = packs
-            .iter()
-            .map(|p| p.docs.iter().map(|d| d.len).collect())
-            .collect();
+        let lens: Vec<Vec<u32>> =
+            packs.iter().map(|p| p.docs.iter().map(|d| d.len).collect()).collect();
         let columns: Vec<ArrayRef> = vec![
             Arc::new(ids_column(packs.iter().map(|p| p.input_ids.as_slice()))?),
             Arc::new(weights_column(packs)?),
@@ -173,9 +156,7 @@ impl Pack {
         (0..batch.num_rows())
             .map(|row| {
                 let pack = Pack {
-                    input_ids: item::<UInt32Array>(ids, row, "input_ids")?
-                        .values()
-                        .to_vec(),
+                    input_ids: item::<UInt32Array>(ids, row, "input_ids")?.values().to_vec(),
                     loss_weight: item::<Float32Array>(weights, row, "loss_weight")?
                         .values()
                         .to_vec(),
@@ -189,11 +170,7 @@ impl Pack {
 }
 
 fn wrong(row: usize, error: &PackError) -> RowError {
-    RowError::Value {
-        row,
-        name: "pack",
-        found: error.to_string(),
-    }
+    RowError::Value { row, name: "pack", found: error.to_string() }
 }
 
 fn doc_fields() -> Fields {
@@ -209,17 +186,9 @@ fn doc_fields() -> Fields {
 
 fn weights_column(packs: &[Pack]) -> Result<ListArray, RowError> {
     let offsets = OffsetBuffer::from_lengths(packs.iter().map(|p| p.loss_weight.len()));
-    let values: Vec<f32> = packs
-        .iter()
-        .flat_map(|p| p.loss_weight.iter().copied())
-        .collect();
+    let values: Vec<f32> = packs.iter().flat_map(|p| p.loss_weight.iter().copied()).collect();
     let field = Arc::new(Field::new("item", DataType::Float32, false));
-    Ok(ListArray::try_new(
-        field,
-        offsets,
-        Arc::new(Float32Array::from(values)),
-        None,
-    )?)
+    Ok(ListArray::try_new(field, offsets, Arc::new(Float32Array::from(values)), None)?)
 }
 
 fn docs_column(packs: &[Pack]) -> Result<ListArray, RowError> {
@@ -253,11 +222,7 @@ fn docs_at(list: &ListArray, row: usize) -> Result<Vec<Doc>, RowError> {
     (0..batch.num_rows())
         .map(|idx| {
             let name = kind.value(idx);
-            let unknown = || RowError::Value {
-                row,
-                name: "kind",
-                found: format!("{name:?}"),
-            };
+            let unknown = || RowError::Value { row, name: "kind", found: format!("{name:?}") };
             Ok(Doc {
                 len: len.value(idx),
                 row_id: row_id.value(idx).to_owned(),
@@ -295,13 +260,7 @@ mod tests {
 
     #[test]
     fn packs_read_back() {
-        let packs = vec![
-            pack(),
-            Pack {
-                docs: vec![doc(5)],
-                ..pack()
-            },
-        ];
+        let packs = vec![pack(), Pack { docs: vec![doc(5)], ..pack() }];
         let batch = Pack::to_batch(&packs).unwrap();
         assert_eq!(Pack::from_batch(&batch).unwrap(), packs);
     }
@@ -309,14 +268,7 @@ mod tests {
     #[test]
     fn the_first_token_of_a_document_is_never_trained() {
         assert_eq!(pack().n_trained(), 2);
-        assert_eq!(
-            Pack {
-                docs: vec![doc(5)],
-                ..pack()
-            }
-            .n_trained(),
-            2
-        );
+        assert_eq!(Pack { docs: vec![doc(5)], ..pack() }.n_trained(), 2);
     }
 
     fn check(edit: impl FnOnce(&mut Pack), message: &str) {
@@ -331,10 +283,7 @@ mod tests {
         check(|p| p.loss_weight.truncate(4), "5 ids and 4 loss weights");
         check(|p| p.docs.truncate(1), "5 ids, its documents have 2");
         check(|p| p.docs[0].len = 0, "document 0 of a pack is empty");
-        check(
-            |p| p.loss_weight[1] = f32::NAN,
-            "token 1 of a pack has loss weight NaN",
-        );
+        check(|p| p.loss_weight[1] = f32::NAN, "token 1 of a pack has loss weight NaN");
         check(|p| p.loss_weight[1] = -1.0, "loss weight -1");
     }
 }

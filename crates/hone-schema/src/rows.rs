@@ -258,11 +258,7 @@ fn named<T>(
     from: impl Fn(&str) -> Option<T>,
 ) -> Result<T, RowError> {
     let found = array.value(row);
-    from(found).ok_or_else(|| RowError::Value {
-        row,
-        name,
-        found: format!("{found:?}"),
-    })
+    from(found).ok_or_else(|| RowError::Value { row, name, found: format!("{found:?}") })
 }
 
 impl Conversation {
@@ -292,17 +288,13 @@ impl Conversation {
         let columns: Vec<ArrayRef> = vec![
             texts(rows.iter().map(|r| r.id.as_str())),
             texts(rows.iter().map(|r| r.source.as_str())),
-            Arc::new(UInt64Array::from_iter_values(
-                rows.iter().map(|r| r.source_row),
-            )),
+            Arc::new(UInt64Array::from_iter_values(rows.iter().map(|r| r.source_row))),
             texts(rows.iter().map(|r| r.split.as_str())),
             texts(rows.iter().map(|r| r.kind.as_str())),
             texts(rows.iter().map(|r| r.messages.as_str())),
             texts_null(rows.iter().map(|r| r.tools.as_deref())),
             texts_null(rows.iter().map(|r| r.text.as_deref())),
-            Arc::new(Float32Array::from_iter_values(
-                rows.iter().map(|r| r.weight),
-            )),
+            Arc::new(Float32Array::from_iter_values(rows.iter().map(|r| r.weight))),
             texts_null(rows.iter().map(|r| r.chosen.as_deref())),
             texts_null(rows.iter().map(|r| r.rejected.as_deref())),
             texts_null(rows.iter().map(|r| r.meta.as_deref())),
@@ -348,11 +340,7 @@ fn weight_at(array: &Float32Array, row: usize, name: &'static str) -> Result<f32
     if weight.is_finite() && weight >= 0.0 {
         Ok(weight)
     } else {
-        Err(RowError::Value {
-            row,
-            name,
-            found: weight.to_string(),
-        })
+        Err(RowError::Value { row, name, found: weight.to_string() })
     }
 }
 
@@ -452,10 +440,7 @@ impl Rendered {
         if at as usize != self.text.len() {
             return wrong(format!("they end at {at}, the text at {}", self.text.len()));
         }
-        if self
-            .prompt_len
-            .is_some_and(|len| !self.text.is_char_boundary(len as usize))
-        {
+        if self.prompt_len.is_some_and(|len| !self.text.is_char_boundary(len as usize)) {
             return wrong("the prompt does not end between two characters".to_owned());
         }
         Ok(())
@@ -464,10 +449,7 @@ impl Rendered {
 
 fn spans_column(rows: &[Rendered]) -> Result<ListArray, RowError> {
     let n: usize = rows.iter().map(|r| r.spans.len()).sum();
-    let (mut start, mut end) = (
-        UInt32Builder::with_capacity(n),
-        UInt32Builder::with_capacity(n),
-    );
+    let (mut start, mut end) = (UInt32Builder::with_capacity(n), UInt32Builder::with_capacity(n));
     let (mut message, mut weight) = (Int32Builder::with_capacity(n), Float32Builder::new());
     let (mut role, mut part) = (StringBuilder::new(), StringBuilder::new());
     for span in rows.iter().flat_map(|r| &r.spans) {
@@ -504,11 +486,7 @@ fn spans_at(list: &ListArray, row: usize) -> Result<Vec<Span>, RowError> {
     (0..batch.num_rows())
         .map(|idx| {
             let name = part.value(idx);
-            let unknown = || RowError::Value {
-                row,
-                name: "part",
-                found: format!("{name:?}"),
-            };
+            let unknown = || RowError::Value { row, name: "part", found: format!("{name:?}") };
             Ok(Span {
                 start: start.value(idx),
                 end: end.value(idx),
@@ -596,12 +574,7 @@ pub(crate) fn ids_column<'a>(
     let offsets = OffsetBuffer::from_lengths(rows.clone().map(<[u32]>::len));
     let values: Vec<u32> = rows.flatten().copied().collect();
     let field = Arc::new(Field::new("item", DataType::UInt32, false));
-    Ok(ListArray::try_new(
-        field,
-        offsets,
-        Arc::new(UInt32Array::from(values)),
-        None,
-    )?)
+    Ok(ListArray::try_new(field, offsets, Arc::new(UInt32Array::from(values)), None)?)
 }
 
 impl Reject {
@@ -675,14 +648,7 @@ mod tests {
 
     fn span(start: u32, end: u32, message: Option<u32>, part: Part) -> Span {
         let weight = if part == Part::Scaffold { 0.0 } else { 0.5 };
-        Span {
-            start,
-            end,
-            message,
-            role: "assistant".into(),
-            part,
-            weight,
-        }
+        Span { start, end, message, role: "assistant".into(), part, weight }
     }
 
     fn rendered(text: &str, spans: Vec<Span>) -> Rendered {
@@ -714,11 +680,7 @@ mod tests {
             rejected: None,
             meta: Some(r#"{"k":1}"#.into()),
         };
-        let plain = Conversation {
-            text: Some("t".into()),
-            kind: Kind::Text,
-            ..row.clone()
-        };
+        let plain = Conversation { text: Some("t".into()), kind: Kind::Text, ..row.clone() };
         let rows = vec![row, plain];
         let batch = Conversation::to_batch(&rows).unwrap();
         assert_eq!(Conversation::from_batch(&batch).unwrap(), rows);
@@ -727,22 +689,10 @@ mod tests {
     #[test]
     fn rendered_rows_read_back() {
         let rows = vec![
-            rendered(
-                "ab",
-                vec![
-                    span(0, 1, None, Part::Scaffold),
-                    span(1, 2, Some(0), Part::Stop),
-                ],
-            ),
+            rendered("ab", vec![span(0, 1, None, Part::Scaffold), span(1, 2, Some(0), Part::Stop)]),
             rendered("é", vec![span(0, 2, Some(7), Part::Content)]),
         ];
-        let rows: Vec<_> = rows
-            .into_iter()
-            .map(|r| Rendered {
-                prompt_len: None,
-                ..r
-            })
-            .collect();
+        let rows: Vec<_> = rows.into_iter().map(|r| Rendered { prompt_len: None, ..r }).collect();
         let batch = Rendered::to_batch(&rows).unwrap();
         assert_eq!(Rendered::from_batch(&batch).unwrap(), rows);
     }
@@ -757,18 +707,9 @@ mod tests {
             rendered("ab", vec![span(0, 1, None, Part::Content)]),
             "they end at 1, the text at 2",
         );
-        check(
-            rendered("ab", vec![span(1, 2, None, Part::Content)]),
-            "1..2 does not follow 0",
-        );
-        check(
-            rendered("é", vec![span(0, 1, None, Part::Content)]),
-            "not between two characters",
-        );
-        check(
-            rendered("", vec![span(0, 0, None, Part::Content)]),
-            "0..0 does not follow 0",
-        );
+        check(rendered("ab", vec![span(1, 2, None, Part::Content)]), "1..2 does not follow 0");
+        check(rendered("é", vec![span(0, 1, None, Part::Content)]), "not between two characters");
+        check(rendered("", vec![span(0, 0, None, Part::Content)]), "0..0 does not follow 0");
     }
 
     #[test]
@@ -796,13 +737,7 @@ mod tests {
         };
         let batch = Reject::to_batch(std::slice::from_ref(&reject)).unwrap();
         let back = Reject::from_batch(&batch).unwrap();
-        assert_eq!(
-            back,
-            vec![Reject {
-                raw: "é".repeat(2048),
-                ..reject
-            }]
-        );
+        assert_eq!(back, vec![Reject { raw: "é".repeat(2048), ..reject }]);
     }
 
     #[test]

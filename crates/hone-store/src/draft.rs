@@ -66,9 +66,7 @@ impl Draft {
         let name = target
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
-            .ok_or_else(|| StoreError::Foreign {
-                path: target.to_owned(),
-            })?;
+            .ok_or_else(|| StoreError::Foreign { path: target.to_owned() })?;
         let parent = match target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
@@ -101,10 +99,7 @@ impl Draft {
             .create_new(true)
             .open(&path)
             .map_err(|e| StoreError::io("create", &path, e))?;
-        self.entries
-            .lock()
-            .expect("no writer panics with it")
-            .insert(name.clone(), None);
+        self.entries.lock().expect("no writer panics with it").insert(name.clone(), None);
         Ok(DraftFile {
             out: BufWriter::with_capacity(1 << 18, Hashing::new(file)),
             name,
@@ -119,8 +114,7 @@ impl Draft {
     /// As [`Draft::file`], and the write.
     pub fn write(&self, name: &str, bytes: &[u8], rows: Option<u64>) -> Result<(), StoreError> {
         let mut file = self.file(name)?;
-        file.write_all(bytes)
-            .map_err(|e| StoreError::io("write", &file.path, e))?;
+        file.write_all(bytes).map_err(|e| StoreError::io("write", &file.path, e))?;
         file.finish(rows)
     }
 
@@ -139,11 +133,7 @@ impl Draft {
             .build();
         let writer = ArrowWriter::try_new(file, schema, Some(properties))
             .map_err(|e| StoreError::table(&path, e))?;
-        Ok(ParquetFile {
-            writer,
-            path,
-            rows: 0,
-        })
+        Ok(ParquetFile { writer, path, rows: 0 })
     }
 
     /// A new Arrow IPC file, uncompressed so that it can be mapped into memory.
@@ -154,11 +144,7 @@ impl Draft {
         let file = self.file(name)?;
         let path = file.path.clone();
         let writer = FileWriter::try_new(file, &schema).map_err(|e| StoreError::table(&path, e))?;
-        Ok(IpcFile {
-            writer,
-            path,
-            rows: 0,
-        })
+        Ok(IpcFile { writer, path, rows: 0 })
     }
 
     /// Writes the manifest, and makes the directory visible under its name in one step, in the place of an older one.
@@ -179,21 +165,16 @@ impl Draft {
             ledger: seal.ledger,
             report: seal.report,
         };
-        manifest.check().map_err(|source| StoreError::Manifest {
-            path: self.target.clone(),
-            source,
-        })?;
+        manifest
+            .check()
+            .map_err(|source| StoreError::Manifest { path: self.target.clone(), source })?;
         let path = self.scratch.join(Manifest::FILE);
         let bytes = manifest.to_json();
         File::create_new(&path)
             .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
             .map_err(|e| StoreError::io("write", &path, e))?;
         sync::dir(&self.scratch)?;
-        let parent = self
-            .target
-            .parent()
-            .expect("joined to its parent in open")
-            .to_owned();
+        let parent = self.target.parent().expect("joined to its parent in open").to_owned();
         if self.target.exists() {
             sync::exchange(&self.scratch, &self.target)?;
         } else {
@@ -234,9 +215,7 @@ impl Drop for Draft {
 
 /// A target may be absent, an empty directory, or an artefact of ours; nothing else is ever replaced.
 fn refuse_foreign(target: &Path) -> Result<(), StoreError> {
-    let foreign = || StoreError::Foreign {
-        path: target.to_owned(),
-    };
+    let foreign = || StoreError::Foreign { path: target.to_owned() };
     match fs::symlink_metadata(target) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(StoreError::io("read", target, e)),
@@ -245,11 +224,7 @@ fn refuse_foreign(target: &Path) -> Result<(), StoreError> {
         Ok(_) => {
             let mut entries =
                 fs::read_dir(target).map_err(|e| StoreError::io("read", target, e))?;
-            if entries.next().is_none() {
-                Ok(())
-            } else {
-                Err(foreign())
-            }
+            if entries.next().is_none() { Ok(()) } else { Err(foreign()) }
         }
     }
 }
@@ -277,11 +252,7 @@ struct Hashing {
 
 impl Hashing {
     fn new(file: File) -> Self {
-        Hashing {
-            file,
-            digest: Sha256::new(),
-            bytes: 0,
-        }
+        Hashing { file, digest: Sha256::new(), bytes: 0 }
     }
 }
 
@@ -337,10 +308,7 @@ impl DraftFile {
             sha256: Sha256Hex::from_digest(&inner.digest.finalize()),
             rows,
         };
-        self.entries
-            .lock()
-            .expect("no writer panics with it")
-            .insert(self.name, Some(entry));
+        self.entries.lock().expect("no writer panics with it").insert(self.name, Some(entry));
         Ok(())
     }
 }
@@ -359,9 +327,7 @@ impl ParquetFile {
     /// A batch of another schema, or the file system.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), StoreError> {
         self.rows += batch.num_rows() as u64;
-        self.writer
-            .write(batch)
-            .map_err(|e| StoreError::table(&self.path, e))
+        self.writer.write(batch).map_err(|e| StoreError::table(&self.path, e))
     }
 
     /// Writes the footer and finishes the file.
@@ -369,10 +335,7 @@ impl ParquetFile {
     /// # Errors
     /// The file system.
     pub fn finish(self) -> Result<(), StoreError> {
-        let file = self
-            .writer
-            .into_inner()
-            .map_err(|e| StoreError::table(&self.path, e))?;
+        let file = self.writer.into_inner().map_err(|e| StoreError::table(&self.path, e))?;
         file.finish(Some(self.rows))
     }
 }
@@ -391,9 +354,7 @@ impl IpcFile {
     /// A batch of another schema, or the file system.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), StoreError> {
         self.rows += batch.num_rows() as u64;
-        self.writer
-            .write(batch)
-            .map_err(|e| StoreError::table(&self.path, e))
+        self.writer.write(batch).map_err(|e| StoreError::table(&self.path, e))
     }
 
     /// Writes the footer and finishes the file.
@@ -401,10 +362,7 @@ impl IpcFile {
     /// # Errors
     /// The file system.
     pub fn finish(self) -> Result<(), StoreError> {
-        let file = self
-            .writer
-            .into_inner()
-            .map_err(|e| StoreError::table(&self.path, e))?;
+        let file = self.writer.into_inner().map_err(|e| StoreError::table(&self.path, e))?;
         file.finish(Some(self.rows))
     }
 }

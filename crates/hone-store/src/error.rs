@@ -121,30 +121,18 @@ pub enum StoreError {
 impl StoreError {
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         if source.kind() == io::ErrorKind::NotFound && action != "create" {
-            return StoreError::NotFound {
-                path: path.to_owned(),
-            };
+            return StoreError::NotFound { path: path.to_owned() };
         }
-        StoreError::Io {
-            action,
-            path: path.to_owned(),
-            source,
-        }
+        StoreError::Io { action, path: path.to_owned(), source }
     }
 
     pub(crate) fn table(path: &Path, source: impl std::fmt::Display) -> Self {
-        StoreError::Table {
-            path: path.to_owned(),
-            message: source.to_string(),
-        }
+        StoreError::Table { path: path.to_owned(), message: source.to_string() }
     }
 
     pub(crate) fn hash(path: &Path, sealed: &Sha256Hex, found: &Sha256Hex) -> Self {
         let what = format!("its hash was {}, it is {}", sealed.short(), found.short());
-        StoreError::Changed {
-            path: path.to_owned(),
-            what,
-        }
+        StoreError::Changed { path: path.to_owned(), what }
     }
 
     /// Whose fault it is.

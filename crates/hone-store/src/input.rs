@@ -24,11 +24,7 @@ pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, StoreError> {
         .map_err(|e| StoreError::io("read", path, e))?;
     if bytes.len() as u64 > bytes_max {
         let found = fs::metadata(path).map_or(bytes.len() as u64, |m| m.len());
-        return Err(StoreError::TooLarge {
-            path: path.to_owned(),
-            bytes: found,
-            max: bytes_max,
-        });
+        return Err(StoreError::TooLarge { path: path.to_owned(), bytes: found, max: bytes_max });
     }
     Ok(bytes)
 }
@@ -92,9 +88,7 @@ pub fn is_file(path: &Path) -> bool {
 /// # Errors
 /// It is missing or cannot be looked at.
 pub fn len(path: &Path) -> Result<u64, StoreError> {
-    Ok(fs::metadata(path)
-        .map_err(|e| StoreError::io("read", path, e))?
-        .len())
+    Ok(fs::metadata(path).map_err(|e| StoreError::io("read", path, e))?.len())
 }
 
 /// The regular files of a directory (links to such included), sorted by name; nothing below it.

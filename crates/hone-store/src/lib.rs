@@ -6,12 +6,6 @@
 //! ledger, names, sizes or hashes are not as they were sealed. [`ModelDir`] reads Hugging Face model directories, sealed or
 //! foreign; [`input`] reads what users bring; [`Live`] appends to logs that people watch while a stage runs.
 
-#![allow(
-    clippy::disallowed_methods,
-    clippy::disallowed_types,
-    reason = "this is the one crate that may use std::fs"
-)]
-
 mod draft;
 mod error;
 pub mod input;

@@ -27,23 +27,15 @@ impl Live {
     /// # Errors
     /// The place cannot be written.
     pub fn create(path: &Path) -> Result<Self, StoreError> {
-        Self::open(
-            path,
-            OpenOptions::new().create(true).write(true).truncate(true),
-        )
+        Self::open(path, OpenOptions::new().create(true).write(true).truncate(true))
     }
 
     fn open(path: &Path, options: &OpenOptions) -> Result<Self, StoreError> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(|e| StoreError::io("create", parent, e))?;
         }
-        let file = options
-            .open(path)
-            .map_err(|e| StoreError::io("create", path, e))?;
-        Ok(Live {
-            file,
-            path: path.to_owned(),
-        })
+        let file = options.open(path).map_err(|e| StoreError::io("create", path, e))?;
+        Ok(Live { file, path: path.to_owned() })
     }
 
     /// Writes `bytes` at the end.
@@ -51,8 +43,6 @@ impl Live {
     /// # Errors
     /// The write failed.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.file
-            .write_all(bytes)
-            .map_err(|e| StoreError::io("write", &self.path, e))
+        self.file.write_all(bytes).map_err(|e| StoreError::io("write", &self.path, e))
     }
 }

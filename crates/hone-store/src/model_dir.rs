@@ -29,9 +29,7 @@ impl ModelDir {
     /// It is missing, not a directory, has no `config.json`, or was sealed and changed since.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         if !dir.is_dir() {
-            return Err(StoreError::NotFound {
-                path: dir.to_owned(),
-            });
+            return Err(StoreError::NotFound { path: dir.to_owned() });
         }
         let names: Vec<String> = input::list(dir)?
             .iter()
@@ -39,16 +37,9 @@ impl ModelDir {
             .map(|name| name.to_string_lossy().into_owned())
             .filter(|name| is_model_file(name))
             .collect();
-        let sealed = if dir.join(Manifest::FILE).is_file() {
-            Some(Sealed::open_any(dir)?)
-        } else {
-            None
-        };
-        let model = ModelDir {
-            dir: dir.to_owned(),
-            sealed,
-            names,
-        };
+        let sealed =
+            if dir.join(Manifest::FILE).is_file() { Some(Sealed::open_any(dir)?) } else { None };
+        let model = ModelDir { dir: dir.to_owned(), sealed, names };
         if !model.has("config.json") {
             return Err(model.no_file("config.json"));
         }
@@ -56,10 +47,7 @@ impl ModelDir {
     }
 
     fn no_file(&self, name: &str) -> StoreError {
-        StoreError::NoFile {
-            path: self.dir.clone(),
-            name: name.to_owned(),
-        }
+        StoreError::NoFile { path: self.dir.clone(), name: name.to_owned() }
     }
 
     /// Where it lies.
@@ -90,11 +78,7 @@ impl ModelDir {
                 let bytes = sealed.manifest().file(name).map_or(0, |entry| entry.bytes);
                 if bytes > bytes_max {
                     let path = self.dir.join(name);
-                    return Err(StoreError::TooLarge {
-                        path,
-                        bytes,
-                        max: bytes_max,
-                    });
+                    return Err(StoreError::TooLarge { path, bytes, max: bytes_max });
                 }
                 sealed.read(name)
             }
@@ -107,11 +91,7 @@ impl ModelDir {
     /// # Errors
     /// It is too large, or was sealed and changed since.
     pub fn try_read(&self, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, StoreError> {
-        if self.has(name) {
-            self.read(name, bytes_max).map(Some)
-        } else {
-            Ok(None)
-        }
+        if self.has(name) { self.read(name, bytes_max).map(Some) } else { Ok(None) }
     }
 
     /// The safetensors files, open, in the order of their names; at least one.
@@ -119,10 +99,7 @@ impl ModelDir {
     /// # Errors
     /// There is none, or one cannot be opened, or was sealed and changed since.
     pub fn weights(&self) -> Result<Vec<(String, File)>, StoreError> {
-        let names = self
-            .names
-            .iter()
-            .filter(|name| name.ends_with(".safetensors"));
+        let names = self.names.iter().filter(|name| name.ends_with(".safetensors"));
         let files: Vec<(String, File)> = names
             .map(|name| {
                 let file = match &self.sealed {
@@ -132,11 +109,7 @@ impl ModelDir {
                 Ok((name.clone(), file))
             })
             .collect::<Result<_, StoreError>>()?;
-        if files.is_empty() {
-            Err(self.no_file("model.safetensors"))
-        } else {
-            Ok(files)
-        }
+        if files.is_empty() { Err(self.no_file("model.safetensors")) } else { Ok(files) }
     }
 
     /// The whole model as an input of a stage.
@@ -162,9 +135,6 @@ impl ModelDir {
             };
             lines.push_str(&format!("{hash} {name}\n"));
         }
-        Ok(InputRef {
-            role: role.to_owned(),
-            sha256: sha256(lines.as_bytes()),
-        })
+        Ok(InputRef { role: role.to_owned(), sha256: sha256(lines.as_bytes()) })
     }
 }

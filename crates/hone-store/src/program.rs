@@ -18,10 +18,5 @@ pub fn program(version: &str) -> Result<Program, StoreError> {
     let path = std::env::current_exe()
         .map_err(|e| StoreError::io("find", "the running program".as_ref(), e))?;
     let (sha256, _) = input::hash(&path)?;
-    Ok(PROGRAM
-        .get_or_init(|| Program {
-            version: version.to_owned(),
-            sha256,
-        })
-        .clone())
+    Ok(PROGRAM.get_or_init(|| Program { version: version.to_owned(), sha256 }).clone())
 }

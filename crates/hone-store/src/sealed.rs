@@ -34,11 +34,7 @@ impl Sealed {
         let sealed = Self::open_any(dir)?;
         let found = sealed.manifest.kind;
         if found != kind {
-            return Err(StoreError::Kind {
-                path: dir.to_owned(),
-                expected: kind,
-                found,
-            });
+            return Err(StoreError::Kind { path: dir.to_owned(), expected: kind, found });
         }
         Ok(sealed)
     }
@@ -49,26 +45,16 @@ impl Sealed {
     /// As [`Sealed::open`].
     pub fn open_any(dir: &Path) -> Result<Self, StoreError> {
         if !dir.exists() {
-            return Err(StoreError::NotFound {
-                path: dir.to_owned(),
-            });
+            return Err(StoreError::NotFound { path: dir.to_owned() });
         }
         let path = dir.join(Manifest::FILE);
         if !path.is_file() {
-            return Err(StoreError::NotSealed {
-                path: dir.to_owned(),
-            });
+            return Err(StoreError::NotSealed { path: dir.to_owned() });
         }
         let bytes = input::read(&path, MANIFEST_BYTES_MAX)?;
-        let manifest = Manifest::from_json(&bytes).map_err(|source| StoreError::Manifest {
-            path: path.clone(),
-            source,
-        })?;
-        let sealed = Sealed {
-            dir: dir.to_owned(),
-            manifest,
-            sha256: sha256(&bytes),
-        };
+        let manifest = Manifest::from_json(&bytes)
+            .map_err(|source| StoreError::Manifest { path: path.clone(), source })?;
+        let sealed = Sealed { dir: dir.to_owned(), manifest, sha256: sha256(&bytes) };
         for entry in &sealed.manifest.files {
             sealed.check_size(entry)?;
         }
@@ -106,10 +92,7 @@ impl Sealed {
 
     /// This artefact as an input of a stage.
     pub fn input(&self, role: &str) -> InputRef {
-        InputRef {
-            role: role.to_owned(),
-            sha256: self.sha256.clone(),
-        }
+        InputRef { role: role.to_owned(), sha256: self.sha256.clone() }
     }
 
     /// Whether it has a file of that name.
@@ -123,10 +106,9 @@ impl Sealed {
     }
 
     fn entry(&self, name: &str) -> Result<&FileEntry, StoreError> {
-        self.manifest.file(name).ok_or_else(|| StoreError::NoFile {
-            path: self.dir.clone(),
-            name: name.to_owned(),
-        })
+        self.manifest
+            .file(name)
+            .ok_or_else(|| StoreError::NoFile { path: self.dir.clone(), name: name.to_owned() })
     }
 
     /// A file whose size and hash were checked, at its first byte.
@@ -216,10 +198,7 @@ impl Batches {
         let mut rows = Vec::new();
         for batch in self {
             let more = from(&batch?);
-            rows.extend(more.map_err(|source| StoreError::Rows {
-                path: path.clone(),
-                source,
-            })?);
+            rows.extend(more.map_err(|source| StoreError::Rows { path: path.clone(), source })?);
         }
         Ok(rows)
     }
@@ -229,11 +208,7 @@ impl Iterator for Batches {
     type Item = Result<RecordBatch, StoreError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        Some(
-            self.reader
-                .next()?
-                .map_err(|e| StoreError::table(&self.path, e)),
-        )
+        Some(self.reader.next()?.map_err(|e| StoreError::table(&self.path, e)))
     }
 }
 
@@ -267,14 +242,9 @@ pub fn remove_sealed(dir: &Path) -> Result<(), StoreError> {
         return Ok(());
     }
     if !dir.join(Manifest::FILE).is_file() {
-        return Err(StoreError::NotSealed {
-            path: dir.to_owned(),
-        });
+        return Err(StoreError::NotSealed { path: dir.to_owned() });
     }
-    let name = dir
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
+    let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let hidden = dir.with_file_name(format!(".{name}.draft-removed-{}", std::process::id()));
     fs::rename(dir, &hidden).map_err(|e| StoreError::io("rename", dir, e))?;
     fs::remove_dir_all(&hidden).map_err(|e| StoreError::io("remove", &hidden, e))

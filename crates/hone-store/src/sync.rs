@@ -11,9 +11,7 @@ use crate::StoreError;
 
 /// Makes the entries of a directory durable.
 pub(crate) fn dir(path: &Path) -> Result<(), StoreError> {
-    File::open(path)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|e| StoreError::io("sync", path, e))
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| StoreError::io("sync", path, e))
 }
 
 /// Takes the lock file at `path` for as long as the returned file lives. The kernel frees it when the holder dies.
@@ -31,15 +29,8 @@ pub(crate) fn lock(path: &Path, target: &Path) -> Result<File, StoreError> {
         }
         let mut pid = String::new();
         let _ = file.read_to_string(&mut pid);
-        let pid = if pid.trim().is_empty() {
-            "unknown".into()
-        } else {
-            pid.trim().to_owned()
-        };
-        return Err(StoreError::Locked {
-            path: target.to_owned(),
-            pid,
-        });
+        let pid = if pid.trim().is_empty() { "unknown".into() } else { pid.trim().to_owned() };
+        return Err(StoreError::Locked { path: target.to_owned(), pid });
     }
     let write_pid = |file: &mut File| {
         file.set_len(0)?;
