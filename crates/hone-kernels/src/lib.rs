@@ -9,6 +9,8 @@ mod cpu;
 pub mod reference;
 pub mod rng;
 mod shape;
+#[cfg(test)]
+mod tests;
 
 pub use backend::*;
 pub use cpu::{Cpu, CpuBuf, CpuFrozen};

@@ -1,6 +1,6 @@
 //! The shape checks that both host backends make before they index.
 
-use crate::{Backend, Heads, Mat, MatMut};
+use crate::{AttnMask, Backend, Heads, Mat, MatMut};
 
 /// One past the last index of a view; 0 for an empty one.
 pub(crate) fn end(offset: usize, rows: usize, cols: usize, stride: usize) -> usize {
@@ -88,6 +88,11 @@ pub(crate) fn documents(
         "{start} tokens do not fit lse of {lse_len}"
     );
     docs
+}
+
+/// Checks that a query sees at least itself.
+pub(crate) fn check_mask(mask: AttnMask) {
+    assert!(mask.window != Some(0), "a window of 0 hides every key");
 }
 
 /// Checks that the query heads divide evenly among the key/value heads.

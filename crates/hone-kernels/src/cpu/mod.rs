@@ -4,6 +4,7 @@
 //! depend on the number of threads. Tasks run on the rayon pool of the caller; a program that calls many small
 //! operators does so from inside `ThreadPool::install`, which saves waking a thread for each.
 
+mod attention;
 mod buffer;
 mod loss;
 mod matmul;
@@ -11,12 +12,14 @@ mod norm;
 mod par;
 mod pointwise;
 pub(crate) mod simd;
+mod tile;
 
+use attention::{Cache, Plan, Saved};
 pub use buffer::CpuBuf;
 use matmul::Factor;
 use simd::Level;
 
-use crate::shape::{Layout, check_heads, documents, layout, layout_mut};
+use crate::shape::{Layout, check_heads, check_mask, documents, layout, layout_mut};
 use crate::{AdamW, AttnMask, Backend, Heads, LossSums, Mat, MatMut, Op};
 
 /// The fast backend on the processor; see the module.
@@ -31,6 +34,17 @@ impl Cpu {
         Cpu {
             level: Level::all()[0],
         }
+    }
+}
+
+#[cfg(test)]
+impl Cpu {
+    /// A backend for every instruction set of this machine.
+    pub(crate) fn all_levels() -> Vec<Self> {
+        Level::all()
+            .into_iter()
+            .map(|level| Cpu { level })
+            .collect()
     }
 }
 
@@ -249,12 +263,9 @@ impl Backend for Cpu {
         out: &mut CpuBuf,
         lse: &mut CpuBuf,
     ) {
-        documents(heads, seq_lens, qkv.len(), out.len(), lse.len());
-        let wide = |x: &CpuBuf| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
-        let (mut o, mut l) = (wide(out), wide(lse));
-        crate::Reference.attention(&wide(qkv), heads, seq_lens, mask, &mut o, &mut l);
-        crate::Reference.read(&o, 0, out);
-        crate::Reference.read(&l, 0, lse);
+        check_mask(mask);
+        let docs = documents(heads, seq_lens, qkv.len(), out.len(), lse.len());
+        attention::forward(self.level, Plan { heads, mask }, &docs, qkv, out, lse);
     }
 
     fn attention_backward(
@@ -268,11 +279,16 @@ impl Backend for Cpu {
         mask: AttnMask,
         dqkv: &mut CpuBuf,
     ) {
-        let wide = |x: &CpuBuf| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
-        let mut d = wide(dqkv);
-        let (dout, qkv, out, lse) = (&wide(dout), &wide(qkv), &wide(out), &wide(lse));
-        crate::Reference.attention_backward(dout, qkv, out, lse, heads, seq_lens, mask, &mut d);
-        crate::Reference.read(&d, 0, dqkv);
+        let (qkv_len, out_len) = (qkv.len().min(dqkv.len()), out.len().min(dout.len()));
+        check_mask(mask);
+        let docs = documents(heads, seq_lens, qkv_len, out_len, lse.len());
+        let saved = Saved {
+            dout,
+            qkv,
+            out,
+            lse,
+        };
+        attention::backward(self.level, Plan { heads, mask }, &docs, saved, dqkv);
     }
 
     fn attention_decode(
@@ -286,18 +302,23 @@ impl Backend for Cpu {
         mask: AttnMask,
         out: &mut CpuBuf,
     ) {
-        let wide = |x: &CpuBuf| x.iter().map(|&x| f64::from(x)).collect::<Vec<f64>>();
-        let q_wide = wide(q.buf);
-        let q = Mat {
-            buf: &q_wide,
-            offset: q.offset,
-            rows: q.rows,
-            cols: q.cols,
-            stride: q.stride,
+        check_heads(heads);
+        check_mask(mask);
+        let l = layout(self, &q);
+        assert!(l.rows == lens.len() && l.cols == heads.out_width(), "{l:?}");
+        assert!(
+            lens.iter().all(|&len| 0 < len && len <= capacity),
+            "{lens:?} of {capacity}"
+        );
+        let rows = |b: usize| &q.buf[l.row(b)..][..l.cols];
+        let cache = Cache {
+            keys: k_cache,
+            values: v_cache,
+            capacity,
+            lens,
         };
-        let (k, v, mut o) = (wide(k_cache), wide(v_cache), wide(out));
-        crate::Reference.attention_decode(q, &k, &v, capacity, lens, heads, mask, &mut o);
-        crate::Reference.read(&o, 0, out);
+        let out = &mut out[..l.rows * l.cols];
+        attention::decode(self.level, Plan { heads, mask }, rows, cache, out);
     }
 
     fn cross_entropy(

@@ -35,15 +35,22 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// `dx <- dx + r (dy w - x r mean)` on rows, and `dw <- dw + dy x r`.
-    fn backward_row<_s>(dy: &[f32], x: &[f32], w: &[f32], r: f32, dx: &mut [f32], dw: &mut [f32]) {
-        let mut mean = 0.0_f32;
-        for ((dy, x), w) in dy.iter().zip(x).zip(w) {
-            mean += dy * w * x;
+    /// `dx <- dx + r (z - n mean(z n))` on a row, with z = dy w and n = x r; `dw <- dw + dy n` unless it is empty.
+    fn backward_row<s>(dy: &[f32], x: &[f32], w: &[f32], r: f32, dx: &mut [f32], dw: &mut [f32]) {
+        let lanes = S::LANES;
+        let (factor, mut sums) = (s.splat(r), [s.splat(0.0); 2]);
+        let rows = dy.chunks(lanes).zip(x.chunks(lanes)).zip(w.chunks(lanes));
+        for (i, ((dy, x), w)) in rows.clone().enumerate() {
+            let z = s.mul(s.load_part(dy, 0.0), s.load_part(w, 0.0));
+            let n = s.mul(s.load_part(x, 0.0), factor);
+            sums[i % 2] = s.fma(z, n, sums[i % 2]);
         }
-        let n_mean = mean * r / x.len() as f32;
-        for (((dx, dy), x), w) in dx.iter_mut().zip(dy).zip(x).zip(w) {
-            *dx += r * (dy * w - x * r * n_mean);
+        let mean = s.splat(s.sum_lanes(s.add(sums[0], sums[1])) / -(x.len() as f32));
+        for (((dy, x), w), dx) in rows.zip(dx.chunks_mut(lanes)) {
+            let z = s.mul(s.load_part(dy, 0.0), s.load_part(w, 0.0));
+            let n = s.mul(s.load_part(x, 0.0), factor);
+            let old = s.load_part(dx, 0.0);
+            s.store_part(dx, s.fma(factor, s.fma(n, mean, z), old));
         }
         for ((dw, dy), x) in dw.iter_mut().zip(dy).zip(x) {
             *dw += dy * (x * r);
@@ -62,6 +69,16 @@ simd_fn! {
     }
 }
 
+/// 1 / sqrt(mean(x^2) + eps); squares too large for f32 are summed in f64.
+fn inverse_root(level: Level, x: &[f32], eps: f32) -> f32 {
+    let mean = dot(level, x, x) / x.len() as f32;
+    if mean.is_finite() {
+        return 1.0 / (mean + eps).sqrt();
+    }
+    let squares: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum();
+    (1.0 / (squares / x.len() as f64 + f64::from(eps)).sqrt()) as f32
+}
+
 /// See [`crate::Backend::rms_norm`].
 pub(super) fn forward(level: Level, x: &[f32], w: &[f32], eps: f32, y: &mut [f32], r: &mut [f32]) {
     let d = w.len();
@@ -72,8 +89,7 @@ pub(super) fn forward(level: Level, x: &[f32], w: &[f32], eps: f32, y: &mut [f32
         .for_each(|(t, (y, r))| {
             let x = &x[t * rows * d..];
             for ((y, x), r) in y.chunks_mut(d).zip(x.chunks(d)).zip(r) {
-                let mean = dot(level, x, x) / d as f32;
-                *r = 1.0 / (mean + eps).sqrt();
+                *r = inverse_root(level, x, eps);
                 scale_row(level, x, w, *r, y);
             }
         });

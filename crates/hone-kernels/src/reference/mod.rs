@@ -5,7 +5,7 @@
 
 mod attention;
 
-use crate::shape::{check_heads, documents, layout, layout_mut};
+use crate::shape::{check_heads, check_mask, documents, layout, layout_mut};
 use crate::{AdamW, AttnMask, Backend, Heads, LossSums, Mat, MatMut, Op, rng};
 
 /// The backend of naive loops in f64.
@@ -299,6 +299,7 @@ impl Backend for Reference {
         out: &mut Vec<f64>,
         lse: &mut Vec<f64>,
     ) {
+        check_mask(mask);
         let docs = documents(heads, seq_lens, qkv.len(), out.len(), lse.len());
         attention::forward(qkv, heads, &docs, mask, out, lse);
     }
@@ -314,6 +315,7 @@ impl Backend for Reference {
         mask: AttnMask,
         dqkv: &mut Vec<f64>,
     ) {
+        check_mask(mask);
         let docs = documents(
             heads,
             seq_lens,
@@ -342,6 +344,7 @@ impl Backend for Reference {
         out: &mut Vec<f64>,
     ) {
         check_heads(heads);
+        check_mask(mask);
         let l = layout(self, &q);
         assert!(l.rows == lens.len() && l.cols == heads.out_width(), "{l:?}");
         assert!(

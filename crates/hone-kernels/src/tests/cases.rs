@@ -1,0 +1,467 @@
+//! The table of cases: every operator, at ordinary, odd and extreme shapes and magnitudes.
+
+use crate::{AdamW, AttnMask, Backend, Heads, Mat, MatMut, Op, rng};
+
+/// What of a case is compared: a name, its values, and the error allowed relative to their largest magnitude.
+pub(super) struct Output {
+    pub(super) name: &'static str,
+    pub(super) values: Vec<f32>,
+    pub(super) tolerance: f32,
+}
+
+/// Names an output.
+fn output(name: &'static str, values: Vec<f32>, tolerance: f32) -> Output {
+    Output {
+        name,
+        values,
+        tolerance,
+    }
+}
+
+/// One call of an operator (or a forward and its backward) on made-up data.
+#[derive(Clone, Debug)]
+pub(super) enum Case {
+    /// Sides (m, n, k), transposes, alpha, beta, and columns that the views leave out on each side.
+    Gemm((usize, usize, usize), (Op, Op), (f32, f32), usize),
+    /// `linear` and `linear_dx` of (T, out, in).
+    Linear(usize, usize, usize),
+    /// copy, add, scale, bias and its gradient on (rows, cols).
+    Pointwise(usize, usize),
+    /// (rows, cols), p.
+    Dropout(usize, usize, f32),
+    /// Gather and scatter of n rows from (V, D).
+    Rows(usize, usize, usize),
+    /// RMSNorm and its backward of (rows, D) times a magnitude.
+    Norm(usize, usize, f32),
+    /// RoPE and back of T tokens.
+    Rope(usize, Heads),
+    /// SwiGLU and its backward of (rows, I) times a magnitude.
+    Swiglu(usize, usize, f32),
+    /// Attention and its backward over documents, window, magnitude of the queries.
+    Attention(Heads, &'static [usize], Option<usize>, f32),
+    /// Decoding with caches of these lengths.
+    Decode(Heads, &'static [usize], Option<usize>),
+    /// Cross-entropy of (rows, V) times a magnitude.
+    CrossEntropy(usize, usize, f32),
+    /// Sum of squares and three AdamW steps on n values times a magnitude.
+    Update(usize, f32),
+}
+
+/// `n` normal values of stream `seed`, times `scale`.
+pub(super) fn data(seed: u64, n: usize, scale: f32) -> Vec<f32> {
+    (0..n as u64)
+        .map(|i| rng::normal(seed, i) as f32 * scale)
+        .collect()
+}
+
+/// Head counts and width.
+pub(super) const fn heads(n_q: usize, n_kv: usize, dim: usize) -> Heads {
+    Heads { n_q, n_kv, dim }
+}
+
+/// Every case.
+pub(super) fn all() -> Vec<Case> {
+    let mut cases = gemms();
+    cases.extend([
+        Case::Linear(1, 1, 1),
+        Case::Linear(3, 70, 33),
+        Case::Linear(200, 384, 128),
+        Case::Linear(1, 640, 576),
+    ]);
+    for (rows, cols) in [(1, 1), (1, 7), (5, 1), (3, 17), (300, 129), (2, 40_000)] {
+        cases.push(Case::Pointwise(rows, cols));
+        cases.push(Case::Dropout(rows, cols, 0.0));
+        cases.push(Case::Dropout(rows, cols, 0.3));
+    }
+    cases.extend([
+        Case::Rows(1, 1, 1),
+        Case::Rows(700, 50, 33),
+        Case::Rows(300, 500, 128),
+    ]);
+    for magnitude in [0.0, 1e-20, 1.0, 1e4, 1e30] {
+        cases.push(Case::Norm(1, 1, magnitude));
+        cases.push(Case::Norm(7, 33, magnitude));
+        cases.push(Case::Norm(300, 128, magnitude));
+        cases.push(Case::Norm(2, 5000, magnitude));
+        cases.push(Case::CrossEntropy(1, 1, magnitude));
+        cases.push(Case::CrossEntropy(5, 33, magnitude));
+        cases.push(Case::CrossEntropy(40, 2048, magnitude));
+        cases.push(Case::Update(37, magnitude.min(1e15)));
+        cases.push(Case::Update(50_000, magnitude.min(1e15)));
+    }
+    for magnitude in [0.0, 1.0, 30.0, 1e4, 1e15] {
+        cases.push(Case::Swiglu(1, 1, magnitude));
+        cases.push(Case::Swiglu(9, 35, magnitude));
+        cases.push(Case::Swiglu(100, 320, magnitude));
+    }
+    cases.extend([
+        Case::Rope(1, heads(1, 1, 2)),
+        Case::Rope(33, heads(3, 1, 6)),
+        Case::Rope(200, heads(4, 4, 32)),
+        Case::Rope(60, heads(9, 3, 64)),
+    ]);
+    cases.extend(attentions());
+    cases
+}
+
+/// Products: odd sides, one row, one column, every transpose, views with gaps, sizes that are cut into blocks.
+fn gemms() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let sides = [
+        (1, 1, 1),
+        (1, 5, 3),
+        (5, 1, 3),
+        (3, 4, 0),
+        (17, 33, 65),
+        (1, 300, 128),
+        (128, 1, 64),
+        (130, 257, 129),
+        (8, 2048, 128),
+        (2048, 8, 128),
+        (384, 128, 300),
+    ];
+    for side in sides {
+        for ops in [
+            (Op::N, Op::N),
+            (Op::N, Op::T),
+            (Op::T, Op::N),
+            (Op::T, Op::T),
+        ] {
+            cases.push(Case::Gemm(side, ops, (1.0, 0.0), 0));
+            cases.push(Case::Gemm(side, ops, (0.5, -2.0), 3));
+        }
+    }
+    cases
+}
+
+/// Attention: one token, many documents, groups of heads, windows, tile edges, large scores.
+fn attentions() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let shapes = [
+        (heads(1, 1, 1), &[1][..]),
+        (heads(2, 1, 3), &[1, 5, 0, 2]),
+        (heads(4, 4, 32), &[128, 31, 32, 33, 1, 127]),
+        (heads(9, 3, 64), &[150]),
+        (heads(4, 2, 20), &[300, 17]),
+        (heads(2, 2, 33), &[129]),
+        (heads(2, 1, 80), &[64, 65]),
+    ];
+    for (heads, lens) in shapes {
+        for window in [None, Some(1), Some(7), Some(100), Some(1000)] {
+            cases.push(Case::Attention(heads, lens, window, 1.0));
+        }
+        cases.push(Case::Attention(heads, lens, None, 0.0));
+        cases.push(Case::Attention(heads, lens, None, 1e4));
+    }
+    for heads in [heads(1, 1, 1), heads(9, 3, 64), heads(4, 2, 33)] {
+        for window in [None, Some(5)] {
+            cases.push(Case::Decode(heads, &[1], window));
+            cases.push(Case::Decode(heads, &[3, 1, 40, 17], window));
+            cases.push(Case::Decode(heads, &[700, 699], window));
+        }
+    }
+    cases
+}
+
+impl Case {
+    /// Runs the case and returns what it computed.
+    pub(super) fn run<B: Backend>(&self, b: &B) -> Vec<Output> {
+        match *self {
+            Case::Gemm(sides, ops, factors, gap) => gemm(b, sides, ops, factors, gap),
+            Case::Linear(t, out, inp) => linear(b, t, out, inp),
+            Case::Pointwise(rows, cols) => pointwise(b, rows, cols),
+            Case::Dropout(rows, cols, p) => dropout(b, rows, cols, p),
+            Case::Rows(n, v, d) => gather_scatter(b, n, v, d),
+            Case::Norm(rows, d, magnitude) => norm(b, rows, d, magnitude),
+            Case::Rope(t, heads) => rope(b, t, heads),
+            Case::Swiglu(rows, i, magnitude) => swiglu(b, rows, i, magnitude),
+            Case::Attention(heads, lens, window, magnitude) => {
+                attention(b, heads, lens, window, magnitude)
+            }
+            Case::Decode(heads, lens, window) => decode(b, heads, lens, window),
+            Case::CrossEntropy(rows, v, magnitude) => cross_entropy(b, rows, v, magnitude),
+            Case::Update(n, magnitude) => update(b, n, magnitude),
+        }
+    }
+}
+
+fn gemm<B: Backend>(
+    b: &B,
+    (m, n, k): (usize, usize, usize),
+    (op_a, op_b): (Op, Op),
+    (alpha, beta): (f32, f32),
+    gap: usize,
+) -> Vec<Output> {
+    let turn = |op, rows, cols| {
+        if op == Op::N {
+            (rows, cols)
+        } else {
+            (cols, rows)
+        }
+    };
+    let ((ra, ca), (rb, cb)) = (turn(op_a, m, k), turn(op_b, k, n));
+    let x = b.upload(&data(1, ra * (ca + 2 * gap), 1.0));
+    let y = b.upload(&data(2, rb * (cb + 2 * gap), 1.0));
+    // With beta = 0 the old values must not matter, whatever they are.
+    let old = if beta == 0.0 {
+        vec![f32::NAN; m * n]
+    } else {
+        data(3, m * (n + 2 * gap), 1.0)
+    };
+    let mut z = b.upload(&old);
+    b.gemm(
+        Mat::columns(&x, ra, gap, ca, ca + 2 * gap),
+        op_a,
+        Mat::columns(&y, rb, gap, cb, cb + 2 * gap),
+        op_b,
+        MatMut::columns(&mut z, m, gap, n, n + 2 * gap),
+        alpha,
+        beta,
+    );
+    vec![output("c", b.download(&z), 1e-6)]
+}
+
+fn linear<B: Backend>(b: &B, t: usize, out: usize, inp: usize) -> Vec<Output> {
+    let weight = data(1, out * inp, 1.0);
+    let frozen = b.freeze(&weight, out, inp);
+    let (x, dy) = (
+        b.upload(&data(2, t * inp, 1.0)),
+        b.upload(&data(3, t * out, 1.0)),
+    );
+    let (mut y, mut dx) = (b.upload(&data(4, t * out, 1.0)), b.zeros(t * inp));
+    b.linear(
+        Mat::new(&x, t, inp),
+        &frozen,
+        MatMut::new(&mut y, t, out),
+        1.0,
+    );
+    b.linear_dx(
+        Mat::new(&dy, t, out),
+        &frozen,
+        MatMut::new(&mut dx, t, inp),
+        0.0,
+    );
+    vec![
+        output("y", b.download(&y), 1e-6),
+        output("dx", b.download(&dx), 1e-6),
+        output("thaw", b.thaw(&frozen), 0.0),
+    ]
+}
+
+fn pointwise<B: Backend>(b: &B, rows: usize, cols: usize) -> Vec<Output> {
+    let n = rows * cols;
+    let (x, bias) = (b.upload(&data(1, n, 1.0)), b.upload(&data(2, cols, 1.0)));
+    let (mut y, mut z) = (b.upload(&data(3, n, 1.0)), b.zeros(n));
+    b.add(&x, &mut y, n - n / 5);
+    b.scale(&mut y, 0.3, n - n / 3);
+    b.copy(&y, &mut z, n - n / 7);
+    let mut dbias = b.upload(&data(4, cols, 1.0));
+    b.bias_grad(
+        Mat::columns(&y, rows, cols / 3, cols - cols / 3, cols),
+        &mut dbias,
+    );
+    b.add_bias(
+        MatMut::columns(&mut y, rows, cols / 3, cols - cols / 3, cols),
+        &bias,
+    );
+    vec![
+        output("y", b.download(&y), 2e-7),
+        output("z", b.download(&z), 2e-7),
+        output("dbias", b.download(&dbias), 1e-6),
+    ]
+}
+
+fn dropout<B: Backend>(b: &B, rows: usize, cols: usize, p: f32) -> Vec<Output> {
+    let x = b.upload(&data(1, rows * (cols + 2), 1.0));
+    let mut y = b.zeros(rows * cols);
+    b.dropout(
+        Mat::columns(&x, rows, 1, cols, cols + 2),
+        MatMut::new(&mut y, rows, cols),
+        p,
+        9,
+    );
+    vec![output("y", b.download(&y), 2e-7)]
+}
+
+fn gather_scatter<B: Backend>(b: &B, n: usize, v: usize, d: usize) -> Vec<Output> {
+    let ids: Vec<u32> = (0..n as u64)
+        .map(|i| (rng::mix(5, i) % v as u64) as u32)
+        .collect();
+    let table = b.upload(&data(1, v * d, 1.0));
+    let (mut y, mut dtable) = (b.zeros(n * d), b.upload(&data(2, v * d, 1.0)));
+    b.gather_rows(&table, &ids, d, &mut y);
+    b.scatter_add_rows(&y, &ids, d, &mut dtable);
+    vec![
+        output("y", b.download(&y), 0.0),
+        output("dtable", b.download(&dtable), 1e-6),
+    ]
+}
+
+fn norm<B: Backend>(b: &B, rows: usize, d: usize, magnitude: f32) -> Vec<Output> {
+    let x = b.upload(&data(1, rows * d, magnitude));
+    let (w, dy) = (
+        b.upload(&data(2, d, 1.0)),
+        b.upload(&data(3, rows * d, 1.0)),
+    );
+    let (mut y, mut r) = (b.zeros(rows * d), b.zeros(rows));
+    b.rms_norm(&x, &w, 1e-5, (rows, d), &mut y, &mut r);
+    // Adding to zeros: an old gradient of size 1 would hide that of large inputs.
+    let (mut dx, mut dw) = (b.zeros(rows * d), b.upload(&data(4, d, 1.0)));
+    b.rms_norm_backward(&dy, &x, &w, &r, (rows, d), &mut dx, Some(&mut dw));
+    let mut dx_only = b.upload(&data(5, rows * d, 1.0));
+    b.rms_norm_backward(&dy, &x, &w, &r, (rows, d), &mut dx_only, None);
+    vec![
+        output("y", b.download(&y), 1e-6),
+        output("r", b.download(&r), 1e-6),
+        // One column: the gradient is a difference of nearly equal numbers, eps apart.
+        output(
+            "dx",
+            b.download(&dx),
+            if d == 1 { f32::INFINITY } else { 2e-6 },
+        ),
+        output("dw", b.download(&dw), 2e-6),
+        output(
+            "dx added",
+            b.download(&dx_only),
+            if d == 1 { 1e-2 } else { 2e-6 },
+        ),
+    ]
+}
+
+fn rope<B: Backend>(b: &B, t: usize, heads: Heads) -> Vec<Output> {
+    let positions: Vec<u32> = (0..t as u64)
+        .map(|i| (rng::mix(6, i) % 50) as u32)
+        .collect();
+    let cos_sin = b.upload(&data(1, 50 * heads.dim, 1.0));
+    let start = data(2, t * heads.qkv_width(), 1.0);
+    let (mut x, mut y) = (b.upload(&start), b.upload(&start));
+    b.rope(&mut x, heads, &positions, &cos_sin, false);
+    b.rope(&mut y, heads, &positions, &cos_sin, true);
+    vec![
+        output("rotated", b.download(&x), 5e-7),
+        output("inverse", b.download(&y), 5e-7),
+    ]
+}
+
+fn swiglu<B: Backend>(b: &B, rows: usize, i: usize, magnitude: f32) -> Vec<Output> {
+    let mut gate_up = b.upload(&data(1, rows * 2 * i, magnitude));
+    let (dh, mut h) = (b.upload(&data(2, rows * i, 1.0)), b.zeros(rows * i));
+    b.swiglu(&gate_up, (rows, i), &mut h);
+    b.swiglu_backward(&dh, (rows, i), &mut gate_up);
+    vec![
+        output("h", b.download(&h), 1e-6),
+        output("dgate_up", b.download(&gate_up), 1e-6),
+    ]
+}
+
+fn attention<B: Backend>(
+    b: &B,
+    heads: Heads,
+    lens: &[usize],
+    window: Option<usize>,
+    magnitude: f32,
+) -> Vec<Output> {
+    let t: usize = lens.iter().sum();
+    let width = heads.qkv_width();
+    let mut values = data(1, t * width, 1.0);
+    for row in values.chunks_mut(width) {
+        row[..heads.out_width()]
+            .iter_mut()
+            .for_each(|q| *q *= magnitude);
+    }
+    let (qkv, dout) = (
+        b.upload(&values),
+        b.upload(&data(2, t * heads.out_width(), 1.0)),
+    );
+    let mut out = b.upload(&vec![f32::NAN; t * heads.out_width()]);
+    let mut lse = b.upload(&vec![f32::NAN; t * heads.n_q]);
+    let mut dqkv = b.upload(&vec![f32::NAN; t * width]);
+    let mask = AttnMask {
+        window,
+        scale: 1.0 / (heads.dim as f32).sqrt(),
+    };
+    b.attention(&qkv, heads, lens, mask, &mut out, &mut lse);
+    b.attention_backward(&dout, &qkv, &out, &lse, heads, lens, mask, &mut dqkv);
+    // Scores of 1e4 are themselves only known to 1e-3 in f32, and probabilities are their exponentials.
+    let loose = if magnitude > 1.0 { 2e-2 } else { 2e-6 };
+    vec![
+        output("out", b.download(&out), loose),
+        output("lse", b.download(&lse), 2e-6),
+        output("dqkv", b.download(&dqkv), loose),
+    ]
+}
+
+fn decode<B: Backend>(b: &B, heads: Heads, lens: &[usize], window: Option<usize>) -> Vec<Output> {
+    let (n, width) = (lens.len(), heads.n_kv * heads.dim);
+    let capacity = lens.iter().max().expect("no case without sequences") + 2;
+    let q = b.upload(&data(1, n * heads.qkv_width(), 1.0));
+    let keys = b.upload(&data(2, n * capacity * width, 1.0));
+    let values = b.upload(&data(3, n * capacity * width, 1.0));
+    let mut out = b.zeros(n * heads.out_width());
+    let mask = AttnMask {
+        window,
+        scale: 1.0 / (heads.dim as f32).sqrt(),
+    };
+    let q = Mat::columns(&q, n, 0, heads.out_width(), heads.qkv_width());
+    b.attention_decode(q, &keys, &values, capacity, lens, heads, mask, &mut out);
+    vec![output("out", b.download(&out), 2e-6)]
+}
+
+fn cross_entropy<B: Backend>(b: &B, rows: usize, v: usize, magnitude: f32) -> Vec<Output> {
+    let targets: Vec<u32> = (0..rows as u64)
+        .map(|i| (rng::mix(5, i) % v as u64) as u32)
+        .collect();
+    let weights: Vec<f32> = (0..rows).map(|i| i as f32 % 3.0 * 0.5).collect();
+    let start = data(1, rows * (v + 1), magnitude);
+    let mut logits = b.upload(&start);
+    let mut row_loss = vec![0.0; rows];
+    let view = MatMut::columns(&mut logits, rows, 1, v, v + 1);
+    let sums = b.cross_entropy(view, &targets, &weights, None, Some(&mut row_loss));
+    let kept = b.download(&logits);
+    let view = MatMut::columns(&mut logits, rows, 1, v, v + 1);
+    let with_gradient = b.cross_entropy(view, &targets, &weights, Some(0.1), None);
+    assert_eq!(sums, with_gradient, "the gradient does not change the loss");
+    let totals = [
+        sums.weighted_loss,
+        sums.weight,
+        sums.n_correct as f64,
+        sums.n_rows as f64,
+    ];
+    let mut gradient = b.download(&logits);
+    // Column 0 lies outside the view and must be as it was; it would hide the gradient's scale.
+    for (row, old) in gradient.chunks_mut(v + 1).zip(start.chunks(v + 1)) {
+        assert_eq!(row[0], old[0], "a value outside the view changed");
+        row[0] = 0.0;
+    }
+    vec![
+        output("kept", kept, 0.0),
+        output("row loss", row_loss, 1e-6),
+        output("sums", totals.map(|x| x as f32).to_vec(), 1e-6),
+        output("dlogits", gradient, 2e-6),
+    ]
+}
+
+fn update<B: Backend>(b: &B, n: usize, magnitude: f32) -> Vec<Output> {
+    let (mut p, mut m, mut v) = (b.upload(&data(1, n, 1.0)), b.zeros(n), b.zeros(n));
+    let mut squares = Vec::new();
+    for step in 1..=3 {
+        let g = b.upload(&data(1 + step, n, magnitude));
+        squares.push(b.sum_squares(&g) as f32);
+        let update = AdamW {
+            lr: 1e-2,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            step,
+            grad_scale: 0.7,
+        };
+        b.adamw(&mut p, &g, &mut m, &mut v, update);
+    }
+    vec![
+        output("p", b.download(&p), 5e-7),
+        output("m", b.download(&m), 5e-7),
+        output("v", b.download(&v), 5e-7),
+        output("squares", squares, 1e-7),
+    ]
+}
