@@ -1,0 +1,80 @@
+//! The self-test of the first step: every trained tensor gets a gradient, and it is the one expected.
+//!
+//! A model that trains nothing, or half of what it should, runs as fast and prints as plausible a loss as one that trains. So the
+//! gradients of step 0 are looked at, tensor by tensor, before the first update.
+
+use hone_kernels::Backend;
+use hone_model::ParamKind;
+use serde::Serialize;
+
+use crate::Learner;
+
+/// One trained tensor.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SelfTestRow {
+    /// Its name.
+    pub name: String,
+    /// Number of values.
+    pub n_values: usize,
+    /// Norm of its values.
+    pub value_norm: f64,
+    /// Norm of its gradient.
+    pub grad_norm: f64,
+    /// Whether that gradient must be zero now: of an adapter's A while its B is zero, and only then.
+    pub expects_zero: bool,
+    /// Whether it is as expected: finite, and zero or not as it should.
+    pub passed: bool,
+}
+
+/// The table.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SelfTest {
+    /// A row per trained tensor, in the order of the parameters.
+    pub rows: Vec<SelfTestRow>,
+    /// Number of trained values.
+    pub n_trained: usize,
+    /// Number of frozen values, which have no gradient to begin with.
+    pub n_frozen: usize,
+}
+
+impl SelfTest {
+    /// Whether every row passed.
+    pub fn passed(&self) -> bool {
+        self.rows.iter().all(|row| row.passed)
+    }
+
+    /// The rows that did not pass.
+    pub fn failures(&self) -> impl Iterator<Item = &SelfTestRow> {
+        self.rows.iter().filter(|row| !row.passed)
+    }
+}
+
+impl<B: Backend> Learner<B> {
+    /// Looks at the gradients accumulated so far: call it between [`Learner::accumulate`] and [`Learner::apply`].
+    pub fn self_test(&self) -> SelfTest {
+        let values = self.decoder.trained();
+        let gradients = self.decoder.gradients();
+        let norm = |data: &[f32]| data.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+        let mut rows = Vec::new();
+        for info in self.decoder.trained_params() {
+            let find = |tensors: &hone_model::Tensors, name: &str| {
+                tensors.get(name).map_or(0.0, |tensor| norm(&tensor.data))
+            };
+            let grad_norm = find(&gradients, &info.name);
+            let expects_zero = info.kind == ParamKind::LoraA
+                && find(&values, &info.name.replace(".lora_A.", ".lora_B.")) == 0.0;
+            rows.push(SelfTestRow {
+                n_values: info.n_values(),
+                value_norm: find(&values, &info.name),
+                grad_norm,
+                expects_zero,
+                passed: grad_norm.is_finite() && (grad_norm == 0.0) == expects_zero,
+                name: info.name,
+            });
+        }
+        let n_trained = rows.iter().map(|row| row.n_values).sum();
+        let n_base = self.decoder.config().n_params();
+        let is_adapter = rows.iter().any(|row| row.name.contains(".lora_"));
+        SelfTest { rows, n_trained, n_frozen: if is_adapter { n_base } else { 0 } }
+    }
+}

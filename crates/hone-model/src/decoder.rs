@@ -1,0 +1,432 @@
+//! The decoder: embedding, layers, head; forward, backward, adapters, export.
+
+use hone_kernels::{Backend, LossSums};
+
+use crate::head::{Head, HeadGrad};
+use crate::layer::{Acts, Dims, Layer, Pass};
+use crate::linear::finite;
+use crate::param::{Param, ParamInfo, ParamKind};
+use crate::rope;
+use crate::tensors::{TensorSource, Tensors};
+use crate::workspace::{Layout, Workspace};
+use crate::{Adapter, Batch, ModelConfig, ModelError};
+
+/// Whether the base weights are trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Training {
+    /// No: they are packed once for multiplication and get no gradient. An adapter may still be trained.
+    Frozen,
+    /// All of them.
+    Full,
+}
+
+/// What the backward finds and what it computes again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recompute {
+    /// Every layer's activations are kept: the fastest.
+    #[default]
+    None,
+    /// Only each layer's input is kept, and its forward is run again in the backward: about a third more time, a fraction of the memory.
+    Layer,
+}
+
+/// A decoder on a backend, with the buffers of its passes.
+pub struct Decoder<B: Backend> {
+    pub(crate) backend: B,
+    pub(crate) config: ModelConfig,
+    pub(crate) dims: Dims,
+    pub(crate) embed: Param<B>,
+    pub(crate) layers: Vec<Layer<B>>,
+    pub(crate) head: Head<B>,
+    recompute: Recompute,
+    /// Rotary table, for as many positions as were used so far.
+    pub(crate) cos_sin: B::Buf,
+    n_positions: usize,
+    workspace: Option<Workspace<B>>,
+}
+
+impl<B: Backend> Decoder<B> {
+    /// Reads the weights of a model. Errors: names or shapes that do not fit `config`, values that are not finite.
+    pub fn load(
+        backend: B,
+        config: &ModelConfig,
+        source: &dyn TensorSource,
+        training: Training,
+    ) -> Result<Self, ModelError> {
+        config.check_source(source)?;
+        let trained = training == Training::Full;
+        let embed = finite(source, "model.embed_tokens.weight")?;
+        let embed = Param::new(&backend, ParamKind::Embedding, vec![embed], trained);
+        let layer = |idx| Layer::load(&backend, config, source, idx, trained);
+        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_, _>>()?;
+        let head = Head::load(&backend, config, source, trained)?;
+        Ok(Decoder {
+            dims: Dims::new(config),
+            config: config.clone(),
+            embed,
+            layers,
+            head,
+            recompute: Recompute::None,
+            cos_sin: backend.zeros(0),
+            n_positions: 0,
+            workspace: None,
+            backend,
+        })
+    }
+
+    /// The backend it runs on.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Its shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Sets what the backward computes again; the result is the same bytes.
+    pub fn set_recompute(&mut self, recompute: Recompute) {
+        if recompute != self.recompute {
+            self.recompute = recompute;
+            self.workspace = None;
+        }
+    }
+
+    // ------------------------------------------------------------------ adapters
+
+    /// Puts an adapter on, in place of any other; `trained` gives it gradients. The adapter is checked first.
+    pub fn attach(&mut self, adapter: &Adapter, trained: bool) -> Result<(), ModelError> {
+        adapter.check(&self.config)?;
+        self.detach();
+        for layer in &mut self.layers {
+            for linear in layer.linears_mut() {
+                linear.attach(&self.backend, adapter, trained)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the adapter off: the base alone computes again.
+    pub fn detach(&mut self) {
+        self.workspace = None;
+        for linear in self.layers.iter_mut().flat_map(Layer::linears_mut) {
+            linear.detach();
+        }
+    }
+
+    // ------------------------------------------------------------------ parameters
+
+    /// What is trained, in the order of [`Decoder::for_each_trained`].
+    pub fn trained_params(&self) -> Vec<ParamInfo> {
+        let mut infos = Vec::new();
+        let mut buffer = 0;
+        self.visit(&mut |param| {
+            if param.grad.is_some() {
+                infos.extend(param.infos(buffer));
+                buffer += 1;
+            }
+        });
+        infos
+    }
+
+    /// Calls `update(backend, buffer index, kind, values, gradient)` for every trained buffer, always in the same order.
+    pub fn for_each_trained(
+        &mut self,
+        mut update: impl FnMut(&B, usize, ParamKind, &mut B::Buf, &mut B::Buf),
+    ) {
+        let mut buffer = 0;
+        let backend = self.backend.clone();
+        self.visit_mut(&mut |param| {
+            let Param { value, grad, kind, .. } = param;
+            if let Some(grad) = grad {
+                update(&backend, buffer, *kind, value, grad);
+                buffer += 1;
+            }
+        });
+    }
+
+    /// Sets every gradient to zero.
+    pub fn zero_gradients(&mut self) {
+        self.for_each_trained(|backend, _, _, _, grad| backend.fill(grad, 0.0));
+    }
+
+    /// The values of what is trained, under their names (PEFT's for an adapter).
+    pub fn trained(&self) -> Tensors {
+        let mut tensors = Tensors::new();
+        self.visit(&mut |param| {
+            if param.grad.is_some() {
+                param.export(&self.backend, &param.value, &mut tensors);
+            }
+        });
+        tensors
+    }
+
+    /// Overwrites what is trained. Errors: a name or a shape that does not fit; what came before it is then overwritten already.
+    pub fn set_trained(&mut self, tensors: &Tensors) -> Result<(), ModelError> {
+        let backend = self.backend.clone();
+        let mut result = Ok(());
+        self.visit_mut(&mut |param| {
+            if param.grad.is_some() && result.is_ok() {
+                result = param.import(&backend, tensors);
+            }
+        });
+        result
+    }
+
+    /// The gradients accumulated so far, under the names of what they belong to.
+    pub fn gradients(&self) -> Tensors {
+        let mut tensors = Tensors::new();
+        self.visit(&mut |param| {
+            if let Some(grad) = &param.grad {
+                param.export(&self.backend, grad, &mut tensors);
+            }
+        });
+        tensors
+    }
+
+    /// All base weights under Hugging Face's names; without a head of its own where it is tied. Adapters are not in them.
+    pub fn export(&self) -> Tensors {
+        let mut tensors = Tensors::new();
+        self.embed.export(&self.backend, &self.embed.value, &mut tensors);
+        self.layers.iter().for_each(|layer| layer.export(&self.backend, &mut tensors));
+        self.head.export(&self.backend, &self.config, &mut tensors);
+        tensors
+    }
+
+    fn visit(&self, visit: &mut dyn FnMut(&Param<B>)) {
+        visit(&self.embed);
+        self.layers.iter().for_each(|layer| layer.visit(visit));
+        self.head.visit(visit);
+    }
+
+    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Param<B>)) {
+        visit(&mut self.embed);
+        self.layers.iter_mut().for_each(|layer| layer.visit_mut(visit));
+        self.head.visit_mut(visit);
+    }
+
+    // ------------------------------------------------------------------ passes
+
+    /// Adds the gradients of `grad_scale * sum(w * CE)` over a batch to those accumulated, and returns the batch's sums. With
+    /// `grad_scale` one over the whole step's sum of weights, the step's loss does not depend on how it is cut into batches.
+    /// `dropout_seed` turns the adapters' dropout on.
+    pub fn accumulate(
+        &mut self,
+        batch: &Batch,
+        grad_scale: f32,
+        dropout_seed: Option<u64>,
+    ) -> Result<LossSums, ModelError> {
+        batch.check(&self.config)?;
+        if batch.rows.is_empty() {
+            return Ok(LossSums::default());
+        }
+        self.prepare(batch);
+        let mut workspace = self.workspace.take().expect("`prepare` has made one");
+        self.forward(batch, dropout_seed, &mut workspace, &mut |_, _| {});
+        let sums = self.backward(batch, grad_scale, dropout_seed, &mut workspace);
+        self.workspace = Some(workspace);
+        Ok(sums)
+    }
+
+    /// The loss sums of a batch, without gradients or dropout. `row_losses`, when given, becomes the cross-entropy of each of
+    /// `batch.rows`.
+    pub fn loss(
+        &mut self,
+        batch: &Batch,
+        row_losses: Option<&mut Vec<f32>>,
+    ) -> Result<LossSums, ModelError> {
+        batch.check(&self.config)?;
+        let row_losses = row_losses.map(|losses| {
+            losses.clear();
+            losses.resize(batch.rows.len(), 0.0);
+            losses.as_mut_slice()
+        });
+        if batch.rows.is_empty() {
+            return Ok(LossSums::default());
+        }
+        self.prepare(batch);
+        let mut workspace = self.workspace.take().expect("`prepare` has made one");
+        self.forward(batch, None, &mut workspace, &mut |_, _| {});
+        let last = workspace.stream(self.layers.len());
+        let Workspace { streams, head: acts, .. } = &mut workspace;
+        let on = (&self.backend, &self.dims);
+        let sums =
+            self.head.loss(on, &mut self.embed, &streams[last], batch, acts, None, row_losses);
+        self.workspace = Some(workspace);
+        Ok(sums)
+    }
+
+    /// The logits (rows.len(), V) at the given positions of a batch.
+    pub fn logits(&mut self, batch: &Batch, rows: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let mut out = vec![0.0; rows.len() * self.dims.v];
+        self.logits_with(batch, rows, &mut out, &mut |_, _| {})?;
+        Ok(out)
+    }
+
+    /// [`Decoder::logits`] into a buffer, calling `after_layer(idx, activations)` on the way.
+    pub(crate) fn logits_with(
+        &mut self,
+        batch: &Batch,
+        rows: &[u32],
+        out: &mut [f32],
+        after_layer: &mut dyn FnMut(usize, &Acts<B>),
+    ) -> Result<(), ModelError> {
+        batch.check(&self.config)?;
+        if let Some(row) = rows.iter().find(|&&row| row as usize >= batch.n_tokens()) {
+            return Err(ModelError::Batch(format!("row {row} lies outside")));
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        self.prepare(batch);
+        let mut workspace = self.workspace.take().expect("`prepare` has made one");
+        self.forward(batch, None, &mut workspace, after_layer);
+        let last = workspace.stream(self.layers.len());
+        let (backend, v) = (&self.backend, self.dims.v);
+        let mut take = |start: usize, n: usize, logits: &B::Buf| {
+            backend.read(logits, 0, &mut out[start * v..(start + n) * v]);
+        };
+        let Workspace { streams, head: acts, rows: capacity, .. } = &mut workspace;
+        // The head's buffers hold as many rows as the batch has tokens; rows may repeat, so more are taken in turns.
+        for (i, part) in rows.chunks(*capacity).enumerate() {
+            let base = i * *capacity;
+            let on = (backend, &self.dims);
+            self.head.logits(on, &self.embed, &streams[last], part, acts, &mut |start, n, buf| {
+                take(base + start, n, buf);
+            });
+        }
+        self.workspace = Some(workspace);
+        Ok(())
+    }
+
+    /// Makes the rotary table and the buffers large enough for a batch.
+    fn prepare(&mut self, batch: &Batch) {
+        let longest = batch.positions.iter().copied().max().map_or(0, |p| p as usize + 1);
+        self.prepare_positions(longest);
+        let rows = batch.n_tokens();
+        if self.workspace.as_ref().is_none_or(|workspace| workspace.rows < rows) {
+            self.workspace = None;
+            let layout = self.layout();
+            self.workspace = Some(Workspace::new(&self.backend, &self.dims, layout, rows));
+        }
+    }
+
+    /// Makes the rotary table long enough; it at least doubles, so that it is seldom made anew.
+    pub(crate) fn prepare_positions(&mut self, longest: usize) {
+        if longest > self.n_positions {
+            let limit = self.config.max_position_embeddings;
+            self.n_positions = longest.max(2 * self.n_positions).min(limit).max(longest);
+            let table = rope::cos_sin(&self.config, self.n_positions);
+            self.cos_sin = self.backend.upload(&table);
+        }
+    }
+
+    /// The buffers that the passes need as things stand.
+    pub(crate) fn layout(&self) -> Layout {
+        let n_layers = self.layers.len();
+        let mut trains = false;
+        self.visit(&mut |param| trains |= param.grad.is_some());
+        let (mut lora_rank, mut drops) = (0, false);
+        for linear in self.layers.iter().flat_map(Layer::linears) {
+            let (rank, dropout) = linear.lora_size();
+            lora_rank = lora_rank.max(rank);
+            drops |= dropout > 0.0;
+        }
+        let widest = self.dims.d.max(self.dims.i).max(self.dims.heads.out_width());
+        Layout {
+            n_streams: if trains { n_layers + 1 } else { 2 },
+            n_acts: if trains && self.recompute == Recompute::None { n_layers } else { 1 },
+            trains,
+            lora_rank,
+            dropout_width: if drops { widest } else { 0 },
+        }
+    }
+
+    fn forward(
+        &self,
+        batch: &Batch,
+        dropout_seed: Option<u64>,
+        workspace: &mut Workspace<B>,
+        after_layer: &mut dyn FnMut(usize, &Acts<B>),
+    ) {
+        let pass = self.pass(batch, dropout_seed);
+        let embedding = &self.embed.value;
+        let d = self.dims.d;
+        self.backend.gather_rows(embedding, &batch.input_ids, d, &mut workspace.streams[0]);
+        for (idx, layer) in self.layers.iter().enumerate() {
+            let ends = [workspace.stream(idx), workspace.stream(idx + 1)];
+            let Workspace { streams, acts, scratch, .. } = workspace;
+            let [x, out] = streams.get_disjoint_mut(ends).expect("neighbours are two streams");
+            let acts_idx = idx % acts.len();
+            layer.forward(&pass, x, &mut acts[acts_idx], scratch, out);
+            after_layer(idx, &acts[acts_idx]);
+        }
+    }
+
+    fn pass<'a>(&'a self, batch: &'a Batch, dropout_seed: Option<u64>) -> Pass<'a, B> {
+        Pass {
+            backend: &self.backend,
+            dims: self.dims,
+            positions: &batch.positions,
+            seq_lens: &batch.seq_lens,
+            cos_sin: &self.cos_sin,
+            dropout_seed,
+        }
+    }
+
+    fn backward(
+        &mut self,
+        batch: &Batch,
+        grad_scale: f32,
+        dropout_seed: Option<u64>,
+        workspace: &mut Workspace<B>,
+    ) -> LossSums {
+        let n_layers = self.layers.len();
+        let Workspace { streams, acts, scratch, head: head_acts, back, .. } = workspace;
+        let Some(back) = back else {
+            let on = (&self.backend, &self.dims);
+            let x = &streams[n_layers % streams.len()];
+            return self.head.loss(on, &mut self.embed, x, batch, head_acts, None, None);
+        };
+        let on = (&self.backend, &self.dims);
+        let grad = HeadGrad { back: &mut back.head, dx: &mut back.dx, scale: grad_scale };
+        let x = &streams[n_layers];
+        let sums = self.head.loss(on, &mut self.embed, x, batch, head_acts, Some(grad), None);
+
+        let Decoder { backend, dims, layers, cos_sin, .. } = self;
+        let pass = Pass {
+            backend,
+            dims: *dims,
+            positions: &batch.positions,
+            seq_lens: &batch.seq_lens,
+            cos_sin,
+            dropout_seed,
+        };
+        let embed_is_trained = self.embed.grad.is_some();
+        for (idx, layer) in layers.iter_mut().enumerate().rev() {
+            let acts_idx = idx % acts.len();
+            let acts = &mut acts[acts_idx];
+            let needs_dx = idx > 0 || embed_is_trained;
+            let ends = [idx, idx + 1];
+            let [x, out] = streams.get_disjoint_mut(ends).expect("neighbours are two streams");
+            if self.recompute == Recompute::Layer {
+                // The output is the next layer's input and no longer needed: the same values are written over it.
+                layer.forward(&pass, x, acts, scratch, out);
+            }
+            layer.backward(&pass, x, acts, scratch, &mut back.layer, &mut back.dx, needs_dx);
+        }
+        if let Some(grad) = &mut self.embed.grad {
+            self.backend.scatter_add_rows(&back.dx, &batch.input_ids, self.dims.d, grad);
+        }
+        sums
+    }
+}
+
+impl<B: Backend> std::fmt::Debug for Decoder<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoder")
+            .field("backend", &self.backend.name())
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}

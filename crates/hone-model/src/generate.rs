@@ -1,0 +1,359 @@
+//! Generation with a key/value cache: prompts are read in one packed forward, then every sequence grows by one token a step.
+
+use hone_kernels::{Backend, Mat, MatMut, rng};
+
+use crate::head::HeadActs;
+use crate::layer::{Acts, Dims, Scratch};
+use crate::workspace::{Layout, scratch};
+use crate::{Batch, Decoder, ModelError};
+
+/// Sequences generated side by side when nothing else is said: enough for the products to be worth their weights' reading.
+const BATCH_SIZE: usize = 32;
+
+/// How the next token is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sampling {
+    /// The largest logit; of equal ones the lowest id.
+    Greedy,
+    /// Drawn from the smallest set of tokens whose probabilities sum to `top_p` or more (Holtzman et al. 2020), after dividing the logits by
+    /// `temperature`. A draw depends on `seed`, the prompt's index and the token's position alone.
+    Sampled {
+        /// Above 0; 1 leaves the model's distribution.
+        temperature: f64,
+        /// In (0, 1]; 1 keeps every token.
+        top_p: f64,
+        /// Seed of the draws.
+        seed: u64,
+    },
+}
+
+/// What came of a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// The new tokens, without the stop token.
+    pub ids: Vec<u32>,
+    /// The stop token that ended it; `None` when the length did.
+    pub stop_id: Option<u32>,
+}
+
+impl Generation {
+    /// Whether it ended by itself.
+    pub fn stopped(&self) -> bool {
+        self.stop_id.is_some()
+    }
+}
+
+/// Settings of a generation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generator {
+    /// How the next token is chosen.
+    pub sampling: Sampling,
+    /// Tokens that end a sequence.
+    pub stop_ids: Vec<u32>,
+    /// Most new tokens of a sequence.
+    pub max_new: usize,
+    /// Sequences generated side by side. The result does not depend on it, the memory of the cache does.
+    pub batch_size: usize,
+}
+
+impl Generator {
+    /// Always the likeliest token.
+    pub fn greedy(max_new: usize, stop_ids: &[u32]) -> Self {
+        let stop_ids = stop_ids.to_vec();
+        Generator { sampling: Sampling::Greedy, stop_ids, max_new, batch_size: BATCH_SIZE }
+    }
+
+    /// Drawn tokens; see [`Sampling::Sampled`].
+    pub fn sampled(
+        max_new: usize,
+        stop_ids: &[u32],
+        temperature: f64,
+        top_p: f64,
+        seed: u64,
+    ) -> Self {
+        let sampling = Sampling::Sampled { temperature, top_p, seed };
+        Generator { sampling, ..Self::greedy(max_new, stop_ids) }
+    }
+
+    /// Continues every prompt. Errors: a setting out of range, an empty prompt, a prompt that fills the model's context, logits
+    /// that are not finite.
+    pub fn run<B: Backend>(
+        &self,
+        decoder: &mut Decoder<B>,
+        prompts: &[Vec<u32>],
+    ) -> Result<Vec<Generation>, ModelError> {
+        self.check()?;
+        let limit = decoder.config().max_position_embeddings;
+        for (i, prompt) in prompts.iter().enumerate() {
+            if prompt.is_empty() || prompt.len() >= limit {
+                let what = format!("prompt {i} has {} tokens", prompt.len());
+                let what = format!("{what}, it must have at least 1 and fewer than {limit}");
+                return Err(ModelError::Generation(what));
+            }
+        }
+        let mut done = Vec::with_capacity(prompts.len());
+        for group in prompts.chunks(self.batch_size) {
+            let first = done.len();
+            done.extend(self.run_group(decoder, group, first)?);
+        }
+        Ok(done)
+    }
+
+    fn check(&self) -> Result<(), ModelError> {
+        let bad = |what: String| Err(ModelError::Generation(what));
+        if self.batch_size == 0 {
+            return bad("`batch_size` is 0".to_owned());
+        }
+        if let Sampling::Sampled { temperature, top_p, .. } = self.sampling {
+            if !(temperature > 0.0 && temperature.is_finite()) {
+                return bad(format!("temperature {temperature} is not above 0"));
+            }
+            if !(top_p > 0.0 && top_p <= 1.0) {
+                return bad(format!("top-p {top_p} is not above 0 and at most 1"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Continues prompts side by side; `first` is the index of the first among all.
+    fn run_group<B: Backend>(
+        &self,
+        decoder: &mut Decoder<B>,
+        prompts: &[Vec<u32>],
+        first: usize,
+    ) -> Result<Vec<Generation>, ModelError> {
+        let new = |_: &Vec<u32>| Generation { ids: Vec::new(), stop_id: None };
+        let mut done: Vec<Generation> = prompts.iter().map(new).collect();
+        if self.max_new == 0 {
+            return Ok(done);
+        }
+        let v = decoder.dims.v;
+        let mut logits = vec![0.0; prompts.len() * v];
+        let mut cache = Cache::prefill(decoder, prompts, self.max_new, &mut logits)?;
+        let mut is_live = vec![true; prompts.len()];
+        loop {
+            for (b, row) in logits.chunks_exact(v).enumerate() {
+                if !is_live[b] {
+                    continue;
+                }
+                let id = self.choose(row, first + b, done[b].ids.len())?;
+                if self.stop_ids.contains(&id) {
+                    done[b].stop_id = Some(id);
+                    is_live[b] = false;
+                    continue;
+                }
+                done[b].ids.push(id);
+                cache.ids[b] = id;
+                is_live[b] = done[b].ids.len() < self.max_new && cache.lens[b] < cache.capacity;
+                // A finished sequence stays in the batch and is computed again at its last position.
+                cache.lens[b] += usize::from(is_live[b]);
+            }
+            if !is_live.contains(&true) {
+                return Ok(done);
+            }
+            cache.step(decoder, &mut logits);
+        }
+    }
+
+    /// The next token of prompt `prompt` after `n_new` new ones.
+    fn choose(&self, logits: &[f32], prompt: usize, n_new: usize) -> Result<u32, ModelError> {
+        if let Some(i) = logits.iter().position(|z| !z.is_finite()) {
+            let what = format!("the logit of token {i} is {}", logits[i]);
+            return Err(ModelError::Generation(what));
+        }
+        match self.sampling {
+            Sampling::Greedy => Ok(argmax(logits)),
+            Sampling::Sampled { temperature, top_p, seed } => {
+                let draw = rng::uniform(rng::mix(seed, prompt as u64), n_new as u64);
+                Ok(nucleus(logits, temperature, top_p, draw))
+            }
+        }
+    }
+}
+
+/// Index of the largest value, the first of equal ones.
+fn argmax(logits: &[f32]) -> u32 {
+    let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
+    (0..logits.len()).reduce(better).unwrap_or(0) as u32
+}
+
+/// The token at `draw` in [0, 1) of the nucleus, tokens being laid out from the likeliest.
+fn nucleus(logits: &[f32], temperature: f64, top_p: f64, draw: f64) -> u32 {
+    let max = f64::from(logits[argmax(logits) as usize]);
+    let weight = |z: f32| ((f64::from(z) - max) / temperature).exp();
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
+    let total: f64 = logits.iter().map(|&z| weight(z)).sum();
+    let mut kept = 0.0;
+    let mut n_kept = 0;
+    while n_kept < order.len() && kept < top_p * total {
+        kept += weight(logits[order[n_kept] as usize]);
+        n_kept += 1;
+    }
+    let mut below = 0.0;
+    for &id in &order[..n_kept] {
+        below += weight(logits[id as usize]);
+        if draw * kept < below {
+            return id;
+        }
+    }
+    // Rounding may leave the draw a hair above the sum.
+    order[n_kept.saturating_sub(1)]
+}
+
+/// Keys and values of sequences side by side, and the buffers of a step.
+struct Cache<B: Backend> {
+    /// Per layer: keys and values, each (sequences, capacity, G K).
+    layers: Vec<(B::Buf, B::Buf)>,
+    /// Most positions of a sequence.
+    capacity: usize,
+    /// Valid positions of each sequence, that of the next step's token included.
+    lens: Vec<usize>,
+    /// The next step's tokens.
+    ids: Vec<u32>,
+    positions: Vec<u32>,
+    rows: Vec<u32>,
+    /// Residual stream (sequences, D).
+    x: B::Buf,
+    acts: Acts<B>,
+    scratch: Scratch<B>,
+    head: HeadActs<B>,
+}
+
+impl<B: Backend> Cache<B> {
+    /// Runs the prompts, keeps their keys and values, and writes the logits after each one's last token.
+    fn prefill(
+        decoder: &mut Decoder<B>,
+        prompts: &[Vec<u32>],
+        max_new: usize,
+        logits: &mut [f32],
+    ) -> Result<Self, ModelError> {
+        let mut batch = Batch::new();
+        for prompt in prompts {
+            batch.push(prompt, &vec![0.0; prompt.len()])?;
+        }
+        let lens: Vec<usize> = prompts.iter().map(Vec::len).collect();
+        let longest = lens.iter().copied().max().unwrap_or(0);
+        let capacity = (longest + max_new).min(decoder.config().max_position_embeddings);
+        let n = prompts.len();
+        let backend = decoder.backend.clone();
+        let dims = decoder.dims;
+        let width = dims.heads.n_kv * dims.heads.dim;
+        let make = || backend.zeros(n * capacity * width);
+        let mut layers: Vec<(B::Buf, B::Buf)> =
+            decoder.layers.iter().map(|_| (make(), make())).collect();
+
+        let ends = lens.iter().scan(0, |end, len| {
+            *end += len;
+            Some(*end as u32 - 1)
+        });
+        let last_rows: Vec<u32> = ends.collect();
+        decoder.logits_with(&batch, &last_rows, logits, &mut |idx, acts| {
+            let (mut start, layer) = (0, &mut layers[idx]);
+            for (b, &len) in lens.iter().enumerate() {
+                keep(&backend, &dims, &acts.qkv, (start, len), layer, b * capacity);
+                start += len;
+            }
+        })?;
+        decoder.prepare_positions(capacity);
+        let layout = Layout { trains: false, n_streams: 1, n_acts: 1, ..decoder.layout() };
+        Ok(Cache {
+            layers,
+            capacity,
+            lens,
+            ids: vec![0; n],
+            positions: vec![0; n],
+            rows: (0..n as u32).collect(),
+            x: backend.zeros(n * dims.d),
+            acts: Acts::new(&backend, &dims, n),
+            scratch: scratch(&backend, &dims, layout, n),
+            head: HeadActs::new(&backend, &dims, n),
+        })
+    }
+
+    /// Takes `ids` through the model at the last of each sequence's `lens` positions; writes the logits after them.
+    fn step(&mut self, decoder: &Decoder<B>, logits: &mut [f32]) {
+        let Decoder { backend: b, dims, embed, layers, head, cos_sin, .. } = decoder;
+        let (n, d, heads) = (self.ids.len(), dims.d, dims.heads);
+        for (position, len) in self.positions.iter_mut().zip(&self.lens) {
+            *position = *len as u32 - 1;
+        }
+        let Cache { acts, scratch: Scratch { h, lora }, x, .. } = self;
+        b.gather_rows(&embed.value, &self.ids, d, x);
+        for (layer, cache) in layers.iter().zip(&mut self.layers) {
+            let w = &layer.input_norm.value;
+            b.rms_norm(x, w, dims.eps, (n, d), &mut acts.normed, &mut acts.r1);
+            layer.qkv.forward(b, (&acts.normed, n), (&mut acts.qkv, 0.0), lora, None);
+            b.rope(&mut acts.qkv, heads, &self.positions, cos_sin, false);
+            for (i, &len) in self.lens.iter().enumerate() {
+                keep(b, dims, &acts.qkv, (i, 1), cache, i * self.capacity + len - 1);
+            }
+            let q = Mat::columns(&acts.qkv, n, 0, heads.out_width(), heads.qkv_width());
+            let (k, v) = (&cache.0, &cache.1);
+            let out = &mut acts.attn;
+            b.attention_decode(q, k, v, self.capacity, &self.lens, heads, dims.mask, out);
+            layer.o.forward(b, (&acts.attn, n), (x, 1.0), lora, None);
+            let w = &layer.post_norm.value;
+            b.rms_norm(x, w, dims.eps, (n, d), &mut acts.mid_normed, &mut acts.r2);
+            layer.gate_up.forward(b, (&acts.mid_normed, n), (&mut acts.gate_up, 0.0), lora, None);
+            b.swiglu(&acts.gate_up, (n, dims.i), h);
+            layer.down.forward(b, (h, n), (x, 1.0), lora, None);
+        }
+        let v = dims.v;
+        head.logits((b, dims), embed, x, &self.rows, &mut self.head, &mut |start, n, buf| {
+            b.read(buf, 0, &mut logits[start * v..(start + n) * v]);
+        });
+    }
+}
+
+/// Copies keys and values of `len` rows of `qkv` from row `start` into a layer's cache from position `to` of all its positions.
+fn keep<B: Backend>(
+    backend: &B,
+    dims: &Dims,
+    qkv: &B::Buf,
+    (start, len): (usize, usize),
+    (keys, values): &mut (B::Buf, B::Buf),
+    to: usize,
+) {
+    let heads = dims.heads;
+    let (stride, width) = (heads.qkv_width(), heads.n_kv * heads.dim);
+    for (buf, column) in [(keys, heads.out_width()), (values, heads.out_width() + width)] {
+        let from =
+            Mat { buf: qkv, offset: start * stride + column, rows: len, cols: width, stride };
+        let to = MatMut { buf, offset: to * width, rows: len, cols: width, stride: width };
+        // Dropout that drops nothing is a copy from view to view.
+        backend.dropout(from, to, 0.0, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Draws of the nucleus over a grid of `draw`, as counts per id.
+    fn counts(logits: &[f32], temperature: f64, top_p: f64) -> Vec<usize> {
+        let mut counts = vec![0; logits.len()];
+        for i in 0..1000 {
+            counts[nucleus(logits, temperature, top_p, f64::from(i) / 1000.0) as usize] += 1;
+        }
+        counts
+    }
+
+    #[test]
+    fn the_nucleus_is_cut_and_scaled() {
+        // Probabilities 0.5, 0.25, 0.25.
+        let logits = [0.0, 2.0_f32.ln(), 0.0];
+        assert_eq!(counts(&logits, 1.0, 1.0), [250, 500, 250]);
+        assert_eq!(counts(&logits, 1.0, 0.5), [0, 1000, 0]);
+        let cut = counts(&logits, 1.0, 0.6);
+        assert!(cut[2] == 0 && (cut[1] as i64 - 667).abs() <= 1, "{cut:?}");
+        // Temperature 1/2 squares the odds: 4 to 1 to 1.
+        let cold = counts(&logits, 0.5, 1.0);
+        assert!((cold[1] as i64 - 667).abs() <= 1, "{cold:?}");
+    }
+
+    #[test]
+    fn the_first_of_equal_logits_wins() {
+        assert_eq!(argmax(&[1.0, 3.0, 3.0, 2.0]), 1);
+    }
+}

@@ -1,0 +1,289 @@
+//! The end of the decoder: final norm, LM head and loss, over the rows that have a target and in chunks of them.
+//!
+//! Rows of weight 0 are left out before the norm. The logits of a chunk become their own gradient in place, which is multiplied
+//! back at once, so that of all logits only one chunk ever exists (the fused linear cross-entropy of Liger, kernels.md 5.2).
+
+use hone_kernels::{Backend, LossSums, Mat, MatMut, Op};
+
+use crate::layer::Dims;
+use crate::linear::finite;
+use crate::param::{Param, ParamKind};
+use crate::tensors::{TensorSource, Tensors};
+use crate::{Batch, ModelConfig, ModelError};
+
+/// Logits held at once, as far as [`CHUNK_ROWS_MIN`] allows: 4 MiB, to stay in the second-level caches.
+const CHUNK_VALUES: usize = 1 << 20;
+
+/// Fewest rows of a chunk: below it the product with the head is bound by reading the head.
+const CHUNK_ROWS_MIN: usize = 64;
+
+/// Rows of logits of one chunk.
+pub(crate) fn chunk_rows(vocab: usize) -> usize {
+    (CHUNK_VALUES / vocab).max(CHUNK_ROWS_MIN)
+}
+
+/// The head's matrix.
+enum HeadWeight<B: Backend> {
+    /// The embedding's.
+    Tied,
+    Frozen(B::Frozen),
+    Trained(Param<B>),
+}
+
+/// Final norm and head.
+pub(crate) struct Head<B: Backend> {
+    norm: Param<B>,
+    weight: HeadWeight<B>,
+}
+
+/// Buffers of the head for up to N rows.
+pub(crate) struct HeadActs<B: Backend> {
+    /// The rows' hidden states (N, D).
+    gathered: B::Buf,
+    /// Scales of the norm (N).
+    r: B::Buf,
+    /// After the norm (N, D).
+    normed: B::Buf,
+    /// Logits of a chunk, then their gradient.
+    logits: B::Buf,
+    /// Targets and weights of the rows.
+    targets: Vec<u32>,
+    weights: Vec<f32>,
+}
+
+/// Buffers of the head's backward.
+pub(crate) struct HeadBack<B: Backend> {
+    /// Gradient after the norm (N, D).
+    dnormed: B::Buf,
+    /// Gradient before the norm (N, D).
+    dgathered: B::Buf,
+}
+
+impl<B: Backend> HeadActs<B> {
+    pub(crate) fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
+        HeadActs {
+            gathered: backend.zeros(rows * dims.d),
+            r: backend.zeros(rows),
+            normed: backend.zeros(rows * dims.d),
+            logits: backend.zeros(chunk_rows(dims.v).min(rows) * dims.v),
+            targets: Vec::with_capacity(rows),
+            weights: Vec::with_capacity(rows),
+        }
+    }
+}
+
+impl<B: Backend> HeadBack<B> {
+    pub(crate) fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
+        let zeros = || backend.zeros(rows * dims.d);
+        HeadBack { dnormed: zeros(), dgathered: zeros() }
+    }
+}
+
+/// The gradient's side of a call of [`Head::loss`].
+pub(crate) struct HeadGrad<'a, B: Backend> {
+    pub(crate) back: &'a mut HeadBack<B>,
+    /// Receives the gradient at the last layer's output (T, D).
+    pub(crate) dx: &'a mut B::Buf,
+    /// One over the step's sum of weights.
+    pub(crate) scale: f32,
+}
+
+impl<B: Backend> Head<B> {
+    pub(crate) fn load(
+        backend: &B,
+        config: &ModelConfig,
+        source: &dyn TensorSource,
+        trained: bool,
+    ) -> Result<Self, ModelError> {
+        let norm = finite(source, "model.norm.weight")?;
+        let norm = Param::new(backend, ParamKind::Norm, vec![norm], trained);
+        let name = "lm_head.weight";
+        let weight = if config.tie_word_embeddings {
+            if source.has(name)
+                && source.tensor(name)?.data != source.tensor("model.embed_tokens.weight")?.data
+            {
+                return Err(ModelError::Config {
+                    file: "config.json",
+                    reason:
+                        "`tie_word_embeddings` is true, but the weights hold a `lm_head.weight` \
+                             that differs from the embedding; set it to false"
+                            .to_owned(),
+                });
+            }
+            HeadWeight::Tied
+        } else if trained {
+            let weight = vec![finite(source, name)?];
+            HeadWeight::Trained(Param::new(backend, ParamKind::Head, weight, true))
+        } else {
+            let weight = finite(source, name)?;
+            HeadWeight::Frozen(backend.freeze(&weight.data, config.vocab_size, config.hidden_size))
+        };
+        Ok(Head { norm, weight })
+    }
+
+    /// Takes `rows` of `x` (T, D) through the norm.
+    fn gather(
+        &self,
+        (backend, dims): (&B, &Dims),
+        x: &B::Buf,
+        rows: &[u32],
+        acts: &mut HeadActs<B>,
+    ) {
+        backend.gather_rows(x, rows, dims.d, &mut acts.gathered);
+        let size = (rows.len(), dims.d);
+        let (w, r) = (&self.norm.value, &mut acts.r);
+        backend.rms_norm(&acts.gathered, w, dims.eps, size, &mut acts.normed, r);
+    }
+
+    /// `acts.logits` (rows, V) <- logits of `rows` normed rows from `start`.
+    fn project(
+        &self,
+        (backend, dims): (&B, &Dims),
+        embed: &Param<B>,
+        (start, rows): (usize, usize),
+        acts: &mut HeadActs<B>,
+    ) {
+        let x = Mat::new(&acts.normed, start, dims.d).rows(start, rows);
+        let y = MatMut::new(&mut acts.logits, rows, dims.v);
+        match self.matrix(embed) {
+            Err(frozen) => backend.linear(x, frozen, y, 0.0),
+            Ok(param) => {
+                let w = Mat::new(&param.value, dims.v, dims.d);
+                backend.gemm(x, Op::N, w, Op::T, y, 1.0, 0.0);
+            }
+        }
+    }
+
+    /// The matrix: a plain buffer, or packed.
+    fn matrix<'a>(&'a self, embed: &'a Param<B>) -> Result<&'a Param<B>, &'a B::Frozen> {
+        match &self.weight {
+            HeadWeight::Tied => Ok(embed),
+            HeadWeight::Trained(param) => Ok(param),
+            HeadWeight::Frozen(frozen) => Err(frozen),
+        }
+    }
+
+    /// Logits of the given rows of `x`, chunk by chunk: `take(first, n, logits)` reads (n, V) values of the rows from `first`.
+    pub(crate) fn logits(
+        &self,
+        (backend, dims): (&B, &Dims),
+        embed: &Param<B>,
+        x: &B::Buf,
+        rows: &[u32],
+        acts: &mut HeadActs<B>,
+        take: &mut dyn FnMut(usize, usize, &B::Buf),
+    ) {
+        self.gather((backend, dims), x, rows, acts);
+        for start in (0..rows.len()).step_by(chunk_rows(dims.v)) {
+            let n = chunk_rows(dims.v).min(rows.len() - start);
+            self.project((backend, dims), embed, (start, n), acts);
+            take(start, n, &acts.logits);
+        }
+    }
+
+    /// The loss sums of a batch whose last layer gave `x`, and, with `grad`, all gradients down to that output. `row_loss`
+    /// receives the cross-entropy of each row.
+    pub(crate) fn loss(
+        &mut self,
+        (backend, dims): (&B, &Dims),
+        embed: &mut Param<B>,
+        x: &B::Buf,
+        batch: &Batch,
+        acts: &mut HeadActs<B>,
+        mut grad: Option<HeadGrad<'_, B>>,
+        mut row_loss: Option<&mut [f32]>,
+    ) -> LossSums {
+        let n_rows = batch.rows.len();
+        self.gather((backend, dims), x, &batch.rows, acts);
+        acts.targets.clear();
+        acts.targets.extend(batch.rows.iter().map(|&row| batch.targets[row as usize]));
+        acts.weights.clear();
+        acts.weights.extend(batch.rows.iter().map(|&row| batch.weights[row as usize]));
+        let mut sums = LossSums::default();
+        for start in (0..n_rows).step_by(chunk_rows(dims.v)) {
+            let n = chunk_rows(dims.v).min(n_rows - start);
+            self.project((backend, dims), embed, (start, n), acts);
+            let part = backend.cross_entropy(
+                MatMut::new(&mut acts.logits, n, dims.v),
+                &acts.targets[start..start + n],
+                &acts.weights[start..start + n],
+                grad.as_ref().map(|grad| grad.scale),
+                row_loss.as_deref_mut().map(|losses| &mut losses[start..start + n]),
+            );
+            sums.weighted_loss += part.weighted_loss;
+            sums.weight += part.weight;
+            sums.n_correct += part.n_correct;
+            sums.n_rows += part.n_rows;
+            if let Some(grad) = &mut grad {
+                self.project_backward((backend, dims), embed, (start, n), acts, grad.back);
+            }
+        }
+        if let Some(grad) = grad {
+            let HeadBack { dnormed, dgathered } = grad.back;
+            backend.fill(dgathered, 0.0);
+            let Param { value, grad: dw, .. } = &mut self.norm;
+            let (size, dw) = ((n_rows, dims.d), dw.as_mut());
+            let (x, r) = (&acts.gathered, &acts.r);
+            backend.rms_norm_backward(dnormed, x, value, r, size, dgathered, dw);
+            backend.fill(grad.dx, 0.0);
+            backend.scatter_add_rows(dgathered, &batch.rows, dims.d, grad.dx);
+        }
+        sums
+    }
+
+    /// Multiplies the logits' gradient back: rows of `dnormed`, and the head's own gradient where it is trained.
+    fn project_backward(
+        &mut self,
+        (backend, dims): (&B, &Dims),
+        embed: &mut Param<B>,
+        (start, rows): (usize, usize),
+        acts: &HeadActs<B>,
+        back: &mut HeadBack<B>,
+    ) {
+        let (v, d) = (dims.v, dims.d);
+        let dlogits = Mat::new(&acts.logits, rows, v);
+        let dnormed =
+            MatMut { buf: &mut back.dnormed, offset: start * d, rows, cols: d, stride: d };
+        let param = match &mut self.weight {
+            HeadWeight::Frozen(w) => return backend.linear_dx(dlogits, w, dnormed, 0.0),
+            HeadWeight::Tied => embed,
+            HeadWeight::Trained(param) => param,
+        };
+        let w = Mat::new(&param.value, v, d);
+        backend.gemm(dlogits, Op::N, w, Op::N, dnormed, 1.0, 0.0);
+        if let Some(grad) = &mut param.grad {
+            let x = Mat::new(&acts.normed, start, d).rows(start, rows);
+            backend.gemm(dlogits, Op::T, x, Op::N, MatMut::new(grad, v, d), 1.0, 1.0);
+        }
+    }
+
+    /// The base tensors under their own names; a tied head has none of its own.
+    pub(crate) fn export(&self, backend: &B, config: &ModelConfig, into: &mut Tensors) {
+        self.norm.export(backend, &self.norm.value, into);
+        match &self.weight {
+            HeadWeight::Tied => {}
+            HeadWeight::Trained(param) => param.export(backend, &param.value, into),
+            HeadWeight::Frozen(w) => {
+                let shape = vec![config.vocab_size, config.hidden_size];
+                let data = backend.thaw(w);
+                into.insert(crate::NamedTensor::new("lm_head.weight", shape, data));
+            }
+        }
+    }
+
+    /// Calls `visit` with every parameter that lives as a plain buffer.
+    pub(crate) fn visit(&self, visit: &mut dyn FnMut(&Param<B>)) {
+        visit(&self.norm);
+        if let HeadWeight::Trained(param) = &self.weight {
+            visit(param);
+        }
+    }
+
+    /// [`Head::visit`], to change them; the same order.
+    pub(crate) fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Param<B>)) {
+        visit(&mut self.norm);
+        if let HeadWeight::Trained(param) = &mut self.weight {
+            visit(param);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Parameters that live as plain buffers, and the names of what lies in them.
+
+use hone_kernels::Backend;
+
+use crate::ModelError;
+use crate::tensors::{NamedTensor, Tensors};
+
+/// What a parameter is: decides weight decay and what the self-test expects of its gradient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParamKind {
+    /// The token embedding, and the head where it is tied to it.
+    Embedding,
+    /// A head of its own.
+    Head,
+    /// The matrix of a linear map.
+    Matrix,
+    /// The scale of a norm.
+    Norm,
+    /// The bias of a linear map.
+    Bias,
+    /// The first factor of an adapter, (r, in).
+    LoraA,
+    /// The second factor of an adapter, (out, r).
+    LoraB,
+}
+
+impl ParamKind {
+    /// Whether weight decay applies: to matrices, embeddings included, and to no norm or bias.
+    pub fn decays(self) -> bool {
+        !matches!(self, ParamKind::Norm | ParamKind::Bias)
+    }
+}
+
+/// A named tensor inside a trained buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParamInfo {
+    /// Hugging Face's name, or PEFT's for an adapter.
+    pub name: String,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// What it is.
+    pub kind: ParamKind,
+    /// Index of its buffer in the order of [`crate::Decoder::for_each_trained`].
+    pub buffer: usize,
+    /// Index of its first value in that buffer.
+    pub offset: usize,
+}
+
+impl ParamInfo {
+    /// Number of values.
+    pub fn n_values(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// A name inside a [`Param`].
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+}
+
+/// A buffer of one or more named tensors laid end to end, with their gradient when they are trained.
+pub(crate) struct Param<B: Backend> {
+    pub(crate) value: B::Buf,
+    pub(crate) grad: Option<B::Buf>,
+    pub(crate) kind: ParamKind,
+    pieces: Vec<Piece>,
+}
+
+impl<B: Backend> Param<B> {
+    /// The tensors end to end on the device; with a gradient of zeros if `trained`.
+    pub(crate) fn new(
+        backend: &B,
+        kind: ParamKind,
+        tensors: Vec<NamedTensor>,
+        trained: bool,
+    ) -> Self {
+        let mut pieces = Vec::with_capacity(tensors.len());
+        let mut data = Vec::new();
+        for tensor in tensors {
+            pieces.push(Piece { name: tensor.name, shape: tensor.shape });
+            if data.is_empty() {
+                data = tensor.data;
+            } else {
+                data.extend_from_slice(&tensor.data);
+            }
+        }
+        let grad = trained.then(|| backend.zeros(data.len()));
+        Param { value: backend.upload(&data), grad, kind, pieces }
+    }
+
+    /// Names and places of the tensors, this being trained buffer number `buffer`.
+    pub(crate) fn infos(&self, buffer: usize) -> impl Iterator<Item = ParamInfo> + '_ {
+        let mut offset = 0;
+        self.pieces.iter().map(move |piece| {
+            let info = ParamInfo {
+                name: piece.name.clone(),
+                shape: piece.shape.clone(),
+                kind: self.kind,
+                buffer,
+                offset,
+            };
+            offset += info.n_values();
+            info
+        })
+    }
+
+    /// Copies the named tensors of `buf` (this parameter's value, its gradient, or a moment of the same shape) to the host.
+    pub(crate) fn export(&self, backend: &B, buf: &B::Buf, into: &mut Tensors) {
+        for info in self.infos(0) {
+            let mut data = vec![0.0; info.n_values()];
+            backend.read(buf, info.offset, &mut data);
+            into.insert(NamedTensor::new(info.name, info.shape, data));
+        }
+    }
+
+    /// Overwrites the value with tensors of the same names.
+    pub(crate) fn import(&mut self, backend: &B, from: &Tensors) -> Result<(), ModelError> {
+        let infos: Vec<ParamInfo> = self.infos(0).collect();
+        for info in infos {
+            let tensor = named(from, &info.name, &info.shape)?;
+            backend.write(&mut self.value, info.offset, &tensor.data);
+        }
+        Ok(())
+    }
+}
+
+/// The tensor of that name and shape.
+pub(crate) fn named<'a>(
+    tensors: &'a Tensors,
+    name: &str,
+    shape: &[usize],
+) -> Result<&'a NamedTensor, ModelError> {
+    let tensor = tensors.get(name).ok_or_else(|| ModelError::NoTensor(name.to_owned()))?;
+    if tensor.shape != shape {
+        let (found, expected) = (tensor.shape.clone(), shape.to_vec());
+        return Err(ModelError::Shape { name: name.to_owned(), found, expected });
+    }
+    Ok(tensor)
+}
