@@ -1,0 +1,50 @@
+# Every verb a person needs. No logic here: a recipe is the command one would type.
+
+bin := "target/release"
+
+# What there is.
+default:
+    @just --list --unsorted
+
+# Raw rows to a tuned, merged, evaluated model, on the data and the base model in data/.
+quickstart: (run "quickstart")
+
+# All six stages of a pipeline; stages whose output is fresh are skipped.
+run pipeline *args: (ingest pipeline args) (template pipeline args) (tokenize pipeline args) (train pipeline args) (merge pipeline args) (eval pipeline args)
+
+# One stage of a pipeline: just train quickstart --set train.lr=1e-3
+ingest pipeline *args: build
+    @{{bin}}/hone-ingest --pipeline pipelines/{{pipeline}}.toml {{args}}
+
+template pipeline *args: build
+    @{{bin}}/hone-template --pipeline pipelines/{{pipeline}}.toml {{args}}
+
+tokenize pipeline *args: build
+    @{{bin}}/hone-tokenize --pipeline pipelines/{{pipeline}}.toml {{args}}
+
+train pipeline *args: build
+    @{{bin}}/hone-train --pipeline pipelines/{{pipeline}}.toml {{args}}
+
+merge pipeline *args: build
+    @{{bin}}/hone-merge --pipeline pipelines/{{pipeline}}.toml {{args}}
+
+eval pipeline *args: build
+    @{{bin}}/hone-eval --pipeline pipelines/{{pipeline}}.toml {{args}}
+
+# One training example with the trained tokens marked: just show quickstart --row 3
+show pipeline *args: build
+    @{{bin}}/hone-tokenize show --pipeline pipelines/{{pipeline}}.toml {{args}}
+
+# Every test.
+test: build
+    @if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --release --workspace --locked --no-fail-fast; else cargo test --release --workspace --locked --no-fail-fast; fi
+
+# The programs, in one profile for all uses.
+build:
+    @cargo build --quiet --release --workspace --locked
+
+# Format, lints and documentation, as a change must pass them.
+check:
+    cargo fmt --all --check
+    cargo clippy --release --workspace --all-targets --locked -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --locked
