@@ -1,1 +1,27 @@
-//! To be written.
+//! From rendered text to packs: token ids, loss weights, and the proof that they are what they should be. No I/O here.
+//!
+//! - [`Vocab`]: a tokenizer that knows which bytes the template wrote. An added token is taken as one token only there;
+//!   inside a message the same bytes become ordinary text, so no row can forge a control token. On rows that spell no
+//!   such token the ids are those of the reference implementation.
+//! - [`tokenize`]: a row's ids and the weight of each token's loss under a [`Rules`], certified or refused by [`Reason`].
+//! - [`best_fit`] and [`assemble`]: documents into packs, none lost and none twice.
+//! - [`prompt_of`]: what a model is asked, and what it should say, for evaluation.
+//! - [`train_vocab`]: a byte-level BPE vocabulary from texts.
+
+mod added;
+mod bpe;
+mod certificate;
+mod encode;
+mod mask;
+mod pack;
+mod prompt;
+mod row;
+mod vocab;
+
+pub use bpe::{VocabSpec, VocabSpecError, train_vocab};
+pub use encode::{EncodeError, Encoded};
+pub use mask::TrainOn;
+pub use pack::{assemble, best_fit, one_each};
+pub use prompt::{PromptIds, prompt_of};
+pub use row::{Counts, Reason, Refusal, Row, Rules, TooLong, tokenize};
+pub use vocab::{DecodeError, Vocab, VocabError};

@@ -1,0 +1,208 @@
+//! A vocabulary: what a `tokenizer.json` says.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+use tokenizers::{Model, NormalizedString, Normalizer, Tokenizer};
+
+use crate::added::AddedTokens;
+
+/// Longest `tokenizer.json` that is parsed: twice the largest one seen (Gemma 3, 33 MB).
+const JSON_BYTES_MAX: usize = 64 << 20;
+
+/// Most added tokens: five times what the largest families have.
+const ADDED_MAX: usize = 32_768;
+
+/// Longest added token, in bytes: markers are words, not texts.
+const ADDED_BYTES_MAX: usize = 1024;
+
+/// A tokenizer, with its added tokens taken apart.
+pub struct Vocab {
+    pub(crate) tokenizer: Tokenizer,
+    /// Added tokens that are looked for in the text as it is.
+    pub(crate) raw: AddedTokens,
+    /// Added tokens that are looked for in the normalized text.
+    pub(crate) normalized: AddedTokens,
+    /// Ids of the added tokens that a message must not be able to write.
+    pub(crate) control: BTreeSet<u32>,
+}
+
+/// Why some bytes are not a vocabulary.
+#[derive(Debug, thiserror::Error)]
+pub enum VocabError {
+    /// Longer than the limit.
+    #[error("tokenizer.json has {bytes} bytes, more than {JSON_BYTES_MAX}")]
+    TooLarge {
+        /// Its length.
+        bytes: usize,
+    },
+    /// Not JSON, or not a tokenizer that the tokenizers crate knows.
+    #[error("tokenizer.json is not a tokenizer: {0}")]
+    Form(String),
+    /// Too many added tokens.
+    #[error("tokenizer.json adds {found} tokens, more than {ADDED_MAX}")]
+    TooManyAdded {
+        /// How many.
+        found: usize,
+    },
+    /// An added token longer than the limit.
+    #[error("added token {id} of tokenizer.json has {bytes} bytes, more than {ADDED_BYTES_MAX}")]
+    AddedTooLong {
+        /// Its id.
+        id: u32,
+        /// Its length.
+        bytes: usize,
+    },
+    /// An added token that gets another id than the one it is declared with.
+    #[error("added token `{content}` of tokenizer.json is declared as {declared}, but is {found}")]
+    AddedId {
+        /// The token.
+        content: String,
+        /// The id it is declared with.
+        declared: u32,
+        /// The id it gets.
+        found: String,
+    },
+    /// A name that is no added token.
+    #[error("`{0}` is not an added token of this tokenizer, so nothing has to be allowed for it")]
+    NotAdded(String),
+    /// A special token that was to be allowed in messages.
+    #[error("`{0}` is a special token of this tokenizer; a message must not be able to write it")]
+    Special(String),
+}
+
+/// The part of a `tokenizer.json` that is compared with what the tokenizers crate made of it.
+#[derive(Deserialize)]
+struct Declared {
+    #[serde(default)]
+    added_tokens: Vec<DeclaredToken>,
+}
+
+#[derive(Deserialize)]
+struct DeclaredToken {
+    id: u32,
+    content: String,
+}
+
+impl Vocab {
+    /// Reads the bytes of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// See [`VocabError`].
+    pub fn from_json(bytes: &[u8]) -> Result<Self, VocabError> {
+        if bytes.len() > JSON_BYTES_MAX {
+            return Err(VocabError::TooLarge { bytes: bytes.len() });
+        }
+        let form = |e: &dyn std::fmt::Display| VocabError::Form(e.to_string());
+        let declared: Declared = serde_json::from_slice(bytes).map_err(|e| form(&e))?;
+        check_declared(&declared.added_tokens)?;
+        let tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| form(&e))?;
+        for token in declared.added_tokens.iter().filter(|t| !t.content.is_empty()) {
+            let found = tokenizer.token_to_id(&token.content);
+            if found != Some(token.id) {
+                return Err(VocabError::AddedId {
+                    content: token.content.clone(),
+                    declared: token.id,
+                    found: found.map_or("none".to_owned(), |id| id.to_string()),
+                });
+            }
+        }
+        Vocab::new(tokenizer)
+    }
+
+    fn new(tokenizer: Tokenizer) -> Result<Self, VocabError> {
+        let (mut raw, mut normalized) = (AddedTokens::default(), AddedTokens::default());
+        let mut control = BTreeSet::new();
+        for (id, token) in tokenizer.get_added_vocabulary().get_added_tokens_decoder() {
+            if token.normalized {
+                let mut text = NormalizedString::from(token.content.as_str());
+                if let Some(normalizer) = tokenizer.get_normalizer() {
+                    normalizer.normalize(&mut text).map_err(|e| VocabError::Form(e.to_string()))?;
+                }
+                normalized.insert(text.get(), *id, token);
+            } else {
+                raw.insert(&token.content, *id, token);
+            }
+            // Runs of blanks are added tokens of some families (GPT-NeoX, Gemma): text, and no marker.
+            if token.special || !token.content.trim().is_empty() {
+                control.insert(*id);
+            }
+        }
+        Ok(Vocab { tokenizer, raw, normalized, control })
+    }
+
+    /// Lets messages write `token` as one token, as the reference does: for markers that are part of what a model says, such
+    /// as `<think>`.
+    ///
+    /// # Errors
+    /// A text that is no added token; a special token.
+    pub fn allow(&mut self, token: &str) -> Result<(), VocabError> {
+        let added = self.tokenizer.get_added_vocabulary();
+        let Some(id) = added.get_vocab().get(token) else {
+            return Err(VocabError::NotAdded(token.to_owned()));
+        };
+        if added.is_special_token(token) {
+            return Err(VocabError::Special(token.to_owned()));
+        }
+        self.control.remove(id);
+        Ok(())
+    }
+
+    /// The id of a token by its text, added or not.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// The text of a token as the vocabulary has it; bytes of a byte-level vocabulary in its own alphabet.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
+
+    /// Text of some ids; control tokens are left out when `skip_special` and they are flagged special.
+    ///
+    /// # Errors
+    /// What the decoder has to say; the ones in use have nothing.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, DecodeError> {
+        self.tokenizer.decode(ids, skip_special).map_err(|e| DecodeError(e.to_string()))
+    }
+
+    /// Whether this is an added token that no message can write.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.control.contains(&id)
+    }
+
+    /// The control tokens, by id.
+    pub fn control_tokens(&self) -> impl Iterator<Item = (u32, String)> + '_ {
+        self.control.iter().filter_map(|id| Some((*id, self.token(*id)?)))
+    }
+
+    /// Number of rows an embedding needs: the highest id and one.
+    pub fn size(&self) -> usize {
+        let added = self.tokenizer.get_added_vocabulary();
+        let highest = added.get_added_tokens_decoder().keys().max();
+        let model = self.tokenizer.get_model().get_vocab();
+        let highest_of_model = model.values().max();
+        highest.max(highest_of_model).map_or(0, |id| *id as usize + 1)
+    }
+}
+
+impl std::fmt::Debug for Vocab {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Vocab({} tokens, {} control)", self.size(), self.control.len())
+    }
+}
+
+/// What the decoder reported.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct DecodeError(String);
+
+fn check_declared(tokens: &[DeclaredToken]) -> Result<(), VocabError> {
+    if tokens.len() > ADDED_MAX {
+        return Err(VocabError::TooManyAdded { found: tokens.len() });
+    }
+    match tokens.iter().find(|t| t.content.len() > ADDED_BYTES_MAX) {
+        Some(token) => Err(VocabError::AddedTooLong { id: token.id, bytes: token.content.len() }),
+        None => Ok(()),
+    }
+}
