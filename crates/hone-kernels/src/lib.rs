@@ -6,6 +6,7 @@
 
 mod backend;
 mod cpu;
+pub mod mapping;
 pub mod reference;
 pub mod rng;
 mod shape;

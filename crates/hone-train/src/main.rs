@@ -1,2 +1,28 @@
-//! To be written.
-fn main() {}
+//! `hone-train`: token packs in, an adapter or full weights out.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `args` | flags, the `[train]` table, and the plan they resolve to |
+//! | `run` | the stage: opens its inputs, runs the loop, seals what was learned |
+//! | `epochs` | packs in memory, their order, micro-batches |
+//! | `training` | the training loop: one visible loop |
+//! | `checkpoint` | what a resumed run needs, sealed; the newest that verifies is taken |
+//! | `metrics` | the lines of `metrics.jsonl`, and the live logs with times |
+//! | `tensorboard` | event files |
+//!
+//! A run is a function of its packs, its base and its configuration: killed at any point and started again, it ends with the same
+//! bytes.
+
+mod args;
+mod checkpoint;
+mod epochs;
+mod metrics;
+mod run;
+mod tensorboard;
+mod training;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hone_cli::launch(run::train)
+}

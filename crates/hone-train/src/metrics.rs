@@ -1,0 +1,136 @@
+//! The record of a run: `metrics.jsonl`, and live logs with times beside it.
+//!
+//! The sealed `metrics.jsonl` holds only what the same run gives again. Rates and times go to the live log and to TensorBoard, which
+//! are never sealed and never read by a stage.
+
+use std::path::Path;
+use std::time::Instant;
+
+use hone_cli::Failure;
+use hone_learn::{Evaluation, StepReport};
+use hone_store::Live;
+use serde_json::{Value, json};
+
+use crate::tensorboard::EventFile;
+
+/// Collects the lines of a run.
+pub(crate) struct Metrics {
+    sealed: String,
+    live: Live,
+    events: EventFile,
+    started: Instant,
+    tokens_seen: u64,
+    tokens_at_start: u64,
+}
+
+impl Metrics {
+    /// Goes on after the lines `before` of a resumed run; live logs go below `dir`.
+    pub(crate) fn new(dir: &Path, before: Option<String>) -> Result<Self, Failure> {
+        let path = dir.join("metrics.jsonl");
+        let live = if before.is_some() { Live::append(&path)? } else { Live::create(&path)? };
+        let sealed = before.unwrap_or_default();
+        let tokens_seen = last_tokens(&sealed);
+        Ok(Metrics {
+            sealed,
+            live,
+            events: EventFile::create(dir)?,
+            started: Instant::now(),
+            tokens_seen,
+            tokens_at_start: tokens_seen,
+        })
+    }
+
+    /// The lines so far, as they will be sealed.
+    pub(crate) fn sealed(&self) -> &str {
+        &self.sealed
+    }
+
+    /// Tokens seen since the first step.
+    pub(crate) fn tokens_seen(&self) -> u64 {
+        self.tokens_seen
+    }
+
+    /// Tokens a second since this process started training.
+    pub(crate) fn rate(&self) -> f64 {
+        let tokens = self.tokens_seen - self.tokens_at_start;
+        tokens as f64 / self.started.elapsed().as_secs_f64().max(1e-9)
+    }
+
+    /// Records a step over `n_tokens` tokens, at `epoch` epochs after it.
+    pub(crate) fn step(
+        &mut self,
+        report: &StepReport,
+        n_tokens: u64,
+        epoch: f64,
+    ) -> Result<(), Failure> {
+        self.tokens_seen += n_tokens;
+        let step = report.step + 1;
+        let line = json!({
+            "step": step,
+            "epoch": epoch,
+            "loss": report.loss,
+            "grad_norm": report.grad_norm,
+            "learning_rate": report.lr,
+            "mean_token_accuracy": report.accuracy,
+            "num_tokens": self.tokens_seen,
+            "num_trained_tokens": report.n_targets,
+        });
+        let values = [
+            ("train/loss", report.loss),
+            ("train/grad_norm", report.grad_norm),
+            ("train/learning_rate", report.lr),
+            ("train/mean_token_accuracy", report.accuracy),
+            ("train/epoch", epoch),
+            ("train/tokens_per_second", self.rate()),
+        ];
+        self.record(line, step, &values)
+    }
+
+    /// Records an evaluation after `step` steps.
+    pub(crate) fn evaluation(&mut self, step: u64, found: &Evaluation) -> Result<(), Failure> {
+        let line = json!({
+            "step": step,
+            "eval_loss": found.loss,
+            "eval_perplexity": found.perplexity,
+            "eval_mean_token_accuracy": found.accuracy,
+        });
+        let values = [
+            ("eval/loss", found.loss),
+            ("eval/perplexity", found.perplexity),
+            ("eval/mean_token_accuracy", found.accuracy),
+        ];
+        self.record(line, step, &values)
+    }
+
+    fn record(
+        &mut self,
+        mut line: Value,
+        step: u64,
+        values: &[(&str, f64)],
+    ) -> Result<(), Failure> {
+        self.sealed.push_str(&format!("{line}\n"));
+        line["seconds"] = self.started.elapsed().as_secs_f64().into();
+        line["tokens_per_second"] = self.rate().into();
+        self.live.write(format!("{line}\n").as_bytes())?;
+        self.events.scalars(step, values)
+    }
+}
+
+/// `num_tokens` of the last line that has it.
+fn last_tokens(lines: &str) -> u64 {
+    let tokens = |line: &str| {
+        serde_json::from_str::<Value>(line).ok()?.get("num_tokens").and_then(Value::as_u64)
+    };
+    lines.lines().rev().find_map(tokens).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_run_counts_on() {
+        assert_eq!(last_tokens(""), 0);
+        assert_eq!(last_tokens("{\"num_tokens\":5}\n{\"eval_loss\":1.0}\n"), 5);
+    }
+}
