@@ -290,8 +290,8 @@ def train(model, rows, run):
     return steps, decay, plain, {n: p.detach().clone() for n, p in params.items()}
 
 
-def train_files(method, max_norm, model, config, weights, adapter, scaling, rows, folder):
-    run = RUNS[method] | ({"max_norm": max_norm} if max_norm else {})
+def train_files(method, other, model, config, weights, adapter, scaling, rows, folder):
+    run = RUNS[method] | other
     steps, decay, plain, final = train(model, rows, run)
     losses, twin = train_twin(config, weights, adapter, scaling, rows, run)
     yard = dict(
@@ -346,7 +346,7 @@ def adapters_of(v, config, weights, golden, logits, folder):
             train_rows = make_rows(
                 np.random.Generator(np.random.PCG64(v["seed"] + 200)), TRAIN_LENGTHS, config.vocab_size, ""
             )
-            train_files("lora", None, model, config, weights, tensors, scaling, train_rows, folder)
+            train_files("lora", {}, model, config, weights, tensors, scaling, train_rows, folder)
         if kind == "lora" and "merged" in v["has"]:
             set_peft_model_state_dict(model, tensors)
             merged = model.merge_and_unload()
@@ -400,7 +400,7 @@ def variant(name, v, folder):
         train_rows = make_rows(
             np.random.Generator(np.random.PCG64(v["seed"] + 200)), TRAIN_LENGTHS, config.vocab_size, ""
         )
-        train_files("full", v.get("max_norm"), model, config, weights, None, 0.0, train_rows, folder)
+        train_files("full", v.get("run", {}), model, config, weights, None, 0.0, train_rows, folder)
     save(logits, folder / "logits.safetensors")
     write_json(folder / "golden.json", golden)
     peak = max(float(x.abs().max()) for x in logits.values())
