@@ -27,11 +27,7 @@ const SHAPES: [Shape; 2] = [
         tokens: 2048,
         window: 128,
         d: 128,
-        heads: Heads {
-            n_q: 4,
-            n_kv: 4,
-            dim: 32,
-        },
+        heads: Heads { n_q: 4, n_kv: 4, dim: 32 },
         i: 320,
         v: 2048,
         layers: 4,
@@ -41,11 +37,7 @@ const SHAPES: [Shape; 2] = [
         tokens: 1024,
         window: 512,
         d: 576,
-        heads: Heads {
-            n_q: 9,
-            n_kv: 3,
-            dim: 64,
-        },
+        heads: Heads { n_q: 9, n_kv: 3, dim: 64 },
         i: 1536,
         v: 49_152,
         layers: 30,
@@ -54,11 +46,7 @@ const SHAPES: [Shape; 2] = [
 
 /// A buffer of normal values.
 fn normals(cpu: &Cpu, n: usize) -> <Cpu as Backend>::Buf {
-    cpu.upload(
-        &(0..n as u64)
-            .map(|i| rng::normal(7, i) as f32)
-            .collect::<Vec<_>>(),
-    )
+    cpu.upload(&(0..n as u64).map(|i| rng::normal(7, i) as f32).collect::<Vec<_>>())
 }
 
 /// A table of times: each operator's, and the sum of a step's.
@@ -80,13 +68,8 @@ impl Table {
             .fold(f64::INFINITY, f64::min);
         self.step_ms += best * 1e3 * count as f64;
         let rate = flops as f64 / best / 1e9;
-        let line = format!(
-            "{name:28} {:9.3} ms  x{count:<3} {rate:8.1} Gflop/s\n",
-            best * 1e3
-        );
-        std::io::stdout()
-            .write_all(line.as_bytes())
-            .expect("stdout is open");
+        let line = format!("{name:28} {:9.3} ms  x{count:<3} {rate:8.1} Gflop/s\n", best * 1e3);
+        std::io::stdout().write_all(line.as_bytes()).expect("stdout is open");
     }
 }
 
@@ -102,11 +85,7 @@ fn products(cpu: &Cpu, s: &Shape, table: &mut Table) {
     let t = s.tokens;
     for (name, out, inp, count) in shapes {
         // The head of a large vocabulary runs in chunks of rows.
-        let t = if name == "head" && s.v > 10_000 {
-            t / 4
-        } else {
-            t
-        };
+        let t = if name == "head" && s.v > 10_000 { t / 4 } else { t };
         let (x, w) = (normals(cpu, t * inp), normals(cpu, out * inp));
         let (mut y, mut dx, mut dw) =
             (cpu.zeros(t * out), cpu.zeros(t * inp), cpu.zeros(out * inp));
@@ -135,10 +114,7 @@ fn attention(cpu: &Cpu, s: &Shape, table: &mut Table) {
     let dout = normals(cpu, t * heads.out_width());
     let (mut out, mut lse) = (cpu.zeros(t * heads.out_width()), cpu.zeros(t * heads.n_q));
     let mut dqkv = cpu.zeros(t * heads.qkv_width());
-    let mask = AttnMask {
-        window: None,
-        scale: 1.0 / (heads.dim as f32).sqrt(),
-    };
+    let mask = AttnMask { window: None, scale: 1.0 / (heads.dim as f32).sqrt() };
     let flops = 2 * t * s.window * heads.out_width();
     table.row("attention", s.layers, flops, || {
         cpu.attention(&qkv, heads, &lens, mask, &mut out, &mut lse);
@@ -148,21 +124,15 @@ fn attention(cpu: &Cpu, s: &Shape, table: &mut Table) {
     });
     let positions: Vec<u32> = (0..t).map(|i| (i % s.window) as u32).collect();
     let cos_sin = normals(cpu, s.window * heads.dim);
-    table.row("rope", 2 * s.layers, 0, || {
-        cpu.rope(&mut qkv, heads, &positions, &cos_sin, false)
-    });
+    table.row("rope", 2 * s.layers, 0, || cpu.rope(&mut qkv, heads, &positions, &cos_sin, false));
 }
 
 /// Times what works row by row or value by value.
 fn rows(cpu: &Cpu, s: &Shape, table: &mut Table) {
     let (t, d, i) = (s.tokens, s.d, s.i);
     let (x, w, dy) = (normals(cpu, t * d), normals(cpu, d), normals(cpu, t * d));
-    let (mut y, mut r, mut dx, mut dw) = (
-        cpu.zeros(t * d),
-        cpu.zeros(t),
-        cpu.zeros(t * d),
-        cpu.zeros(d),
-    );
+    let (mut y, mut r, mut dx, mut dw) =
+        (cpu.zeros(t * d), cpu.zeros(t), cpu.zeros(t * d), cpu.zeros(d));
     table.row("rms_norm", 2 * s.layers + 1, 0, || {
         cpu.rms_norm(&x, &w, 1e-5, (t, d), &mut y, &mut r);
     });
@@ -170,24 +140,14 @@ fn rows(cpu: &Cpu, s: &Shape, table: &mut Table) {
         cpu.rms_norm_backward(&dy, &x, &w, &r, (t, d), &mut dx, Some(&mut dw));
     });
     let (mut gate_up, mut h) = (normals(cpu, t * 2 * i), normals(cpu, t * i));
-    table.row("swiglu", s.layers, 0, || {
-        cpu.swiglu(&gate_up, (t, i), &mut h)
-    });
-    table.row("swiglu backward", s.layers, 0, || {
-        cpu.swiglu_backward(&h, (t, i), &mut gate_up)
-    });
+    table.row("swiglu", s.layers, 0, || cpu.swiglu(&gate_up, (t, i), &mut h));
+    table.row("swiglu backward", s.layers, 0, || cpu.swiglu_backward(&h, (t, i), &mut gate_up));
     table.row("add", 2 * s.layers, 0, || cpu.add(&x, &mut y, t * d));
     table.row("copy", 2 * s.layers, 0, || cpu.copy(&x, &mut y, t * d));
-    let ids: Vec<u32> = (0..t as u64)
-        .map(|i| (rng::mix(1, i) % 2048) as u32)
-        .collect();
+    let ids: Vec<u32> = (0..t as u64).map(|i| (rng::mix(1, i) % 2048) as u32).collect();
     let mut embedding = normals(cpu, s.v * d);
-    table.row("gather_rows", 1, 0, || {
-        cpu.gather_rows(&embedding, &ids, d, &mut y)
-    });
-    table.row("scatter_add_rows", 1, 0, || {
-        cpu.scatter_add_rows(&dy, &ids, d, &mut embedding)
-    });
+    table.row("gather_rows", 1, 0, || cpu.gather_rows(&embedding, &ids, d, &mut y));
+    table.row("scatter_add_rows", 1, 0, || cpu.scatter_add_rows(&dy, &ids, d, &mut embedding));
     table.row("dropout", 0, 0, || {
         cpu.dropout(Mat::new(&x, t, d), MatMut::new(&mut y, t, d), 0.1, 3);
     });
@@ -214,9 +174,7 @@ fn rows(cpu: &Cpu, s: &Shape, table: &mut Table) {
     table.row("sum_squares", 1, 0, || {
         std::hint::black_box(cpu.sum_squares(&g));
     });
-    table.row("adamw", 1, 0, || {
-        cpu.adamw(&mut p, &g, &mut m, &mut v, update)
-    });
+    table.row("adamw", 1, 0, || cpu.adamw(&mut p, &g, &mut m, &mut v, update));
 }
 
 fn main() {
@@ -225,19 +183,12 @@ fn main() {
     for shape in SHAPES.iter().filter(|s| s.name.contains(&wanted)) {
         let mut table = Table { step_ms: 0.0 };
         let title = format!("{}: {} tokens, {cpu:?}\n", shape.name, shape.tokens);
-        std::io::stdout()
-            .write_all(title.as_bytes())
-            .expect("stdout is open");
+        std::io::stdout().write_all(title.as_bytes()).expect("stdout is open");
         products(&cpu, shape, &mut table);
         attention(&cpu, shape, &mut table);
         rows(&cpu, shape, &mut table);
         let rate = shape.tokens as f64 / table.step_ms * 1e3;
-        let total = format!(
-            "a step of these: {:.1} ms, {rate:.0} tokens/s\n\n",
-            table.step_ms
-        );
-        std::io::stdout()
-            .write_all(total.as_bytes())
-            .expect("stdout is open");
+        let total = format!("a step of these: {:.1} ms, {rate:.0} tokens/s\n\n", table.step_ms);
+        std::io::stdout().write_all(total.as_bytes()).expect("stdout is open");
     }
 }

@@ -11,7 +11,7 @@
 //! Shapes are checked by the implementations with `assert!`: they are the caller's proof, never user input.
 
 /// A read-only row-major matrix view: `rows` x `cols`, row `i` starts at `offset + i * stride`.
-pub struct Mat<'a, B: Backend + ?Sized> {
+pub struct Mat<'a, B: Backend> {
     /// The buffer viewed.
     pub buf: &'a B::Buf,
     /// Index of the first value.
@@ -25,7 +25,7 @@ pub struct Mat<'a, B: Backend + ?Sized> {
 }
 
 /// A writable row-major matrix view; see [`Mat`].
-pub struct MatMut<'a, B: Backend + ?Sized> {
+pub struct MatMut<'a, B: Backend> {
     /// The buffer viewed.
     pub buf: &'a mut B::Buf,
     /// Index of the first value.
@@ -38,66 +38,40 @@ pub struct MatMut<'a, B: Backend + ?Sized> {
     pub stride: usize,
 }
 
-impl<B: Backend + ?Sized> Clone for Mat<'_, B> {
+impl<B: Backend> Clone for Mat<'_, B> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<B: Backend + ?Sized> Copy for Mat<'_, B> {}
+impl<B: Backend> Copy for Mat<'_, B> {}
 
-impl<'a, B: Backend + ?Sized> Mat<'a, B> {
+impl<'a, B: Backend> Mat<'a, B> {
     /// The whole of `buf` (its first `rows * cols` values) as a dense matrix.
     pub fn new(buf: &'a B::Buf, rows: usize, cols: usize) -> Self {
-        Mat {
-            buf,
-            offset: 0,
-            rows,
-            cols,
-            stride: cols,
-        }
+        Mat { buf, offset: 0, rows, cols, stride: cols }
     }
 
     /// Columns `start .. start + cols` of a dense matrix whose rows are `stride` wide.
     pub fn columns(buf: &'a B::Buf, rows: usize, start: usize, cols: usize, stride: usize) -> Self {
-        Mat {
-            buf,
-            offset: start,
-            rows,
-            cols,
-            stride,
-        }
+        Mat { buf, offset: start, rows, cols, stride }
     }
 
     /// Rows `start .. start + rows` of this view.
     pub fn rows(self, start: usize, rows: usize) -> Self {
-        Mat {
-            offset: self.offset + start * self.stride,
-            rows,
-            ..self
-        }
+        Mat { offset: self.offset + start * self.stride, rows, ..self }
     }
 }
 
-impl<'a, B: Backend + ?Sized> MatMut<'a, B> {
+impl<'a, B: Backend> MatMut<'a, B> {
     /// Rows `start .. start + rows` of this view.
     pub fn rows(self, start: usize, rows: usize) -> Self {
-        MatMut {
-            offset: self.offset + start * self.stride,
-            rows,
-            ..self
-        }
+        MatMut { offset: self.offset + start * self.stride, rows, ..self }
     }
 
     /// The whole of `buf` (its first `rows * cols` values) as a dense matrix.
     pub fn new(buf: &'a mut B::Buf, rows: usize, cols: usize) -> Self {
-        MatMut {
-            buf,
-            offset: 0,
-            rows,
-            cols,
-            stride: cols,
-        }
+        MatMut { buf, offset: 0, rows, cols, stride: cols }
     }
 
     /// Columns `start .. start + cols` of a dense matrix whose rows are `stride` wide.
@@ -108,13 +82,7 @@ impl<'a, B: Backend + ?Sized> MatMut<'a, B> {
         cols: usize,
         stride: usize,
     ) -> Self {
-        MatMut {
-            buf,
-            offset: start,
-            rows,
-            cols,
-            stride,
-        }
+        MatMut { buf, offset: start, rows, cols, stride }
     }
 }
 

@@ -93,10 +93,7 @@ mod tests {
     fn uniform_has_its_moments() {
         for seed in [0, 1, 2, u64::MAX] {
             let (mean, var) = moments(|i| uniform(seed, i));
-            assert!(
-                (mean - 0.5).abs() < 0.003 && (var - 1.0 / 12.0).abs() < 0.001,
-                "{mean} {var}"
-            );
+            assert!((mean - 0.5).abs() < 0.003 && (var - 1.0 / 12.0).abs() < 0.001, "{mean} {var}");
         }
     }
 
@@ -104,10 +101,7 @@ mod tests {
     fn normal_has_its_moments() {
         for seed in [0, 1, 2, u64::MAX] {
             let (mean, var) = moments(|i| normal(seed, i));
-            assert!(
-                mean.abs() < 0.01 && (var - 1.0).abs() < 0.02,
-                "{mean} {var}"
-            );
+            assert!(mean.abs() < 0.01 && (var - 1.0).abs() < 0.02, "{mean} {var}");
             let beyond_two = (0..N).filter(|&i| normal(seed, i).abs() > 2.0).count() as f64;
             assert!((beyond_two / N as f64 - 0.0455).abs() < 0.003);
         }
@@ -123,9 +117,7 @@ mod tests {
 
     #[test]
     fn neighbouring_seeds_are_unrelated() {
-        let same = (0..N)
-            .filter(|&i| (mix(1, i) ^ mix(2, i)).count_ones() == 32)
-            .count() as f64;
+        let same = (0..N).filter(|&i| (mix(1, i) ^ mix(2, i)).count_ones() == 32).count() as f64;
         // C(64, 32) / 2^64 = 0.0993.
         assert!((same / N as f64 - 0.0993).abs() < 0.004);
     }

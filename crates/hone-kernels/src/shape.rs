@@ -4,11 +4,7 @@ use crate::{AttnMask, Backend, Heads, Mat, MatMut};
 
 /// One past the last index of a view; 0 for an empty one.
 pub(crate) fn end(offset: usize, rows: usize, cols: usize, stride: usize) -> usize {
-    if rows == 0 || cols == 0 {
-        0
-    } else {
-        offset + (rows - 1) * stride + cols
-    }
+    if rows == 0 || cols == 0 { 0 } else { offset + (rows - 1) * stride + cols }
 }
 
 /// Where the rows of a view lie, without the buffer.
@@ -28,10 +24,7 @@ impl Layout {
 
     /// Checks that the view lies inside a buffer of `len` values and that its rows do not overlap.
     fn check(self, len: usize) -> Self {
-        assert!(
-            self.stride >= self.cols || self.rows <= 1,
-            "rows overlap: {self:?}"
-        );
+        assert!(self.stride >= self.cols || self.rows <= 1, "rows overlap: {self:?}");
         let end = end(self.offset, self.rows, self.cols, self.stride);
         assert!(end <= len, "{self:?} leaves its buffer of {len}");
         self
@@ -40,24 +33,14 @@ impl Layout {
 
 /// The layout of `m`, checked against its buffer.
 pub(crate) fn layout<B: Backend>(backend: &B, m: &Mat<'_, B>) -> Layout {
-    Layout {
-        offset: m.offset,
-        rows: m.rows,
-        cols: m.cols,
-        stride: m.stride,
-    }
-    .check(backend.len(m.buf))
+    Layout { offset: m.offset, rows: m.rows, cols: m.cols, stride: m.stride }
+        .check(backend.len(m.buf))
 }
 
 /// The layout of `m`, checked against its buffer.
 pub(crate) fn layout_mut<B: Backend>(backend: &B, m: &MatMut<'_, B>) -> Layout {
-    Layout {
-        offset: m.offset,
-        rows: m.rows,
-        cols: m.cols,
-        stride: m.stride,
-    }
-    .check(backend.len(m.buf))
+    Layout { offset: m.offset, rows: m.rows, cols: m.cols, stride: m.stride }
+        .check(backend.len(m.buf))
 }
 
 /// (start, length) of each document; checks that T tokens of `qkv` and of an (T, H K) buffer are there.
@@ -75,18 +58,9 @@ pub(crate) fn documents(
         docs.push((start, len));
         start += len;
     }
-    assert!(
-        start * heads.qkv_width() <= qkv_len,
-        "{start} tokens do not fit qkv of {qkv_len}"
-    );
-    assert!(
-        start * heads.out_width() <= out_len,
-        "{start} tokens do not fit out of {out_len}"
-    );
-    assert!(
-        start * heads.n_q <= lse_len,
-        "{start} tokens do not fit lse of {lse_len}"
-    );
+    assert!(start * heads.qkv_width() <= qkv_len, "{start} tokens do not fit qkv of {qkv_len}");
+    assert!(start * heads.out_width() <= out_len, "{start} tokens do not fit out of {out_len}");
+    assert!(start * heads.n_q <= lse_len, "{start} tokens do not fit lse of {lse_len}");
     docs
 }
 

@@ -51,9 +51,7 @@ impl Plan {
 
     /// One past the last query of `len` that sees key `j`.
     fn end_query(&self, j: usize, len: usize) -> usize {
-        self.mask
-            .window
-            .map_or(len, |w| j.saturating_add(w).min(len))
+        self.mask.window.map_or(len, |w| j.saturating_add(w).min(len))
     }
 }
 
@@ -142,10 +140,7 @@ simd_fn! {
 fn mask_scores(plan: Plan, tile: usize, first: usize, n_q: usize, scores: &mut [f32]) {
     for (r, row) in scores.chunks_mut(SHORT).enumerate() {
         let from = (tile + r).saturating_sub(first).min(SHORT);
-        let to = plan
-            .end_query(tile + r, first + n_q)
-            .saturating_sub(first)
-            .max(from);
+        let to = plan.end_query(tile + r, first + n_q).saturating_sub(first).max(from);
         row[..from].fill(f32::NEG_INFINITY);
         row[to..].fill(f32::NEG_INFINITY);
     }
@@ -211,23 +206,21 @@ pub(super) fn forward(
         scores: vec![0.0; LONG * SHORT],
         out: vec![0.0; SHORT * dim],
     };
-    tiles
-        .par_iter()
-        .for_each_init(scratch, |scratch, &(of, first)| {
-            let (mut max, mut sum) = ([f32::NEG_INFINITY; SHORT], [0.0; SHORT]);
-            forward_tile(level, plan, qkv, of, first, scratch, &mut max, &mut sum);
-            for (i, row) in scratch.out.chunks(dim).take(of.len - first).enumerate() {
-                let t = of.start + first + i;
-                // SAFETY: the caller has checked that `out` and `lse` hold every token; this task alone writes the columns
-                // of this head in the rows of this tile.
-                let to = unsafe {
-                    *lse.at(t * n_heads + of.head) = max[i] + sum[i].ln();
-                    std::slice::from_raw_parts_mut(out.at(t * out_width + of.head * dim), dim)
-                };
-                let factor = 1.0 / sum[i];
-                to.iter_mut().zip(row).for_each(|(to, x)| *to = x * factor);
-            }
-        });
+    tiles.par_iter().for_each_init(scratch, |scratch, &(of, first)| {
+        let (mut max, mut sum) = ([f32::NEG_INFINITY; SHORT], [0.0; SHORT]);
+        forward_tile(level, plan, qkv, of, first, scratch, &mut max, &mut sum);
+        for (i, row) in scratch.out.chunks(dim).take(of.len - first).enumerate() {
+            let t = of.start + first + i;
+            // SAFETY: the caller has checked that `out` and `lse` hold every token; this task alone writes the columns
+            // of this head in the rows of this tile.
+            let to = unsafe {
+                *lse.at(t * n_heads + of.head) = max[i] + sum[i].ln();
+                std::slice::from_raw_parts_mut(out.at(t * out_width + of.head * dim), dim)
+            };
+            let factor = 1.0 / sum[i];
+            to.iter_mut().zip(row).for_each(|(to, x)| *to = x * factor);
+        }
+    });
 }
 
 /// The inputs of the backward.
@@ -285,29 +278,11 @@ impl Backward {
         let out_width = plan.heads.out_width();
         let q_at = of.start * width + plan.columns(of.head)[0];
         let o_at = of.start * out_width + of.head * dim;
-        transpose(
-            &saved.qkv[q_at..],
-            width,
-            of.len,
-            dim,
-            plan.mask.scale,
-            &mut self.q,
-            pitch,
-        );
-        transpose(
-            &saved.dout[o_at..],
-            out_width,
-            of.len,
-            dim,
-            1.0,
-            &mut self.dout,
-            pitch,
-        );
+        transpose(&saved.qkv[q_at..], width, of.len, dim, plan.mask.scale, &mut self.q, pitch);
+        transpose(&saved.dout[o_at..], out_width, of.len, dim, 1.0, &mut self.dout, pitch);
         for i in 0..of.len {
             let at = o_at + i * out_width;
-            let pairs = saved.dout[at..at + dim]
-                .iter()
-                .zip(&saved.out[at..at + dim]);
+            let pairs = saved.dout[at..at + dim].iter().zip(&saved.out[at..at + dim]);
             self.delta[i] = pairs.map(|(d, o)| d * o).sum();
             self.lse[i] = saved.lse[(of.start + i) * plan.heads.n_q + of.head];
         }
@@ -355,57 +330,20 @@ fn score_gradients<S: Simd>(
     scratch: &mut Backward,
 ) {
     let (dim, width) = (plan.heads.dim, plan.heads.qkv_width());
-    let [_, k_at, v_at] = plan
-        .columns(of.head)
-        .map(|c| (of.start + pair.key) * width + c);
+    let [_, k_at, v_at] = plan.columns(of.head).map(|c| (of.start + pair.key) * width + c);
     let n = pair.n_queries.next_multiple_of(S::LANES);
-    let sides = Sides {
-        m: pair.n_keys,
-        n,
-        k: dim,
-    };
-    let row = |at: usize| Left {
-        data: &saved.qkv[at..],
-        row_stride: width,
-        col_stride: 1,
-    };
+    let sides = Sides { m: pair.n_keys, n, k: dim };
+    let row = |at: usize| Left { data: &saved.qkv[at..], row_stride: width, col_stride: 1 };
     let (q, dout) = (&scratch.q[pair.query..], &scratch.dout[pair.query..]);
-    let out = |data| Out {
-        data,
-        stride: LONG,
-        add: false,
-    };
-    product(
-        s,
-        sides,
-        row(k_at),
-        Right {
-            data: q,
-            stride: pitch,
-        },
-        out(&mut scratch.probs),
-    );
-    product(
-        s,
-        sides,
-        row(v_at),
-        Right {
-            data: dout,
-            stride: pitch,
-        },
-        out(&mut scratch.dscores),
-    );
+    let out = |data| Out { data, stride: LONG, add: false };
+    product(s, sides, row(k_at), Right { data: q, stride: pitch }, out(&mut scratch.probs));
+    product(s, sides, row(v_at), Right { data: dout, stride: pitch }, out(&mut scratch.dscores));
     let scale = s.splat(plan.mask.scale);
-    let rows = scratch
-        .probs
-        .chunks_exact_mut(LONG)
-        .zip(scratch.dscores.chunks_exact_mut(LONG));
+    let rows = scratch.probs.chunks_exact_mut(LONG).zip(scratch.dscores.chunks_exact_mut(LONG));
     for (r, (probs, dscores)) in rows.take(pair.n_keys).enumerate() {
         let key = pair.key + r;
         let from = key.saturating_sub(pair.query).min(n);
-        let to = plan
-            .end_query(key, pair.query + pair.n_queries)
-            .saturating_sub(pair.query);
+        let to = plan.end_query(key, pair.query + pair.n_queries).saturating_sub(pair.query);
         for at in (0..n).step_by(S::LANES) {
             let lse = s.load(&scratch.lse[pair.query + at..]);
             let delta = s.load(&scratch.delta[pair.query + at..]);
@@ -437,65 +375,18 @@ fn accumulate<S: Simd>(
     let q = &saved.qkv[(of.start + pair.query) * width + q_col..];
     let k = &saved.qkv[(of.start + pair.key) * width + k_col..];
     let dout = &saved.dout[(of.start + pair.query) * out_width + of.head * dim..];
-    let by_key = Sides {
-        m: pair.n_keys,
-        n: dim,
-        k: pair.n_queries,
-    };
-    let by_query = Sides {
-        m: pair.n_queries,
-        n: dim,
-        k: pair.n_keys,
-    };
-    let rows = |data| Left {
-        data,
-        row_stride: LONG,
-        col_stride: 1,
-    };
-    let columns = |data| Left {
-        data,
-        row_stride: 1,
-        col_stride: LONG,
-    };
-    let out = |data| Out {
-        data,
-        stride: dim,
-        add: true,
-    };
+    let by_key = Sides { m: pair.n_keys, n: dim, k: pair.n_queries };
+    let by_query = Sides { m: pair.n_queries, n: dim, k: pair.n_keys };
+    let rows = |data| Left { data, row_stride: LONG, col_stride: 1 };
+    let columns = |data| Left { data, row_stride: 1, col_stride: LONG };
+    let out = |data| Out { data, stride: dim, add: true };
     let key_at = pair.key * dim;
     let dv = out(&mut scratch.dv[key_at..]);
-    product(
-        s,
-        by_key,
-        rows(&scratch.probs),
-        Right {
-            data: dout,
-            stride: out_width,
-        },
-        dv,
-    );
+    product(s, by_key, rows(&scratch.probs), Right { data: dout, stride: out_width }, dv);
     let dk = out(&mut scratch.dk[key_at..]);
-    product(
-        s,
-        by_key,
-        rows(&scratch.dscores),
-        Right {
-            data: q,
-            stride: width,
-        },
-        dk,
-    );
+    product(s, by_key, rows(&scratch.dscores), Right { data: q, stride: width }, dk);
     let dq = out(&mut scratch.dq[pair.query * dim..]);
-    product(
-        s,
-        by_query,
-        columns(&scratch.dscores),
-        Right {
-            data: k,
-            stride: width,
-        },
-        dq,
-    );
+    product(s, by_query, columns(&scratch.dscores), Right { data: k, stride: width }, dq);
 }
 
 /// See [`crate::Backend::attention_backward`]. Each query head of a group makes its own gradients of keys and
@@ -513,14 +404,7 @@ pub(super) fn backward(
     let n_tokens: usize = docs.iter().map(|d| d.1).sum();
     let longest = docs.iter().map(|d| d.1).max().unwrap_or(0);
     // With one query head a group its gradients are the sums; else they wait here, (T, H, 2, K).
-    let mut parts = vec![
-        0.0;
-        if group == 1 {
-            0
-        } else {
-            n_tokens * n_q * 2 * dim
-        }
-    ];
+    let mut parts = vec![0.0; if group == 1 { 0 } else { n_tokens * n_q * 2 * dim }];
     let (whole, part) = (SharedPtr(dqkv.as_mut_ptr()), SharedPtr(parts.as_mut_ptr()));
     heads_of(plan, docs).par_iter().for_each_init(
         || Backward::new(longest, dim),
@@ -545,9 +429,8 @@ pub(super) fn backward(
         },
     );
     if group > 1 {
-        let rows = dqkv[..n_tokens * width]
-            .par_chunks_mut(width)
-            .zip(parts.par_chunks(n_q * 2 * dim));
+        let rows =
+            dqkv[..n_tokens * width].par_chunks_mut(width).zip(parts.par_chunks(n_q * 2 * dim));
         rows.with_min_len(16).for_each(|(row, parts)| {
             let (keys, values) = row[n_q * dim..].split_at_mut(n_kv * dim);
             let both = keys.chunks_mut(dim).zip(values.chunks_mut(dim));
@@ -556,10 +439,7 @@ pub(super) fn backward(
                 value.fill(0.0);
                 for part in parts.chunks(2 * dim) {
                     key.iter_mut().zip(&part[..dim]).for_each(|(k, p)| *k += p);
-                    value
-                        .iter_mut()
-                        .zip(&part[dim..])
-                        .for_each(|(v, p)| *v += p);
+                    value.iter_mut().zip(&part[dim..]).for_each(|(v, p)| *v += p);
                 }
             }
         });
@@ -632,17 +512,7 @@ pub(super) fn decode<'a>(
             let at = (b * cache.capacity + first) * stride + h / (n_q / n_kv) * dim;
             let (q, n) = (&q(b)[h * dim..][..dim], len - first);
             let (keys, values) = (&cache.keys[at..], &cache.values[at..]);
-            decode_head(
-                level,
-                q,
-                keys,
-                values,
-                stride,
-                n,
-                plan.mask.scale,
-                &mut scores,
-                out,
-            );
+            decode_head(level, q, keys, values, stride, n, plan.mask.scale, &mut scores, out);
         }
     };
     // A few thousand multiply-adds a sequence are not worth waking a thread.

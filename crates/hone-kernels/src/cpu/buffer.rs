@@ -20,10 +20,7 @@ pub struct CpuBuf {
 impl CpuBuf {
     /// A buffer of `len` zeros.
     pub fn zeros(len: usize) -> Self {
-        CpuBuf {
-            lines: vec![Line([0.0; LINE]); len.div_ceil(LINE)],
-            len,
-        }
+        CpuBuf { lines: vec![Line([0.0; LINE]); len.div_ceil(LINE)], len }
     }
 }
 
@@ -35,10 +32,7 @@ impl From<&[f32]> for CpuBuf {
     }
 }
 
-#[allow(
-    unsafe_code,
-    reason = "a slice of lines is viewed as a slice of their values"
-)]
+#[allow(unsafe_code, reason = "a slice of lines is viewed as a slice of their values")]
 impl Deref for CpuBuf {
     type Target = [f32];
 
@@ -48,10 +42,7 @@ impl Deref for CpuBuf {
     }
 }
 
-#[allow(
-    unsafe_code,
-    reason = "a slice of lines is viewed as a slice of their values"
-)]
+#[allow(unsafe_code, reason = "a slice of lines is viewed as a slice of their values")]
 impl DerefMut for CpuBuf {
     fn deref_mut(&mut self) -> &mut [f32] {
         // SAFETY: as in `deref`; `&mut self` makes the view unique.

@@ -1,36 +1,51 @@
 //! Cross-entropy, the sum of squares and the AdamW step.
 
 use super::par::{self, TASK_VALUES};
-use super::pointwise::rows_mut;
+use super::pointwise::{rows_mut, scale_piece};
 use super::simd::{Level, exp, simd_fn};
 use crate::shape::Layout;
 use crate::{AdamW, LossSums};
 
 simd_fn! {
-    /// Largest value of a row, and the sum of exp(z - largest).
-    fn max_and_sum<s>(z: &[f32]) -> (f32, f32) {
+    /// Largest value of a row.
+    fn max_of<s>(z: &[f32]) -> f32 {
         let low = f32::NEG_INFINITY;
-        let mut top = s.splat(low);
-        for z in z.chunks(S::LANES) {
-            top = s.max(s.load_part(z, low), top);
+        let mut tops = [s.splat(low); 4];
+        let mut whole = z.chunks_exact(4 * S::LANES);
+        for z in &mut whole {
+            for (i, top) in tops.iter_mut().enumerate() {
+                *top = s.max(s.load(&z[i * S::LANES..]), *top);
+            }
         }
-        let max = s.max_lanes(top);
-        let (shift, mut sum) = (s.splat(max), s.splat(0.0));
-        for z in z.chunks(S::LANES) {
-            sum = s.add(sum, exp(s, s.sub(s.load_part(z, low), shift)));
+        for z in whole.remainder().chunks(S::LANES) {
+            tops[0] = s.max(s.load_part(z, low), tops[0]);
         }
-        (max, s.sum_lanes(sum))
+        s.max_lanes(s.max(s.max(tops[0], tops[1]), s.max(tops[2], tops[3])))
     }
 }
 
 simd_fn! {
-    /// `z <- factor exp(z - lse)`.
-    fn gradient<s>(z: &mut [f32], lse: f32, factor: f32) {
-        let (lse, factor) = (s.splat(lse), s.splat(factor));
-        for z in z.chunks_mut(S::LANES) {
-            let x = s.load_part(z, 0.0);
-            s.store_part(z, s.mul(factor, exp(s, s.sub(x, lse))));
+    /// Sum of exp(z - max) over a row.
+    fn sum_exp<s>(z: &[f32], max: f32) -> f32 {
+        let (shift, mut sums) = (s.splat(max), [s.splat(0.0); 2]);
+        for (i, z) in z.chunks(S::LANES).enumerate() {
+            let x = s.load_part(z, f32::NEG_INFINITY);
+            sums[i % 2] = s.add(sums[i % 2], exp(s, s.sub(x, shift)));
         }
+        s.sum_lanes(s.add(sums[0], sums[1]))
+    }
+}
+
+simd_fn! {
+    /// The same sum, in the same order; the row becomes exp(z - max).
+    fn sum_exp_in_place<s>(z: &mut [f32], max: f32) -> f32 {
+        let (shift, mut sums) = (s.splat(max), [s.splat(0.0); 2]);
+        for (i, z) in z.chunks_mut(S::LANES).enumerate() {
+            let x = exp(s, s.sub(s.load_part(z, f32::NEG_INFINITY), shift));
+            sums[i % 2] = s.add(sums[i % 2], x);
+            s.store_part(z, x);
+        }
+        s.sum_lanes(s.add(sums[0], sums[1]))
     }
 }
 
@@ -97,27 +112,23 @@ pub(super) fn cross_entropy(
     let rows: Vec<std::sync::OnceLock<Row>> = vec![std::sync::OnceLock::new(); l.rows];
     rows_mut(l, logits, |i, z| {
         let target = targets[i] as usize;
-        let (max, sum) = max_and_sum(level, z);
-        // The row's loss is taken relative to its maximum, so that large logits do not swallow the logarithm.
-        let log_sum = f64::from(sum).ln();
-        let loss = (log_sum + (f64::from(max) - f64::from(z[target]))) as f32;
-        let row = Row {
-            loss,
-            correct: z[target] == max,
+        let (max, at_target) = (max_of(level, z), z[target]);
+        let sum = match grad_scale {
+            Some(scale) => {
+                let sum = sum_exp_in_place(level, z, max);
+                scale_piece(level, z, scale * weights[i] / sum);
+                z[target] -= scale * weights[i];
+                sum
+            }
+            None => sum_exp(level, z, max),
         };
+        // The loss is taken relative to the maximum, so that large logits do not swallow the logarithm.
+        let loss = (f64::from(sum).ln() + (f64::from(max) - f64::from(at_target))) as f32;
+        let row = Row { loss, correct: at_target == max };
         assert!(rows[i].set(row).is_ok(), "each row is handled once");
-        if let Some(scale) = grad_scale {
-            gradient(level, z, max, scale * weights[i] / sum);
-            z[target] -= scale * weights[i];
-        }
     });
-    let mut sums = LossSums {
-        n_rows: l.rows as u64,
-        ..LossSums::default()
-    };
-    let rows = rows
-        .into_iter()
-        .map(|row| row.into_inner().unwrap_or_default());
+    let mut sums = LossSums { n_rows: l.rows as u64, ..LossSums::default() };
+    let rows = rows.into_iter().map(|row| row.into_inner().unwrap_or_default());
     let mut row_loss = row_loss;
     for (i, (row, &w)) in rows.zip(weights).enumerate() {
         sums.weighted_loss += f64::from(w) * f64::from(row.loss);
@@ -133,10 +144,7 @@ pub(super) fn cross_entropy(
 /// See [`crate::Backend::sum_squares`].
 pub(super) fn sum_squares(level: Level, x: &[f32]) -> f64 {
     par::map(x.len().div_ceil(TASK_VALUES), |t| {
-        squares_piece(
-            level,
-            &x[t * TASK_VALUES..x.len().min((t + 1) * TASK_VALUES)],
-        )
+        squares_piece(level, &x[t * TASK_VALUES..x.len().min((t + 1) * TASK_VALUES)])
     })
     .iter()
     .sum()
@@ -152,15 +160,7 @@ pub(super) fn adamw(
     update: AdamW,
 ) {
     use rayon::prelude::*;
-    let AdamW {
-        lr,
-        beta1,
-        beta2,
-        eps,
-        weight_decay,
-        step,
-        grad_scale,
-    } = update;
+    let AdamW { lr, beta1, beta2, eps, weight_decay, step, grad_scale } = update;
     let power = |beta: f64| beta.powf(step as f64);
     let rates = Rates {
         keep: (1.0 - lr * weight_decay) as f32,

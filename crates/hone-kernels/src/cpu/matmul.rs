@@ -32,10 +32,7 @@ impl Factor<'_> {
     fn check(&self, m: usize, n: usize) {
         if m > 0 && n > 0 {
             let last = (m - 1) * self.row_stride + (n - 1) * self.col_stride;
-            assert!(
-                last < self.data.len(),
-                "a factor of {m} x {n} leaves its buffer"
-            );
+            assert!(last < self.data.len(), "a factor of {m} x {n} leaves its buffer");
         }
     }
 }
@@ -61,10 +58,7 @@ fn block(m: usize, n: usize, k: usize) -> (usize, usize) {
 
 /// `C (m, n) <- alpha A (m, k) B (k, n) + beta C`, C in rows `c_stride` apart.
 #[allow(clippy::too_many_arguments, reason = "the arguments of BLAS")]
-#[allow(
-    unsafe_code,
-    reason = "blocks of one matrix are written by several threads"
-)]
+#[allow(unsafe_code, reason = "blocks of one matrix are written by several threads")]
 pub(super) fn product(
     (m, n, k): (usize, usize, usize),
     a: Factor<'_>,

@@ -31,9 +31,7 @@ pub struct Cpu {
 impl Cpu {
     /// The backend with the best instruction set that this machine has.
     pub fn new() -> Self {
-        Cpu {
-            level: Level::all()[0],
-        }
+        Cpu { level: Level::all()[0] }
     }
 }
 
@@ -41,10 +39,7 @@ impl Cpu {
 impl Cpu {
     /// A backend for every instruction set of this machine.
     pub(crate) fn all_levels() -> Vec<Self> {
-        Level::all()
-            .into_iter()
-            .map(|level| Cpu { level })
-            .collect()
+        Level::all().into_iter().map(|level| Cpu { level }).collect()
     }
 }
 
@@ -73,24 +68,8 @@ impl CpuFrozen {
 fn factor<'a>(l: Layout, buf: &'a [f32], op: Op) -> (Factor<'a>, usize, usize) {
     let data = &buf[l.offset.min(buf.len())..];
     match op {
-        Op::N => (
-            Factor {
-                data,
-                row_stride: l.stride,
-                col_stride: 1,
-            },
-            l.rows,
-            l.cols,
-        ),
-        Op::T => (
-            Factor {
-                data,
-                row_stride: 1,
-                col_stride: l.stride,
-            },
-            l.cols,
-            l.rows,
-        ),
+        Op::N => (Factor { data, row_stride: l.stride, col_stride: 1 }, l.rows, l.cols),
+        Op::T => (Factor { data, row_stride: 1, col_stride: l.stride }, l.cols, l.rows),
     }
 }
 
@@ -139,21 +118,14 @@ impl Backend for Cpu {
         let lc = layout_mut(self, &c);
         let (fa, m, k) = factor(layout(self, &a), a.buf, op_a);
         let (fb, k_b, n) = factor(layout(self, &b), b.buf, op_b);
-        assert!(
-            k == k_b && m == lc.rows && n == lc.cols,
-            "({m}, {k}) by ({k_b}, {n}) into {lc:?}"
-        );
+        assert!(k == k_b && m == lc.rows && n == lc.cols, "({m}, {k}) by ({k_b}, {n}) into {lc:?}");
         let at = lc.offset.min(c.buf.len());
         matmul::product((m, n, k), fa, fb, &mut c.buf[at..], lc.stride, alpha, beta);
     }
 
     fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> CpuFrozen {
         assert_eq!(weight.len(), out * inp);
-        CpuFrozen {
-            dense: CpuBuf::from(weight),
-            out,
-            inp,
-        }
+        CpuFrozen { dense: CpuBuf::from(weight), out, inp }
     }
 
     fn thaw(&self, weight: &CpuFrozen) -> Vec<f32> {
@@ -282,12 +254,7 @@ impl Backend for Cpu {
         let (qkv_len, out_len) = (qkv.len().min(dqkv.len()), out.len().min(dout.len()));
         check_mask(mask);
         let docs = documents(heads, seq_lens, qkv_len, out_len, lse.len());
-        let saved = Saved {
-            dout,
-            qkv,
-            out,
-            lse,
-        };
+        let saved = Saved { dout, qkv, out, lse };
         attention::backward(self.level, Plan { heads, mask }, &docs, saved, dqkv);
     }
 
@@ -306,17 +273,9 @@ impl Backend for Cpu {
         check_mask(mask);
         let l = layout(self, &q);
         assert!(l.rows == lens.len() && l.cols == heads.out_width(), "{l:?}");
-        assert!(
-            lens.iter().all(|&len| 0 < len && len <= capacity),
-            "{lens:?} of {capacity}"
-        );
+        assert!(lens.iter().all(|&len| 0 < len && len <= capacity), "{lens:?} of {capacity}");
         let rows = |b: usize| &q.buf[l.row(b)..][..l.cols];
-        let cache = Cache {
-            keys: k_cache,
-            values: v_cache,
-            capacity,
-            lens,
-        };
+        let cache = Cache { keys: k_cache, values: v_cache, capacity, lens };
         let out = &mut out[..l.rows * l.cols];
         attention::decode(self.level, Plan { heads, mask }, rows, cache, out);
     }
@@ -330,13 +289,8 @@ impl Backend for Cpu {
         row_loss: Option<&mut [f32]>,
     ) -> LossSums {
         let l = layout_mut(self, &logits);
-        assert!(
-            targets.len() == l.rows && weights.len() == l.rows,
-            "one target and weight a row"
-        );
-        loss::cross_entropy(
-            self.level, l, logits.buf, targets, weights, grad_scale, row_loss,
-        )
+        assert!(targets.len() == l.rows && weights.len() == l.rows, "one target and weight a row");
+        loss::cross_entropy(self.level, l, logits.buf, targets, weights, grad_scale, row_loss)
     }
 
     fn sum_squares(&self, x: &CpuBuf) -> f64 {

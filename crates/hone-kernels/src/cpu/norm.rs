@@ -83,16 +83,13 @@ fn inverse_root(level: Level, x: &[f32], eps: f32) -> f32 {
 pub(super) fn forward(level: Level, x: &[f32], w: &[f32], eps: f32, y: &mut [f32], r: &mut [f32]) {
     let d = w.len();
     let rows = task_rows(d);
-    y.par_chunks_mut(rows * d)
-        .zip(r.par_chunks_mut(rows))
-        .enumerate()
-        .for_each(|(t, (y, r))| {
-            let x = &x[t * rows * d..];
-            for ((y, x), r) in y.chunks_mut(d).zip(x.chunks(d)).zip(r) {
-                *r = inverse_root(level, x, eps);
-                scale_row(level, x, w, *r, y);
-            }
-        });
+    y.par_chunks_mut(rows * d).zip(r.par_chunks_mut(rows)).enumerate().for_each(|(t, (y, r))| {
+        let x = &x[t * rows * d..];
+        for ((y, x), r) in y.chunks_mut(d).zip(x.chunks(d)).zip(r) {
+            *r = inverse_root(level, x, eps);
+            scale_row(level, x, w, *r, y);
+        }
+    });
 }
 
 /// See [`crate::Backend::rms_norm_backward`]; `dw`'s sums of each task are added in the order of the tasks.
@@ -109,10 +106,7 @@ pub(super) fn backward(
         .map(|(t, dx)| {
             let mut sum = vec![0.0; n_dw];
             let at = t * rows * d;
-            let inputs = dy[at..]
-                .chunks(d)
-                .zip(x[at..].chunks(d))
-                .zip(&r[t * rows..]);
+            let inputs = dy[at..].chunks(d).zip(x[at..].chunks(d)).zip(&r[t * rows..]);
             for (dx, ((dy, x), &r)) in dx.chunks_mut(d).zip(inputs) {
                 backward_row(level, dy, x, w, r, dx, &mut sum);
             }

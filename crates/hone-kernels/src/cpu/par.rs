@@ -18,9 +18,7 @@ pub(super) fn pieces(x: &mut [f32], size: usize, f: impl Fn(usize, &mut [f32]) +
         }
         return;
     }
-    x.par_chunks_mut(size)
-        .enumerate()
-        .for_each(|(task, piece)| f(task, piece));
+    x.par_chunks_mut(size).enumerate().for_each(|(task, piece)| f(task, piece));
 }
 
 /// `f` of tasks 0 .. n, collected in their order.

@@ -16,7 +16,7 @@ simd_fn! {
 
 simd_fn! {
     /// `x <- s x`.
-    fn scale_piece<_s>(x: &mut [f32], factor: f32) {
+    pub(super) fn scale_piece<_s>(x: &mut [f32], factor: f32) {
         x.iter_mut().for_each(|x| *x *= factor);
     }
 }
@@ -52,16 +52,12 @@ simd_fn! {
 
 /// See [`crate::Backend::copy`].
 pub(super) fn copy(x: &[f32], y: &mut [f32]) {
-    par::pieces(y, TASK_VALUES, |t, y| {
-        y.copy_from_slice(&x[t * TASK_VALUES..][..y.len()])
-    });
+    par::pieces(y, TASK_VALUES, |t, y| y.copy_from_slice(&x[t * TASK_VALUES..][..y.len()]));
 }
 
 /// See [`crate::Backend::add`].
 pub(super) fn add(level: Level, x: &[f32], y: &mut [f32]) {
-    par::pieces(y, TASK_VALUES, |t, y| {
-        add_piece(level, &x[t * TASK_VALUES..][..y.len()], y)
-    });
+    par::pieces(y, TASK_VALUES, |t, y| add_piece(level, &x[t * TASK_VALUES..][..y.len()], y));
 }
 
 /// See [`crate::Backend::scale`].
@@ -120,10 +116,7 @@ pub(super) fn dropout(lx: Layout, x: &[f32], ly: Layout, y: &mut [f32], p: f32, 
 pub(super) fn swiglu(level: Level, gate_up: &[f32], i: usize, h: &mut [f32]) {
     let rows = task_rows(i);
     par::pieces(h, rows * i, |t, piece| {
-        for (h, gate_up) in piece
-            .chunks_mut(i)
-            .zip(gate_up[t * rows * 2 * i..].chunks(2 * i))
-        {
+        for (h, gate_up) in piece.chunks_mut(i).zip(gate_up[t * rows * 2 * i..].chunks(2 * i)) {
             swiglu_row(level, &gate_up[..i], &gate_up[i..], h);
         }
     });
@@ -142,12 +135,9 @@ pub(super) fn swiglu_backward(level: Level, dh: &[f32], i: usize, gate_up: &mut 
 
 /// See [`crate::Backend::gather_rows`].
 pub(super) fn gather_rows(table: &[f32], ids: &[u32], d: usize, y: &mut [f32]) {
-    y.par_chunks_mut(d)
-        .with_min_len(task_rows(d))
-        .zip(ids)
-        .for_each(|(y, &id)| {
-            y.copy_from_slice(&table[id as usize * d..][..d]);
-        });
+    y.par_chunks_mut(d).with_min_len(task_rows(d)).zip(ids).for_each(|(y, &id)| {
+        y.copy_from_slice(&table[id as usize * d..][..d]);
+    });
 }
 
 /// See [`crate::Backend::scatter_add_rows`]. On one thread: rows may meet, and it is one pass over memory.

@@ -126,13 +126,8 @@ const LN2_LOW: f32 = -2.121_944_4e-4;
 
 /// Minimax polynomial of (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, found by Remez exchange in 50 digits; it
 /// makes exp wrong by at most 3.1e-9 of itself, a twentieth of a unit in the last place.
-const EXP_POLY: [f32; 5] = [
-    0.499_999_93,
-    0.166_665_2,
-    0.041_668_39,
-    0.008_368_717,
-    0.001_381_459_9,
-];
+const EXP_POLY: [f32; 5] =
+    [0.499_999_93, 0.166_665_2, 0.041_668_39, 0.008_368_717, 0.001_381_459_9];
 
 /// exp(x) in each lane: 0 below -104, infinite above 88.73, NaN of NaN; within two units in the last place.
 ///
@@ -154,10 +149,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     let p = s.add(p, s.splat(1.0));
     let half_plus_magic = s.fma(k, s.splat(0.5), magic);
     let rest = s.sub(k, s.sub(half_plus_magic, magic));
-    s.mul(
-        s.mul(p, s.pow2(half_plus_magic)),
-        s.pow2(s.add(rest, magic)),
-    )
+    s.mul(s.mul(p, s.pow2(half_plus_magic)), s.pow2(s.add(rest, magic)))
 }
 
 /// Declares a function for every [`Level`]: its first argument is the level, and inside it the named value is
@@ -225,8 +217,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn store(self, x: &mut [f32], v: [f32; 8]) {
-        *x.first_chunk_mut()
-            .expect("callers pass at least LANES values") = v;
+        *x.first_chunk_mut().expect("callers pass at least LANES values") = v;
     }
     #[inline(always)]
     fn add(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
@@ -266,10 +257,7 @@ impl Simd for Portable {
 pub(crate) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
-#[allow(
-    unsafe_code,
-    reason = "vector instructions are unsafe to call without a proof"
-)]
+#[allow(unsafe_code, reason = "vector instructions are unsafe to call without a proof")]
 mod x86 {
     use std::arch::x86_64::*;
 
@@ -302,11 +290,17 @@ mod x86 {
         }
     }
 
+    /// The mask of the first `n` lanes, of all from 16 on.
+    #[inline(always)]
+    fn first(n: usize) -> u16 {
+        if n >= 16 { u16::MAX } else { (1 << n) - 1 }
+    }
+
     /// Implements [`Simd`] by intrinsics.
     macro_rules! intrinsics {
         ($proof:ty, $v:ty, $lanes:literal, $splat:ident, $load:ident, $store:ident, $add:ident,
          $sub:ident, $mul:ident, $div:ident, $fma:ident, $max:ident, $min:ident, $to_int:ident,
-         $to_float:ident, $shift:ident, $add_int:ident, $splat_int:ident) => {
+         $to_float:ident, $shift:ident, $add_int:ident, $splat_int:ident, { $($more:tt)* }) => {
             impl Simd for $proof {
                 type V = $v;
                 const LANES: usize = $lanes;
@@ -368,6 +362,7 @@ mod x86 {
                     // SAFETY: `self` proves that the machine has the instructions.
                     unsafe { $to_float($add_int($shift::<23>($to_int(k)), $splat_int(127 << 23))) }
                 }
+                $($more)*
             }
         };
     }
@@ -390,7 +385,19 @@ mod x86 {
         _mm512_castsi512_ps,
         _mm512_slli_epi32,
         _mm512_add_epi32,
-        _mm512_set1_epi32
+        _mm512_set1_epi32,
+        {
+            #[inline(always)]
+            fn load_part(self, x: &[f32], fill: f32) -> __m512 {
+                // SAFETY: `self` proves the instructions; the mask keeps to the slice's bounds.
+                unsafe { _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first(x.len()), x.as_ptr()) }
+            }
+            #[inline(always)]
+            fn store_part(self, x: &mut [f32], v: __m512) {
+                // SAFETY: `self` proves the instruction; the mask keeps to the slice's bounds.
+                unsafe { _mm512_mask_storeu_ps(x.as_mut_ptr(), first(x.len()), v) }
+            }
+        }
     );
     intrinsics!(
         Avx2,
@@ -410,7 +417,8 @@ mod x86 {
         _mm256_castsi256_ps,
         _mm256_slli_epi32,
         _mm256_add_epi32,
-        _mm256_set1_epi32
+        _mm256_set1_epi32,
+        {}
     );
 }
 
@@ -436,43 +444,20 @@ mod tests {
 
     #[test]
     fn exp_is_within_two_units_in_the_last_place() {
-        let x: Vec<f32> = (0..2_000_000)
-            .map(|i| -87.0 + i as f32 * (175.5 / 2e6))
-            .collect();
+        let x: Vec<f32> = (0..2_000_000).map(|i| -87.0 + i as f32 * (175.5 / 2e6)).collect();
         for level in Level::all() {
             let mut y = vec![0.0; x.len()];
             exp_all(level, &x, &mut y);
-            let worst = (x.iter().zip(&y))
-                .map(|(&x, &y)| ulps(y, f64::from(x).exp()))
-                .fold(0.0, f64::max);
+            let worst =
+                (x.iter().zip(&y)).map(|(&x, &y)| ulps(y, f64::from(x).exp())).fold(0.0, f64::max);
             assert!(worst < 2.0, "{level:?}: {worst} ulp");
         }
     }
 
     #[test]
     fn exp_keeps_its_limits() {
-        let x = [
-            0.0,
-            -0.0,
-            -104.0,
-            -1e4,
-            -1e30,
-            f32::NEG_INFINITY,
-            89.0,
-            1e30,
-            f32::INFINITY,
-        ];
-        let want = [
-            1.0,
-            1.0,
-            0.0,
-            0.0,
-            0.0,
-            0.0,
-            f32::INFINITY,
-            f32::INFINITY,
-            f32::INFINITY,
-        ];
+        let x = [0.0, -0.0, -104.0, -1e4, -1e30, f32::NEG_INFINITY, 89.0, 1e30, f32::INFINITY];
+        let want = [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, f32::INFINITY, f32::INFINITY, f32::INFINITY];
         for level in Level::all() {
             let mut y = [0.5; 9];
             exp_all(level, &x, &mut y);
@@ -481,10 +466,7 @@ mod tests {
             assert!(y.iter().all(|y| y.is_nan()), "{level:?}");
             // Denormal results lose bits, not their size.
             exp_all(level, &[-95.0; 9], &mut y);
-            assert!(
-                y.iter()
-                    .all(|&y| (f64::from(y) - (-95.0_f64).exp()).abs() < 2e-45)
-            );
+            assert!(y.iter().all(|&y| (f64::from(y) - (-95.0_f64).exp()).abs() < 2e-45));
         }
     }
 }

@@ -105,10 +105,7 @@ fn block<S: Simd, const ROWS: usize, const VECS: usize>(
     let mut sums = [[s.splat(0.0); VECS]; ROWS];
     for l in 0..k {
         // SAFETY: row l < k of B ends at l * stride + n >= l * stride + at + width, which `product` has checked.
-        let row = unsafe {
-            b.data
-                .get_unchecked(l * b.stride + at..l * b.stride + at + width)
-        };
+        let row = unsafe { b.data.get_unchecked(l * b.stride + at..l * b.stride + at + width) };
         let mut right = [s.splat(0.0); VECS];
         for (v, right) in right.iter_mut().enumerate() {
             *right = if whole {
@@ -134,11 +131,7 @@ fn block<S: Simd, const ROWS: usize, const VECS: usize>(
             let lanes = &mut row[v * S::LANES..];
             let lanes_len = lanes.len().min(S::LANES);
             let lanes = &mut lanes[..lanes_len];
-            let sum = if c.add {
-                s.add(sum, s.load_part(lanes, 0.0))
-            } else {
-                sum
-            };
+            let sum = if c.add { s.add(sum, s.load_part(lanes, 0.0)) } else { sum };
             s.store_part(lanes, sum);
         }
     }

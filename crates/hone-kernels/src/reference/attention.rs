@@ -34,10 +34,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 fn softmax(scores: &[f64]) -> (Vec<f64>, f64) {
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-    (
-        scores.iter().map(|s| (s - max).exp() / sum).collect(),
-        max + sum.ln(),
-    )
+    (scores.iter().map(|s| (s - max).exp() / sum).collect(), max + sum.ln())
 }
 
 /// See [`crate::Backend::attention`]; `docs` holds the start and length of each document.
@@ -142,9 +139,7 @@ pub(super) fn decode<'a>(
             let row = &mut out[b * heads.out_width() + h * dim..][..dim];
             row.fill(0.0);
             for (j, p) in keys.zip(probs) {
-                row.iter_mut()
-                    .zip(&v_cache[at(j)..][..dim])
-                    .for_each(|(o, v)| *o += p * v);
+                row.iter_mut().zip(&v_cache[at(j)..][..dim]).for_each(|(o, v)| *o += p * v);
             }
         }
     }

@@ -59,9 +59,7 @@ impl Backend for Reference {
 
     fn write(&self, buf: &mut Vec<f64>, offset: usize, data: &[f32]) {
         let to = &mut buf[offset..offset + data.len()];
-        to.iter_mut()
-            .zip(data)
-            .for_each(|(t, &x)| *t = f64::from(x));
+        to.iter_mut().zip(data).for_each(|(t, &x)| *t = f64::from(x));
     }
 
     fn fill(&self, buf: &mut Vec<f64>, value: f32) {
@@ -79,43 +77,20 @@ impl Backend for Reference {
         beta: f32,
     ) {
         let (la, lb, lc) = (layout(self, &a), layout(self, &b), layout_mut(self, &c));
-        let (m, k) = if op_a == Op::N {
-            (la.rows, la.cols)
-        } else {
-            (la.cols, la.rows)
-        };
-        let (k_b, n) = if op_b == Op::N {
-            (lb.rows, lb.cols)
-        } else {
-            (lb.cols, lb.rows)
-        };
-        assert!(
-            k == k_b && m == lc.rows && n == lc.cols,
-            "{la:?} {op_a:?} {lb:?} {op_b:?} {lc:?}"
-        );
+        let (m, k) = if op_a == Op::N { (la.rows, la.cols) } else { (la.cols, la.rows) };
+        let (k_b, n) = if op_b == Op::N { (lb.rows, lb.cols) } else { (lb.cols, lb.rows) };
+        assert!(k == k_b && m == lc.rows && n == lc.cols, "{la:?} {op_a:?} {lb:?} {op_b:?} {lc:?}");
         for i in 0..m {
             for j in 0..n {
                 let sum: f64 = (0..k)
                     .map(|l| {
-                        let x = a.buf[if op_a == Op::N {
-                            la.row(i) + l
-                        } else {
-                            la.row(l) + i
-                        }];
-                        let y = b.buf[if op_b == Op::N {
-                            lb.row(l) + j
-                        } else {
-                            lb.row(j) + l
-                        }];
+                        let x = a.buf[if op_a == Op::N { la.row(i) + l } else { la.row(l) + i }];
+                        let y = b.buf[if op_b == Op::N { lb.row(l) + j } else { lb.row(j) + l }];
                         x * y
                     })
                     .sum();
                 let at = &mut c.buf[lc.row(i) + j];
-                let kept = if beta == 0.0 {
-                    0.0
-                } else {
-                    f64::from(beta) * *at
-                };
+                let kept = if beta == 0.0 { 0.0 } else { f64::from(beta) * *at };
                 *at = f64::from(alpha) * sum + kept;
             }
         }
@@ -123,11 +98,7 @@ impl Backend for Reference {
 
     fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> FrozenF64 {
         assert_eq!(weight.len(), out * inp);
-        FrozenF64 {
-            weight: self.upload(weight),
-            out,
-            inp,
-        }
+        FrozenF64 { weight: self.upload(weight), out, inp }
     }
 
     fn thaw(&self, weight: &FrozenF64) -> Vec<f32> {
@@ -158,9 +129,7 @@ impl Backend for Reference {
         let l = layout_mut(self, &y);
         for i in 0..l.rows {
             let row = &mut y.buf[l.row(i)..][..l.cols];
-            row.iter_mut()
-                .zip(&bias[..l.cols])
-                .for_each(|(y, b)| *y += b);
+            row.iter_mut().zip(&bias[..l.cols]).for_each(|(y, b)| *y += b);
         }
     }
 
@@ -168,10 +137,7 @@ impl Backend for Reference {
         let l = layout(self, &dy);
         for i in 0..l.rows {
             let row = &dy.buf[l.row(i)..][..l.cols];
-            dbias[..l.cols]
-                .iter_mut()
-                .zip(row)
-                .for_each(|(b, y)| *b += y);
+            dbias[..l.cols].iter_mut().zip(row).for_each(|(b, y)| *b += y);
         }
     }
 
@@ -209,12 +175,12 @@ impl Backend for Reference {
         y: &mut Vec<f64>,
         r: &mut Vec<f64>,
     ) {
-        for i in 0..rows {
+        for (i, r) in r[..rows].iter_mut().enumerate() {
             let row = &x[i * d..(i + 1) * d];
             let mean = row.iter().map(|x| x * x).sum::<f64>() / d as f64;
-            r[i] = 1.0 / (mean + f64::from(eps)).sqrt();
+            *r = 1.0 / (mean + f64::from(eps)).sqrt();
             for j in 0..d {
-                y[i * d + j] = row[j] * r[i] * w[j];
+                y[i * d + j] = row[j] * *r * w[j];
             }
         }
     }
@@ -231,10 +197,7 @@ impl Backend for Reference {
     ) {
         for i in 0..rows {
             let at = i * d;
-            let mean = (0..d)
-                .map(|j| dy[at + j] * w[j] * x[at + j] * r[i])
-                .sum::<f64>()
-                / d as f64;
+            let mean = (0..d).map(|j| dy[at + j] * w[j] * x[at + j] * r[i]).sum::<f64>() / d as f64;
             for j in 0..d {
                 let n = x[at + j] * r[i];
                 dx[at + j] += r[i] * (dy[at + j] * w[j] - n * mean);
@@ -316,19 +279,8 @@ impl Backend for Reference {
         dqkv: &mut Vec<f64>,
     ) {
         check_mask(mask);
-        let docs = documents(
-            heads,
-            seq_lens,
-            qkv.len().min(dqkv.len()),
-            out.len(),
-            lse.len(),
-        );
-        let saved = attention::Saved {
-            dout,
-            qkv,
-            out,
-            lse,
-        };
+        let docs = documents(heads, seq_lens, qkv.len().min(dqkv.len()), out.len(), lse.len());
+        let saved = attention::Saved { dout, qkv, out, lse };
         attention::backward(&saved, heads, &docs, mask, dqkv);
     }
 
@@ -347,10 +299,7 @@ impl Backend for Reference {
         check_mask(mask);
         let l = layout(self, &q);
         assert!(l.rows == lens.len() && l.cols == heads.out_width(), "{l:?}");
-        assert!(
-            lens.iter().all(|&len| 0 < len && len <= capacity),
-            "{lens:?} of {capacity}"
-        );
+        assert!(lens.iter().all(|&len| 0 < len && len <= capacity), "{lens:?} of {capacity}");
         let rows = |b: usize| &q.buf[l.row(b)..][..l.cols];
         attention::decode(rows, (k_cache, v_cache), capacity, lens, heads, mask, out);
     }
@@ -364,10 +313,7 @@ impl Backend for Reference {
         mut row_loss: Option<&mut [f32]>,
     ) -> LossSums {
         let l = layout_mut(self, &logits);
-        assert!(
-            targets.len() == l.rows && weights.len() == l.rows,
-            "one target and weight a row"
-        );
+        assert!(targets.len() == l.rows && weights.len() == l.rows, "one target and weight a row");
         let mut sums = LossSums::default();
         for i in 0..l.rows {
             let z = &mut logits.buf[l.row(i)..][..l.cols];
@@ -383,8 +329,7 @@ impl Backend for Reference {
                 row_loss[i] = loss as f32;
             }
             if let Some(scale) = grad_scale {
-                z.iter_mut()
-                    .for_each(|z| *z = f64::from(scale) * w * (*z - lse).exp());
+                z.iter_mut().for_each(|z| *z = f64::from(scale) * w * (*z - lse).exp());
                 z[y] -= f64::from(scale) * w;
             }
         }
@@ -403,14 +348,7 @@ impl Backend for Reference {
         v: &mut Vec<f64>,
         update: AdamW,
     ) {
-        let AdamW {
-            lr,
-            beta1: b1,
-            beta2: b2,
-            eps,
-            weight_decay: decay,
-            ..
-        } = update;
+        let AdamW { lr, beta1: b1, beta2: b2, eps, weight_decay: decay, .. } = update;
         let grad_scale = f64::from(update.grad_scale);
         let step = i32::try_from(update.step).expect("fewer than 2^31 steps");
         let (c1, c2) = (1.0 - b1.powi(step), (1.0 - b2.powi(step)).sqrt());

@@ -11,11 +11,7 @@ pub(super) struct Output {
 
 /// Names an output.
 fn output(name: &'static str, values: Vec<f32>, tolerance: f32) -> Output {
-    Output {
-        name,
-        values,
-        tolerance,
-    }
+    Output { name, values, tolerance }
 }
 
 /// One call of an operator (or a forward and its backward) on made-up data.
@@ -49,9 +45,7 @@ pub(super) enum Case {
 
 /// `n` normal values of stream `seed`, times `scale`.
 pub(super) fn data(seed: u64, n: usize, scale: f32) -> Vec<f32> {
-    (0..n as u64)
-        .map(|i| rng::normal(seed, i) as f32 * scale)
-        .collect()
+    (0..n as u64).map(|i| rng::normal(seed, i) as f32 * scale).collect()
 }
 
 /// Head counts and width.
@@ -73,11 +67,7 @@ pub(super) fn all() -> Vec<Case> {
         cases.push(Case::Dropout(rows, cols, 0.0));
         cases.push(Case::Dropout(rows, cols, 0.3));
     }
-    cases.extend([
-        Case::Rows(1, 1, 1),
-        Case::Rows(700, 50, 33),
-        Case::Rows(300, 500, 128),
-    ]);
+    cases.extend([Case::Rows(1, 1, 1), Case::Rows(700, 50, 33), Case::Rows(300, 500, 128)]);
     for magnitude in [0.0, 1e-20, 1.0, 1e4, 1e30] {
         cases.push(Case::Norm(1, 1, magnitude));
         cases.push(Case::Norm(7, 33, magnitude));
@@ -121,12 +111,7 @@ fn gemms() -> Vec<Case> {
         (384, 128, 300),
     ];
     for side in sides {
-        for ops in [
-            (Op::N, Op::N),
-            (Op::N, Op::T),
-            (Op::T, Op::N),
-            (Op::T, Op::T),
-        ] {
+        for ops in [(Op::N, Op::N), (Op::N, Op::T), (Op::T, Op::N), (Op::T, Op::T)] {
             cases.push(Case::Gemm(side, ops, (1.0, 0.0), 0));
             cases.push(Case::Gemm(side, ops, (0.5, -2.0), 3));
         }
@@ -193,21 +178,13 @@ fn gemm<B: Backend>(
     gap: usize,
 ) -> Vec<Output> {
     let turn = |op, rows, cols| {
-        if op == Op::N {
-            (rows, cols)
-        } else {
-            (cols, rows)
-        }
+        if op == Op::N { (rows, cols) } else { (cols, rows) }
     };
     let ((ra, ca), (rb, cb)) = (turn(op_a, m, k), turn(op_b, k, n));
     let x = b.upload(&data(1, ra * (ca + 2 * gap), 1.0));
     let y = b.upload(&data(2, rb * (cb + 2 * gap), 1.0));
     // With beta = 0 the old values must not matter, whatever they are.
-    let old = if beta == 0.0 {
-        vec![f32::NAN; m * n]
-    } else {
-        data(3, m * (n + 2 * gap), 1.0)
-    };
+    let old = if beta == 0.0 { vec![f32::NAN; m * n] } else { data(3, m * (n + 2 * gap), 1.0) };
     let mut z = b.upload(&old);
     b.gemm(
         Mat::columns(&x, ra, gap, ca, ca + 2 * gap),
@@ -224,23 +201,10 @@ fn gemm<B: Backend>(
 fn linear<B: Backend>(b: &B, t: usize, out: usize, inp: usize) -> Vec<Output> {
     let weight = data(1, out * inp, 1.0);
     let frozen = b.freeze(&weight, out, inp);
-    let (x, dy) = (
-        b.upload(&data(2, t * inp, 1.0)),
-        b.upload(&data(3, t * out, 1.0)),
-    );
+    let (x, dy) = (b.upload(&data(2, t * inp, 1.0)), b.upload(&data(3, t * out, 1.0)));
     let (mut y, mut dx) = (b.upload(&data(4, t * out, 1.0)), b.zeros(t * inp));
-    b.linear(
-        Mat::new(&x, t, inp),
-        &frozen,
-        MatMut::new(&mut y, t, out),
-        1.0,
-    );
-    b.linear_dx(
-        Mat::new(&dy, t, out),
-        &frozen,
-        MatMut::new(&mut dx, t, inp),
-        0.0,
-    );
+    b.linear(Mat::new(&x, t, inp), &frozen, MatMut::new(&mut y, t, out), 1.0);
+    b.linear_dx(Mat::new(&dy, t, out), &frozen, MatMut::new(&mut dx, t, inp), 0.0);
     vec![
         output("y", b.download(&y), 1e-6),
         output("dx", b.download(&dx), 1e-6),
@@ -256,14 +220,8 @@ fn pointwise<B: Backend>(b: &B, rows: usize, cols: usize) -> Vec<Output> {
     b.scale(&mut y, 0.3, n - n / 3);
     b.copy(&y, &mut z, n - n / 7);
     let mut dbias = b.upload(&data(4, cols, 1.0));
-    b.bias_grad(
-        Mat::columns(&y, rows, cols / 3, cols - cols / 3, cols),
-        &mut dbias,
-    );
-    b.add_bias(
-        MatMut::columns(&mut y, rows, cols / 3, cols - cols / 3, cols),
-        &bias,
-    );
+    b.bias_grad(Mat::columns(&y, rows, cols / 3, cols - cols / 3, cols), &mut dbias);
+    b.add_bias(MatMut::columns(&mut y, rows, cols / 3, cols - cols / 3, cols), &bias);
     vec![
         output("y", b.download(&y), 2e-7),
         output("z", b.download(&z), 2e-7),
@@ -274,35 +232,22 @@ fn pointwise<B: Backend>(b: &B, rows: usize, cols: usize) -> Vec<Output> {
 fn dropout<B: Backend>(b: &B, rows: usize, cols: usize, p: f32) -> Vec<Output> {
     let x = b.upload(&data(1, rows * (cols + 2), 1.0));
     let mut y = b.zeros(rows * cols);
-    b.dropout(
-        Mat::columns(&x, rows, 1, cols, cols + 2),
-        MatMut::new(&mut y, rows, cols),
-        p,
-        9,
-    );
+    b.dropout(Mat::columns(&x, rows, 1, cols, cols + 2), MatMut::new(&mut y, rows, cols), p, 9);
     vec![output("y", b.download(&y), 2e-7)]
 }
 
 fn gather_scatter<B: Backend>(b: &B, n: usize, v: usize, d: usize) -> Vec<Output> {
-    let ids: Vec<u32> = (0..n as u64)
-        .map(|i| (rng::mix(5, i) % v as u64) as u32)
-        .collect();
+    let ids: Vec<u32> = (0..n as u64).map(|i| (rng::mix(5, i) % v as u64) as u32).collect();
     let table = b.upload(&data(1, v * d, 1.0));
     let (mut y, mut dtable) = (b.zeros(n * d), b.upload(&data(2, v * d, 1.0)));
     b.gather_rows(&table, &ids, d, &mut y);
     b.scatter_add_rows(&y, &ids, d, &mut dtable);
-    vec![
-        output("y", b.download(&y), 0.0),
-        output("dtable", b.download(&dtable), 1e-6),
-    ]
+    vec![output("y", b.download(&y), 0.0), output("dtable", b.download(&dtable), 1e-6)]
 }
 
 fn norm<B: Backend>(b: &B, rows: usize, d: usize, magnitude: f32) -> Vec<Output> {
     let x = b.upload(&data(1, rows * d, magnitude));
-    let (w, dy) = (
-        b.upload(&data(2, d, 1.0)),
-        b.upload(&data(3, rows * d, 1.0)),
-    );
+    let (w, dy) = (b.upload(&data(2, d, 1.0)), b.upload(&data(3, rows * d, 1.0)));
     let (mut y, mut r) = (b.zeros(rows * d), b.zeros(rows));
     b.rms_norm(&x, &w, 1e-5, (rows, d), &mut y, &mut r);
     // Adding to zeros: an old gradient of size 1 would hide that of large inputs.
@@ -314,33 +259,20 @@ fn norm<B: Backend>(b: &B, rows: usize, d: usize, magnitude: f32) -> Vec<Output>
         output("y", b.download(&y), 1e-6),
         output("r", b.download(&r), 1e-6),
         // One column: the gradient is a difference of nearly equal numbers, eps apart.
-        output(
-            "dx",
-            b.download(&dx),
-            if d == 1 { f32::INFINITY } else { 2e-6 },
-        ),
+        output("dx", b.download(&dx), if d == 1 { f32::INFINITY } else { 2e-6 }),
         output("dw", b.download(&dw), 2e-6),
-        output(
-            "dx added",
-            b.download(&dx_only),
-            if d == 1 { 1e-2 } else { 2e-6 },
-        ),
+        output("dx added", b.download(&dx_only), if d == 1 { 1e-2 } else { 2e-6 }),
     ]
 }
 
 fn rope<B: Backend>(b: &B, t: usize, heads: Heads) -> Vec<Output> {
-    let positions: Vec<u32> = (0..t as u64)
-        .map(|i| (rng::mix(6, i) % 50) as u32)
-        .collect();
+    let positions: Vec<u32> = (0..t as u64).map(|i| (rng::mix(6, i) % 50) as u32).collect();
     let cos_sin = b.upload(&data(1, 50 * heads.dim, 1.0));
     let start = data(2, t * heads.qkv_width(), 1.0);
     let (mut x, mut y) = (b.upload(&start), b.upload(&start));
     b.rope(&mut x, heads, &positions, &cos_sin, false);
     b.rope(&mut y, heads, &positions, &cos_sin, true);
-    vec![
-        output("rotated", b.download(&x), 5e-7),
-        output("inverse", b.download(&y), 5e-7),
-    ]
+    vec![output("rotated", b.download(&x), 5e-7), output("inverse", b.download(&y), 5e-7)]
 }
 
 fn swiglu<B: Backend>(b: &B, rows: usize, i: usize, magnitude: f32) -> Vec<Output> {
@@ -348,10 +280,7 @@ fn swiglu<B: Backend>(b: &B, rows: usize, i: usize, magnitude: f32) -> Vec<Outpu
     let (dh, mut h) = (b.upload(&data(2, rows * i, 1.0)), b.zeros(rows * i));
     b.swiglu(&gate_up, (rows, i), &mut h);
     b.swiglu_backward(&dh, (rows, i), &mut gate_up);
-    vec![
-        output("h", b.download(&h), 1e-6),
-        output("dgate_up", b.download(&gate_up), 1e-6),
-    ]
+    vec![output("h", b.download(&h), 1e-6), output("dgate_up", b.download(&gate_up), 1e-6)]
 }
 
 fn attention<B: Backend>(
@@ -365,21 +294,13 @@ fn attention<B: Backend>(
     let width = heads.qkv_width();
     let mut values = data(1, t * width, 1.0);
     for row in values.chunks_mut(width) {
-        row[..heads.out_width()]
-            .iter_mut()
-            .for_each(|q| *q *= magnitude);
+        row[..heads.out_width()].iter_mut().for_each(|q| *q *= magnitude);
     }
-    let (qkv, dout) = (
-        b.upload(&values),
-        b.upload(&data(2, t * heads.out_width(), 1.0)),
-    );
+    let (qkv, dout) = (b.upload(&values), b.upload(&data(2, t * heads.out_width(), 1.0)));
     let mut out = b.upload(&vec![f32::NAN; t * heads.out_width()]);
     let mut lse = b.upload(&vec![f32::NAN; t * heads.n_q]);
     let mut dqkv = b.upload(&vec![f32::NAN; t * width]);
-    let mask = AttnMask {
-        window,
-        scale: 1.0 / (heads.dim as f32).sqrt(),
-    };
+    let mask = AttnMask { window, scale: 1.0 / (heads.dim as f32).sqrt() };
     b.attention(&qkv, heads, lens, mask, &mut out, &mut lse);
     b.attention_backward(&dout, &qkv, &out, &lse, heads, lens, mask, &mut dqkv);
     // Scores of 1e4 are themselves only known to 1e-3 in f32, and probabilities are their exponentials.
@@ -398,19 +319,14 @@ fn decode<B: Backend>(b: &B, heads: Heads, lens: &[usize], window: Option<usize>
     let keys = b.upload(&data(2, n * capacity * width, 1.0));
     let values = b.upload(&data(3, n * capacity * width, 1.0));
     let mut out = b.zeros(n * heads.out_width());
-    let mask = AttnMask {
-        window,
-        scale: 1.0 / (heads.dim as f32).sqrt(),
-    };
+    let mask = AttnMask { window, scale: 1.0 / (heads.dim as f32).sqrt() };
     let q = Mat::columns(&q, n, 0, heads.out_width(), heads.qkv_width());
     b.attention_decode(q, &keys, &values, capacity, lens, heads, mask, &mut out);
     vec![output("out", b.download(&out), 2e-6)]
 }
 
 fn cross_entropy<B: Backend>(b: &B, rows: usize, v: usize, magnitude: f32) -> Vec<Output> {
-    let targets: Vec<u32> = (0..rows as u64)
-        .map(|i| (rng::mix(5, i) % v as u64) as u32)
-        .collect();
+    let targets: Vec<u32> = (0..rows as u64).map(|i| (rng::mix(5, i) % v as u64) as u32).collect();
     let weights: Vec<f32> = (0..rows).map(|i| i as f32 % 3.0 * 0.5).collect();
     let start = data(1, rows * (v + 1), magnitude);
     let mut logits = b.upload(&start);
@@ -421,12 +337,7 @@ fn cross_entropy<B: Backend>(b: &B, rows: usize, v: usize, magnitude: f32) -> Ve
     let view = MatMut::columns(&mut logits, rows, 1, v, v + 1);
     let with_gradient = b.cross_entropy(view, &targets, &weights, Some(0.1), None);
     assert_eq!(sums, with_gradient, "the gradient does not change the loss");
-    let totals = [
-        sums.weighted_loss,
-        sums.weight,
-        sums.n_correct as f64,
-        sums.n_rows as f64,
-    ];
+    let totals = [sums.weighted_loss, sums.weight, sums.n_correct as f64, sums.n_rows as f64];
     let mut gradient = b.download(&logits);
     // Column 0 lies outside the view and must be as it was; it would hide the gradient's scale.
     for (row, old) in gradient.chunks_mut(v + 1).zip(start.chunks(v + 1)) {

@@ -2,4 +2,7 @@
 //! bytes for any number of threads.
 
 mod cases;
+mod gradients;
+mod oracle;
+mod threads;
 mod twins;

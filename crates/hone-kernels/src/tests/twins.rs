@@ -6,10 +6,7 @@ use crate::{Cpu, Reference};
 /// Largest difference relative to the largest magnitude wanted; infinite where one is not a number alone.
 fn error(got: &[f32], want: &[f32]) -> f32 {
     assert_eq!(got.len(), want.len());
-    let top = want
-        .iter()
-        .filter(|x| x.is_finite())
-        .fold(f32::MIN_POSITIVE, |a, x| a.max(x.abs()));
+    let top = want.iter().filter(|x| x.is_finite()).fold(f32::MIN_POSITIVE, |a, x| a.max(x.abs()));
     let pairs = got.iter().zip(want);
     pairs.fold(0.0, |worst: f32, (&g, &w)| {
         let same = g == w || (g.is_nan() && w.is_nan());
@@ -27,26 +24,12 @@ fn cpu_matches_its_plain_twin() {
     for case in cases {
         let want = case.run(&Reference);
         for cpu in Cpu::all_levels() {
-            for (
-                Output {
-                    name,
-                    values,
-                    tolerance,
-                },
-                want,
-            ) in case.run(&cpu).iter().zip(&want)
-            {
+            for (Output { name, values, tolerance }, want) in case.run(&cpu).iter().zip(&want) {
                 let error = error(values, &want.values);
                 if !(error <= *tolerance) {
-                    faults.push(format!(
-                        "{cpu:?} {case:?} {name}: {error:e} > {tolerance:e}"
-                    ));
+                    faults.push(format!("{cpu:?} {case:?} {name}: {error:e} > {tolerance:e}"));
                 }
-                let kind = format!("{case:?}")
-                    .split('(')
-                    .next()
-                    .unwrap_or("")
-                    .to_owned();
+                let kind = format!("{case:?}").split('(').next().unwrap_or("").to_owned();
                 let entry = worst.entry((kind, *name)).or_insert(0.0_f32);
                 *entry = entry.max(error);
             }

@@ -1,0 +1,183 @@
+//! Every backward of the plain twin against finite differences of its forward, in f64.
+
+use super::cases::{data, heads};
+use crate::{AttnMask, Backend, Heads, Mat, MatMut, Op, Reference};
+
+/// Step of the central differences.
+const STEP: f64 = 1e-5;
+
+/// Largest error relative to the largest gradient: the differences' own, with three decimal places to spare.
+const TOLERANCE: f64 = 1e-7;
+
+/// `n` normal values of stream `seed`.
+fn normals(seed: u64, n: usize) -> Vec<f64> {
+    data(seed, n, 1.0).into_iter().map(f64::from).collect()
+}
+
+/// Scalar product: the loss of an operator's output against a made-up gradient.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(x, y)| x * y).sum()
+}
+
+/// Checks `gradient` of `loss` at `x`.
+fn check(name: &str, x: &[f64], gradient: &[f64], loss: impl Fn(&Vec<f64>) -> f64) {
+    assert_eq!(x.len(), gradient.len(), "{name}");
+    let top = gradient.iter().fold(0.0, |top: f64, g| top.max(g.abs()));
+    assert!(top > 0.0, "{name}: a gradient of zeros tests nothing");
+    let mut at = x.to_vec();
+    for i in 0..x.len() {
+        at[i] = x[i] + STEP;
+        let above = loss(&at);
+        at[i] = x[i] - STEP;
+        let below = loss(&at);
+        at[i] = x[i];
+        let slope = (above - below) / (2.0 * STEP);
+        let error = (slope - gradient[i]).abs() / top;
+        assert!(error < TOLERANCE, "{name}[{i}]: {} is not the slope {slope}", gradient[i]);
+    }
+}
+
+#[test]
+fn linear() {
+    let (t, out, inp) = (3, 4, 5);
+    let (x, w, dy) = (normals(1, t * inp), normals(2, out * inp), normals(3, t * out));
+    let forward = |x: &Vec<f64>, w: &Vec<f64>| {
+        let mut y = vec![0.0; t * out];
+        let to = MatMut::new(&mut y, t, out);
+        Reference.gemm(Mat::new(x, t, inp), Op::N, Mat::new(w, out, inp), Op::T, to, 1.0, 0.0);
+        dot(&y, &dy)
+    };
+    let (mut dx, mut dw) = (vec![0.0; t * inp], vec![0.0; out * inp]);
+    let (dy_mat, x_mat) = (Mat::new(&dy, t, out), Mat::new(&x, t, inp));
+    let frozen = Reference.freeze(&data(2, out * inp, 1.0), out, inp);
+    Reference.linear_dx(dy_mat, &frozen, MatMut::new(&mut dx, t, inp), 0.0);
+    Reference.gemm(dy_mat, Op::T, x_mat, Op::N, MatMut::new(&mut dw, out, inp), 1.0, 0.0);
+    check("x", &x, &dx, |x| forward(x, &w));
+    check("w", &w, &dw, |w| forward(&x, w));
+}
+
+#[test]
+fn bias() {
+    let (rows, cols) = (4, 3);
+    let (y, b, dy) = (normals(1, rows * cols), normals(2, cols), normals(3, rows * cols));
+    let mut db = vec![0.0; cols];
+    Reference.bias_grad(Mat::new(&dy, rows, cols), &mut db);
+    check("bias", &b, &db, |b| {
+        let mut y = y.clone();
+        Reference.add_bias(MatMut::new(&mut y, rows, cols), b);
+        dot(&y, &dy)
+    });
+}
+
+#[test]
+fn embedding() {
+    let (ids, d) = ([2, 0, 2, 4], 3);
+    let (table, dy) = (normals(1, 5 * d), normals(2, ids.len() * d));
+    let mut dtable = vec![0.0; 5 * d];
+    Reference.scatter_add_rows(&dy, &ids, d, &mut dtable);
+    check("table", &table, &dtable, |table| {
+        let mut y = vec![0.0; ids.len() * d];
+        Reference.gather_rows(table, &ids, d, &mut y);
+        dot(&y, &dy)
+    });
+}
+
+#[test]
+fn dropout() {
+    let (rows, cols) = (5, 7);
+    let (x, dy) = (normals(1, rows * cols), normals(2, rows * cols));
+    let drop = |x: &Vec<f64>| {
+        let mut y = vec![0.0; rows * cols];
+        Reference.dropout(Mat::new(x, rows, cols), MatMut::new(&mut y, rows, cols), 0.4, 11);
+        y
+    };
+    check("x", &x, &drop(&dy), |x| dot(&drop(x), &dy));
+}
+
+#[test]
+fn rms_norm() {
+    let (rows, d) = (3, 6);
+    let (x, w, dy) = (normals(1, rows * d), normals(2, d), normals(3, rows * d));
+    let forward = |x: &Vec<f64>, w: &Vec<f64>| {
+        let (mut y, mut r) = (vec![0.0; rows * d], vec![0.0; rows]);
+        Reference.rms_norm(x, w, 1e-3, (rows, d), &mut y, &mut r);
+        (y, r)
+    };
+    let r = forward(&x, &w).1;
+    let (mut dx, mut dw) = (vec![0.0; rows * d], vec![0.0; d]);
+    Reference.rms_norm_backward(&dy, &x, &w, &r, (rows, d), &mut dx, Some(&mut dw));
+    check("x", &x, &dx, |x| dot(&forward(x, &w).0, &dy));
+    check("w", &w, &dw, |w| dot(&forward(&x, w).0, &dy));
+}
+
+#[test]
+fn rope() {
+    let shape = heads(4, 2, 6);
+    let positions = [0, 3, 1];
+    // True rotations, for which the inverse is the transpose.
+    let angles = normals(1, 4 * 3);
+    let rows = angles.chunks(3);
+    let cos_sin: Vec<f64> = rows
+        .flat_map(|row| row.iter().map(|a| a.cos()).chain(row.iter().map(|a| a.sin())))
+        .collect();
+    let n = positions.len() * shape.qkv_width();
+    let (x, mut dx) = (normals(2, n), normals(3, n));
+    let dy = dx.clone();
+    Reference.rope(&mut dx, shape, &positions, &cos_sin, true);
+    check("qkv", &x, &dx, |x| {
+        let mut y = x.clone();
+        Reference.rope(&mut y, shape, &positions, &cos_sin, false);
+        dot(&y, &dy)
+    });
+}
+
+#[test]
+fn swiglu() {
+    let (rows, i) = (3, 5);
+    let (x, dh) = (normals(1, rows * 2 * i), normals(2, rows * i));
+    let mut dx = x.clone();
+    Reference.swiglu_backward(&dh, (rows, i), &mut dx);
+    check("gate_up", &x, &dx, |x| {
+        let mut h = vec![0.0; rows * i];
+        Reference.swiglu(x, (rows, i), &mut h);
+        dot(&h, &dh)
+    });
+}
+
+/// Checks the gradient of attention.
+fn check_attention(shape: Heads, lens: &[usize], window: Option<usize>) {
+    let t: usize = lens.iter().sum();
+    let mask = AttnMask { window, scale: 0.6 };
+    let (x, dout) = (normals(1, t * shape.qkv_width()), normals(2, t * shape.out_width()));
+    let forward = |x: &Vec<f64>| {
+        let (mut out, mut lse) = (vec![0.0; t * shape.out_width()], vec![0.0; t * shape.n_q]);
+        Reference.attention(x, shape, lens, mask, &mut out, &mut lse);
+        (out, lse)
+    };
+    let (out, lse) = forward(&x);
+    let mut dx = vec![f64::NAN; x.len()];
+    Reference.attention_backward(&dout, &x, &out, &lse, shape, lens, mask, &mut dx);
+    check("qkv", &x, &dx, |x| dot(&forward(x).0, &dout));
+}
+
+#[test]
+fn attention() {
+    check_attention(heads(1, 1, 3), &[5], None);
+    check_attention(heads(4, 2, 2), &[3, 0, 1, 4], None);
+    check_attention(heads(2, 1, 4), &[6, 2], Some(3));
+}
+
+#[test]
+fn cross_entropy() {
+    let (rows, v) = (4, 6);
+    let (z, targets, weights) = (normals(1, rows * v), [0, 5, 2, 2], [1.0, 0.0, 0.25, 2.0]);
+    let forward = |z: &Vec<f64>, scale| {
+        let mut z = z.clone();
+        let view = MatMut::new(&mut z, rows, v);
+        let loss = Reference.cross_entropy(view, &targets, &weights, scale, None).weighted_loss;
+        (loss, z)
+    };
+    let dz = forward(&z, Some(0.5)).1;
+    check("logits", &z, &dz, |z| 0.5 * forward(z, None).0);
+}
