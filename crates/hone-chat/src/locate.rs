@@ -1,0 +1,219 @@
+//! Where in a rendered text the texts of the messages are.
+//!
+//! 1. Render the conversation. This text is what is trained; nothing below changes a byte of it.
+//! 2. Render it with each word of each message replaced (module `words`) and put the words back: that has to give the same text,
+//!    and then it says where each word is. Where it does not, the template looks at what messages say (`'</think>' in content`),
+//!    or writes them as JSON; then what JSON escapes, and after that each literal of the template that occurs in a message, is
+//!    left as it is.
+//! 3. What lies between two neighbouring words of a message and equals what lies there in the message belongs to the message.
+//! 4. White space at the ends of messages may have been trimmed, or may stand beside white space of the template. Render with
+//!    guards that trimming stops at: now the template's own text is known exactly, and how much of each end is left in the first
+//!    text follows by comparison. Only rows that have such ends pay for this.
+//!
+//! A row for which this fails is refused if it could make a token of a message look like one of the template; otherwise the
+//! white space in question counts as the template's.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use serde_json::{Map, Value};
+
+use crate::fit::fit;
+use crate::json;
+use crate::python::is_space;
+use crate::template::{ChatTemplate, TemplateError};
+use crate::words::{self, Decoded, Guards, Item, Keep, Leaf, Masked};
+
+/// Role whose messages are answers.
+pub(crate) const ANSWER: &str = "assistant";
+
+/// Bytes of each text that an error shows.
+const SHOWN_BYTES: usize = 120;
+
+/// Some consecutive text of one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    pub(crate) leaf: usize,
+    /// Index of the message; `None` for the tools.
+    pub(crate) message: Option<usize>,
+    /// Its bytes in the leaf.
+    pub(crate) range: Range<usize>,
+    /// Its bytes in the text.
+    pub(crate) at: Range<usize>,
+    /// Words of the leaf up to and with its last one.
+    n_words: usize,
+    /// From the first to the last of its words in the text; empty where it has none.
+    pub(crate) core: Range<usize>,
+}
+
+type Blocks = (String, Vec<Block>, Vec<Range<usize>>);
+
+/// The text of a conversation, where its messages are in it, and what generation blocks wrote.
+pub(crate) fn blocks(
+    template: &ChatTemplate,
+    messages: &[Map<String, Value>],
+    tools: Option<&Value>,
+) -> Result<Blocks, TemplateError> {
+    let list = Value::Array(messages.iter().cloned().map(Value::Object).collect());
+    let text = template.render_json(&list, tools, false, None)?;
+    let mut reserved = template.reserved.clone();
+    words::private_use(&list.to_string(), &mut reserved);
+    tools.inspect(|tools| words::private_use(&tools.to_string(), &mut reserved));
+    let search = Search { template, messages, tools, reserved, text: &text };
+    let (blocks, generated) = search.run()?;
+    Ok((text, blocks, generated))
+}
+
+struct Search<'a> {
+    template: &'a ChatTemplate,
+    messages: &'a [Map<String, Value>],
+    tools: Option<&'a Value>,
+    reserved: HashSet<char>,
+    text: &'a str,
+}
+
+impl Search<'_> {
+    fn run(&self) -> Result<(Vec<Block>, Vec<Range<usize>>), TemplateError> {
+        let literals = Keep::Literals(&self.template.literals);
+        let mut marked = String::new();
+        for keep in [Keep::Space, Keep::Json, literals] {
+            let Some((masked, decoded)) = self.marked(keep, Guards::None) else {
+                continue;
+            };
+            if decoded.text == self.text {
+                return self.with_ends(keep, &masked, decoded);
+            }
+            marked = decoded.text;
+        }
+        Err(self.unknown("the text changes when the words of the messages do", &marked))
+    }
+
+    /// The conversation rendered with its words marked, and put back.
+    fn marked(&self, keep: Keep<'_>, guards: Guards) -> Option<(Masked, Decoded)> {
+        let masked = words::mask(self.messages, self.tools, &self.reserved, keep, guards)?;
+        let (template, tools) = (self.template, masked.tools.as_ref());
+        let marks = template.has_generation.then_some(masked.marks);
+        let rendered = template.render_json(&masked.messages, tools, false, marks).ok()?;
+        let decoded = masked.decode(&rendered)?;
+        Some((masked, decoded))
+    }
+
+    /// Step 4.
+    fn with_ends(
+        &self,
+        keep: Keep<'_>,
+        masked: &Masked,
+        decoded: Decoded,
+    ) -> Result<(Vec<Block>, Vec<Range<usize>>), TemplateError> {
+        let blocks = merged(&decoded.items, &masked.leaves, self.text);
+        let generated = decoded.generated;
+        if !self.has_open_ends(&blocks, &masked.leaves) {
+            return Ok((blocks, generated));
+        }
+        let words: Vec<Item> = decoded.items;
+        for guards in [Guards::All, Guards::Filled] {
+            let Some((guarded_mask, guarded)) = self.marked(keep, guards) else {
+                continue;
+            };
+            let same_words = guarded
+                .items
+                .iter()
+                .filter(|item| !item.is_guard)
+                .map(|item| (item.leaf, &item.range))
+                .eq(words.iter().map(|item| (item.leaf, &item.range)));
+            let found = merged(&guarded.items, &guarded_mask.leaves, &guarded.text);
+            if same_words && let Some(blocks) = fit(&found, &guarded.text, &words, self.text) {
+                return Ok((blocks, generated));
+            }
+        }
+        // White space in question counts as the template's. Literals that were kept may hold a control token: which of the two
+        // wrote it is not known.
+        let holds_control = |leaf: &Leaf| {
+            let mut literals = leaf.literals.iter().map(|range| &leaf.text[range.clone()]);
+            literals.any(|literal| self.template.control_token_in(literal).is_some())
+        };
+        if masked.leaves.iter().any(holds_control) {
+            return Err(self.unknown(
+                "a message holds a control token that the template looks for",
+                self.text,
+            ));
+        }
+        Ok((blocks, generated))
+    }
+
+    /// Whether there is text of messages that no word bounds.
+    fn has_open_ends(&self, blocks: &[Block], leaves: &[Leaf]) -> bool {
+        let is_answer = |leaf: &Leaf| {
+            let role = leaf.message.and_then(|at| self.messages[at].get("role"));
+            role.and_then(Value::as_str) == Some(ANSWER)
+        };
+        let is_blank = |leaf: &Leaf| leaf.text.chars().all(is_space);
+        blocks.iter().any(|b| b.range != (0..leaves[b.leaf].text.len()))
+            || leaves.iter().any(|l| is_blank(l) && (is_answer(l) || !l.text.is_empty()))
+            || leaves.iter().any(|l| !l.literals.is_empty())
+    }
+
+    fn unknown(&self, why: &'static str, marked: &str) -> TemplateError {
+        let same = self.text.bytes().zip(marked.bytes()).take_while(|(a, b)| a == b).count();
+        TemplateError::Provenance {
+            why,
+            plain: around(self.text, same),
+            marked: around(marked, same),
+        }
+    }
+}
+
+/// The text around a place.
+fn around(text: &str, at: usize) -> String {
+    let boundary = |mut at: usize| {
+        while !text.is_char_boundary(at) {
+            at -= 1;
+        }
+        at
+    };
+    let start = boundary(at.min(text.len()).saturating_sub(SHOWN_BYTES / 2));
+    let end = boundary((start + SHOWN_BYTES).min(text.len()));
+    text[start..end].to_owned()
+}
+
+/// Step 3: joins neighbouring items of a leaf that have between them what the leaf has there.
+fn merged(items: &[Item], leaves: &[Leaf], text: &str) -> Vec<Block> {
+    let mut blocks: Vec<Block> = Vec::new();
+    for item in items {
+        let n_words = item.n_before + usize::from(!item.is_guard);
+        let core = if item.is_guard { item.at.start..item.at.start } else { item.at.clone() };
+        if let Some(last) = blocks.last_mut()
+            && last.leaf == item.leaf
+            && last.n_words == item.n_before
+            && last.range.end <= item.range.start
+            && is_same(
+                &leaves[item.leaf].text[last.range.end..item.range.start],
+                &text[last.at.end..item.at.start],
+            )
+        {
+            last.range.end = item.range.end;
+            last.at.end = item.at.end;
+            last.n_words = n_words;
+            if last.core.is_empty() {
+                last.core = core;
+            } else if !item.is_guard {
+                last.core.end = core.end;
+            }
+            continue;
+        }
+        blocks.push(Block {
+            leaf: item.leaf,
+            message: leaves[item.leaf].message,
+            range: item.range.clone(),
+            at: item.at.clone(),
+            n_words,
+            core,
+        });
+    }
+    blocks
+}
+
+/// Whether the template wrote `kept` as it is, or as JSON writes it.
+fn is_same(kept: &str, written: &str) -> bool {
+    kept == written || json::escaped(kept) == written
+}

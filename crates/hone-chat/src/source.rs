@@ -1,0 +1,199 @@
+//! A look at a template's source before the engine sees it: `generation` blocks become calls, and string literals are collected.
+//!
+//! `{% generation %} .. {% endgeneration %}` is a statement that transformers adds to Jinja to mark what an assistant writes; the
+//! engine does not know it. A `call` block is the same construct in its eyes: its body is a scope of its own and both its tags
+//! eat white space in the same way, so replacing the keyword inside the tag changes no byte of the output.
+
+/// Name of the function that a `generation` block calls.
+pub(crate) const GENERATION: &str = "hone_generation";
+
+/// What the scan of a source found.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Scanned {
+    /// The source with `generation` blocks as `call` blocks.
+    pub(crate) source: String,
+    /// Texts of all string literals, unescaped, sorted, each once, none empty.
+    pub(crate) literals: Vec<String>,
+    /// Whether there was a `generation` block.
+    pub(crate) has_generation: bool,
+}
+
+/// Walks the source once, past comments and raw blocks.
+pub(crate) fn scan(source: &str) -> Scanned {
+    let mut out = String::with_capacity(source.len());
+    let mut literals = Vec::new();
+    let mut has_generation = false;
+    let mut rest = source;
+    while let Some(open) = next_tag(rest) {
+        let (before, tag) = rest.split_at(open);
+        out.push_str(before);
+        let (tag, after) = tag.split_at(tag_len(tag, &mut literals));
+        match rewritten(tag) {
+            Some(new) => {
+                has_generation = true;
+                out.push_str(&new);
+            }
+            None => out.push_str(tag),
+        }
+        rest = after;
+        if keyword(tag) == Some("raw") {
+            let end = raw_end(rest);
+            out.push_str(&rest[..end]);
+            rest = &rest[end..];
+        }
+    }
+    out.push_str(rest);
+    literals.sort();
+    literals.dedup();
+    Scanned { source: out, literals, has_generation }
+}
+
+/// Where the next tag, expression or comment begins.
+fn next_tag(text: &str) -> Option<usize> {
+    let mut from = 0;
+    while let Some(at) = text[from..].find('{').map(|at| at + from) {
+        if matches!(text.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#')) {
+            return Some(at);
+        }
+        from = at + 1;
+    }
+    None
+}
+
+/// Length of the tag that `text` begins with; to the end of the text where it is not closed (the engine says so later).
+fn tag_len(text: &str, literals: &mut Vec<String>) -> usize {
+    let close = match text.as_bytes()[1] {
+        b'{' => "}}",
+        b'%' => "%}",
+        _ => return text.find("#}").map_or(text.len(), |at| at + 2),
+    };
+    let mut at = 2;
+    while at < text.len() {
+        let rest = &text[at..];
+        if rest.starts_with(close) {
+            return at + 2;
+        }
+        match rest.as_bytes()[0] {
+            quote @ (b'\'' | b'"') => {
+                let (len, literal) = literal(rest, quote);
+                if !literal.is_empty() {
+                    literals.push(literal);
+                }
+                at += len;
+            }
+            _ => at += rest.chars().next().map_or(1, char::len_utf8),
+        }
+    }
+    text.len()
+}
+
+/// Length and unescaped text of the string literal that `text` begins with.
+fn literal(text: &str, quote: u8) -> (usize, String) {
+    let mut unescaped = String::new();
+    let mut chars = text.char_indices().skip(1);
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '\\' => match chars.next() {
+                Some((_, 'n')) => unescaped.push('\n'),
+                Some((_, 't')) => unescaped.push('\t'),
+                Some((_, 'r')) => unescaped.push('\r'),
+                Some((_, kind @ ('x' | 'u' | 'U'))) => {
+                    let n_digits = match kind {
+                        'x' => 2,
+                        'u' => 4,
+                        _ => 8,
+                    };
+                    let digits: String = chars.by_ref().take(n_digits).map(|(_, c)| c).collect();
+                    let code = u32::from_str_radix(&digits, 16).ok();
+                    unescaped.extend(code.and_then(char::from_u32));
+                }
+                Some((_, other)) => unescaped.push(other),
+                None => break,
+            },
+            c if c == char::from(quote) => return (at + 1, unescaped),
+            c => unescaped.push(c),
+        }
+    }
+    (text.len(), unescaped)
+}
+
+/// The first word of a statement tag.
+fn keyword(tag: &str) -> Option<&str> {
+    let inner = tag.strip_prefix("{%")?.strip_suffix("%}")?;
+    let inner = inner.trim_start_matches(['-', '+']).trim_start();
+    let end = inner.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(inner.len());
+    Some(&inner[..end])
+}
+
+/// The tag of a `generation` block as that of a `call` block.
+fn rewritten(tag: &str) -> Option<String> {
+    match keyword(tag)? {
+        "generation" => Some(tag.replacen("generation", &format!("call {GENERATION}()"), 1)),
+        "endgeneration" => Some(tag.replacen("endgeneration", "endcall", 1)),
+        _ => None,
+    }
+}
+
+/// Where the tag that ends a raw block begins; the end of the text where there is none.
+fn raw_end(text: &str) -> usize {
+    let mut from = 0;
+    while let Some(at) = text[from..].find("{%").map(|at| at + from) {
+        let close = text[at..].find("%}").map_or(text.len(), |end| at + end + 2);
+        if keyword(&text[at..close]) == Some("endraw") {
+            return at;
+        }
+        from = at + 2;
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(source: &str, rewritten: &str, literals: &[&str]) {
+        let scanned = scan(source);
+        assert_eq!(scanned.source, rewritten);
+        assert_eq!(scanned.literals, literals);
+        assert_eq!(scanned.has_generation, source != rewritten);
+    }
+
+    #[test]
+    fn generation_blocks_become_calls() {
+        check(
+            "a {%- generation -%}\nb{% endgeneration +%}c",
+            "a {%- call hone_generation() -%}\nb{% endcall +%}c",
+            &[],
+        );
+    }
+
+    #[test]
+    fn comments_raw_blocks_and_texts_are_left_alone() {
+        for source in [
+            "{# {% generation %} #}x",
+            "{% raw %}{% generation %}{{ 'a' }}{%- endraw %}",
+            "{{ '{% generation %}' }}{ { %}",
+            "{% generation",
+        ] {
+            let scanned = scan(source);
+            assert_eq!(scanned.source, source);
+            assert!(!scanned.has_generation);
+        }
+    }
+
+    #[test]
+    fn literals_are_unescaped() {
+        check(
+            r#"{% if 'a\'b' in x %}{{ "\n}}" + "" + '\u00e9' }}{% endif %}'no'"#,
+            r#"{% if 'a\'b' in x %}{{ "\n}}" + "" + '\u00e9' }}{% endif %}'no'"#,
+            &["\n}}", "a'b", "é"],
+        );
+    }
+
+    #[test]
+    fn unclosed_things_end_with_the_source() {
+        for source in ["{{ 'a", "{{ a", "{% raw %}x", "{#", "{", "{%"] {
+            assert_eq!(scan(source).source, source);
+        }
+    }
+}

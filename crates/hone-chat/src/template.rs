@@ -1,0 +1,265 @@
+//! A compiled template: rendering, and what can go wrong with it.
+
+use std::collections::{BTreeMap, HashSet};
+
+use hone_schema::{Message, Span};
+use minijinja::{Environment, ErrorKind};
+use serde_json::{Map, Value};
+
+use crate::date::Date;
+use crate::engine::{self, MARKS, NAME, OUTPUT_BYTES_MAX, Raised};
+use crate::source;
+use crate::turns::Turns;
+use crate::words;
+
+/// Longest template that is read: twenty times the longest known.
+pub const SOURCE_BYTES_MAX: usize = 1 << 20;
+
+/// What a template is rendered with, beside the conversation.
+#[derive(Clone, Debug, Default)]
+pub struct Dialect {
+    /// `bos_token`, `eos_token` and so on, by these names; a name that is not here is undefined in the template.
+    pub tokens: BTreeMap<String, String>,
+    /// Texts of all tokens that the tokenizer knows as wholes (its added tokens), in any order.
+    pub added_tokens: Vec<String>,
+    /// What `strftime_now` formats; without it that function is undefined, and most templates have a date of their own then.
+    pub date: Option<Date>,
+    /// Further variables, such as `enable_thinking`.
+    pub variables: Map<String, Value>,
+}
+
+/// Why something was not rendered.
+#[derive(Debug, thiserror::Error)]
+pub enum TemplateError {
+    /// The template itself is not valid.
+    #[error("chat template, line {line}: {message}")]
+    Source {
+        /// Line in the template, from 1; 0 when the engine does not know.
+        line: usize,
+        /// What the engine says.
+        message: String,
+    },
+    /// The template called `raise_exception`.
+    #[error("the chat template refuses this conversation: {0}")]
+    Raised(String),
+    /// The template failed on this conversation.
+    #[error("chat template, line {line}: {message}")]
+    Failed {
+        /// Line in the template, from 1; 0 when the engine does not know.
+        line: usize,
+        /// What the engine says.
+        message: String,
+    },
+    /// The template took too long, or wrote too much.
+    #[error("the chat template goes beyond its limit of {0}")]
+    Limit(&'static str),
+    /// A role, a key or a type holds a control token: the template would write it as if it were its own.
+    #[error("message {message}: {what} `{found}` holds the control token `{token}`")]
+    Forged {
+        /// Index of the message, or `of the tools`.
+        message: String,
+        /// `role`, `key` or `type`.
+        what: &'static str,
+        /// Its text.
+        found: String,
+        /// The token.
+        token: String,
+    },
+    /// It is not known for each byte who wrote it.
+    #[error(
+        "cannot tell what the chat template wrote from what the messages say: {why}; with the messages as they are it renders {plain:?}, with their words marked {marked:?}"
+    )]
+    Provenance {
+        /// What did not work.
+        why: &'static str,
+        /// The text around the first difference.
+        plain: String,
+        /// The same of the marked text.
+        marked: String,
+    },
+}
+
+impl TemplateError {
+    /// A short name for the ledger.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            TemplateError::Source { .. } | TemplateError::Failed { .. } => "template failed",
+            TemplateError::Raised(_) => "refused by the template",
+            TemplateError::Limit(_) => "template limit",
+            TemplateError::Forged { .. } => "forged control token",
+            TemplateError::Provenance { .. } => "provenance unknown",
+        }
+    }
+}
+
+/// A conversation as a text of which each byte is accounted for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Located {
+    /// What the template renders (and, where [`ChatTemplate::appends_eos`], the end-of-text token behind the last answer).
+    pub text: String,
+    /// Cover the text from its first byte to its last.
+    pub spans: Vec<Span>,
+    /// Length of what a served model is given, when the last message is an answer and that is how the text begins.
+    pub prompt_len: Option<u32>,
+    /// What a report should count: `no stop marker`, `prompt is not a prefix`, `end-of-text token appended`.
+    pub notes: Vec<&'static str>,
+}
+
+/// A chat template, compiled. It may be used from any number of threads at once.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    env: Environment<'static>,
+    pub(crate) dialect: Dialect,
+    pub(crate) literals: Vec<String>,
+    pub(crate) has_generation: bool,
+    pub(crate) reserved: HashSet<char>,
+    pub(crate) turns: Turns,
+}
+
+impl ChatTemplate {
+    /// Compiles a template, and renders small conversations with it to learn how it begins and ends an answer.
+    ///
+    /// # Errors
+    /// [`TemplateError::Source`].
+    pub fn new(template: &str, dialect: Dialect) -> Result<Self, TemplateError> {
+        if template.len() > SOURCE_BYTES_MAX {
+            let message = format!("longer than {SOURCE_BYTES_MAX} bytes");
+            return Err(TemplateError::Source { line: 0, message });
+        }
+        let scanned = source::scan(template);
+        let mut env = engine::environment(dialect.date);
+        env.add_template_owned(NAME, scanned.source).map_err(|e| TemplateError::Source {
+            line: e.line().unwrap_or(0),
+            message: describe(&e),
+        })?;
+        let mut reserved = HashSet::new();
+        words::private_use(template, &mut reserved);
+        for token in dialect.tokens.values().chain(&dialect.added_tokens) {
+            words::private_use(token, &mut reserved);
+        }
+        words::private_use(&Value::Object(dialect.variables.clone()).to_string(), &mut reserved);
+        let mut chat = ChatTemplate {
+            env,
+            dialect,
+            literals: scanned.literals,
+            has_generation: scanned.has_generation,
+            reserved,
+            turns: Turns::default(),
+        };
+        chat.turns = Turns::learn(&chat);
+        Ok(chat)
+    }
+
+    /// Renders a conversation as `apply_chat_template` of transformers does.
+    ///
+    /// # Errors
+    /// What the template refuses or fails on, and its limits.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        tools: Option<&Value>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let messages = messages.iter().map(|m| Value::Object(m.value.clone())).collect();
+        self.render_json(&Value::Array(messages), tools, add_generation_prompt, None)
+    }
+
+    /// Texts that end an answer, the longest first; what generation stops at.
+    pub fn stops(&self) -> &[String] {
+        &self.turns.stops
+    }
+
+    /// Whether [`ChatTemplate::locate`] puts the end-of-text token behind the last answer, because the template ends it with nothing.
+    pub fn appends_eos(&self) -> bool {
+        self.turns.appends_eos
+    }
+
+    /// What the template writes to make a model answer, when that is the same for every conversation.
+    pub fn generation_prompt(&self) -> Option<&str> {
+        self.turns.header.as_deref()
+    }
+
+    /// The special token of that name, such as `eos_token`.
+    pub fn token(&self, name: &str) -> Option<&str> {
+        self.dialect.tokens.get(name).map(String::as_str)
+    }
+
+    pub(crate) fn render_json(
+        &self,
+        messages: &Value,
+        tools: Option<&Value>,
+        add_generation_prompt: bool,
+        marks: Option<[char; 2]>,
+    ) -> Result<String, TemplateError> {
+        let mut context = BTreeMap::new();
+        let value = |v: &Value| minijinja::Value::from(minijinja::value::Serde(v));
+        for (name, token) in &self.dialect.tokens {
+            context.insert(name.as_str(), minijinja::Value::from(token.as_str()));
+        }
+        for (name, variable) in &self.dialect.variables {
+            context.insert(name.as_str(), value(variable));
+        }
+        context.insert("messages", value(messages));
+        context.insert("tools", value(tools.unwrap_or(&Value::Null)));
+        context.insert("documents", minijinja::Value::from(()));
+        context.insert("add_generation_prompt", minijinja::Value::from(add_generation_prompt));
+        if let Some(marks) = marks {
+            for (name, mark) in MARKS.into_iter().zip(marks) {
+                context.insert(name, minijinja::Value::from(mark.to_string()));
+            }
+        }
+        let template = self.env.get_template(NAME).map_err(failure)?;
+        let mut out = Bounded::default();
+        match template.render_captured_to(minijinja::Value::from(context), &mut out) {
+            Ok(_) => {}
+            Err(_) if out.is_full => return Err(TemplateError::Limit("output bytes")),
+            Err(e) => return Err(failure(e)),
+        }
+        String::from_utf8(out.bytes)
+            .map_err(|e| TemplateError::Failed { line: 0, message: e.to_string() })
+    }
+}
+
+/// Takes bytes up to the limit.
+#[derive(Default)]
+struct Bounded {
+    bytes: Vec<u8>,
+    is_full: bool,
+}
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.len() > OUTPUT_BYTES_MAX - self.bytes.len() {
+            self.is_full = true;
+            return Err(std::io::Error::other("output limit"));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// An error of the engine as one of ours.
+fn failure(error: minijinja::Error) -> TemplateError {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(cause) = source {
+        if let Some(Raised(message)) = cause.downcast_ref::<Raised>() {
+            return TemplateError::Raised(message.clone());
+        }
+        source = cause.source();
+    }
+    if error.kind() == ErrorKind::OutOfFuel {
+        return TemplateError::Limit("instructions");
+    }
+    TemplateError::Failed { line: error.line().unwrap_or(0), message: describe(&error) }
+}
+
+fn describe(error: &minijinja::Error) -> String {
+    match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    }
+}

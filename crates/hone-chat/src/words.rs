@@ -1,0 +1,366 @@
+//! A conversation with its words replaced by characters that nothing else holds, and the way back.
+//!
+//! Each word of each text of a message becomes as many copies of one private-use character as it has characters, so that lengths
+//! stay what they are. White space stays, because templates trim and split at it. A guard is one such character between two
+//! characters of a text: trimming stops at it.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+use serde_json::{Map, Value};
+
+use crate::python::is_space;
+
+/// Private-use characters, the rarest first.
+const SYMBOLS: [std::ops::RangeInclusive<char>; 3] =
+    ['\u{f0000}'..='\u{ffffd}', '\u{100000}'..='\u{10fffd}', '\u{e000}'..='\u{f8ff}'];
+
+/// Keys whose texts templates compare with their own: they stay as they are and count as the template's.
+const PLAIN_KEYS: [&str; 2] = ["role", "type"];
+
+/// What of a text is kept as it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep<'a> {
+    /// White space.
+    Space,
+    /// Also what JSON escapes.
+    Json,
+    /// Also every text that stands in the template as a literal.
+    Literals(&'a [String]),
+}
+
+/// Where guards are put.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Guards {
+    /// Nowhere.
+    None,
+    /// At both ends of every text that is not blank, and beside every literal that was kept.
+    Filled,
+    /// Also around blank texts.
+    All,
+}
+
+/// One text of a message, or of the tools.
+pub(crate) struct Leaf {
+    /// Index of its message; `None` for the tools.
+    pub(crate) message: Option<usize>,
+    /// The text.
+    pub(crate) text: String,
+    /// Ranges of literals that were kept.
+    pub(crate) literals: Vec<Range<usize>>,
+}
+
+/// What a symbol stands for.
+#[derive(Clone)]
+struct Symbol {
+    leaf: usize,
+    range: Range<usize>,
+    /// How often it stands there for one occurrence of the word; 0 for a guard.
+    n_chars: usize,
+    /// Words of this leaf before it.
+    n_before: usize,
+}
+
+/// A conversation in disguise.
+pub(crate) struct Masked {
+    /// The messages.
+    pub(crate) messages: Value,
+    /// The tools.
+    pub(crate) tools: Option<Value>,
+    /// All texts that were replaced.
+    pub(crate) leaves: Vec<Leaf>,
+    /// The characters that mark generation blocks.
+    pub(crate) marks: [char; 2],
+    symbols: HashMap<char, Symbol>,
+}
+
+/// A word or a guard, found in a rendered text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Item {
+    pub(crate) leaf: usize,
+    /// Its bytes in the leaf.
+    pub(crate) range: Range<usize>,
+    /// Its bytes in the text.
+    pub(crate) at: Range<usize>,
+    pub(crate) n_before: usize,
+    pub(crate) is_guard: bool,
+}
+
+/// A rendered text with the words put back.
+pub(crate) struct Decoded {
+    pub(crate) text: String,
+    pub(crate) items: Vec<Item>,
+    /// What generation blocks wrote.
+    pub(crate) generated: Vec<Range<usize>>,
+}
+
+/// Replaces the words; `None` when there are more words than characters to replace them with.
+pub(crate) fn mask(
+    messages: &[Map<String, Value>],
+    tools: Option<&Value>,
+    reserved: &HashSet<char>,
+    keep: Keep<'_>,
+    guards: Guards,
+) -> Option<Masked> {
+    let free = SYMBOLS.into_iter().flatten().filter(|c| !reserved.contains(c));
+    let mut masker = Masker {
+        free: Box::new(free),
+        keep,
+        guards,
+        message: None,
+        leaves: Vec::new(),
+        symbols: HashMap::new(),
+    };
+    let marks = [masker.free.next()?, masker.free.next()?];
+    let mut list = Vec::with_capacity(messages.len());
+    for (at, message) in messages.iter().enumerate() {
+        masker.message = Some(at);
+        list.push(Value::Object(masker.map(message)?));
+    }
+    masker.message = None;
+    let tools = match tools {
+        Some(tools) => Some(masker.value(tools)?),
+        None => None,
+    };
+    Some(Masked {
+        messages: Value::Array(list),
+        tools,
+        leaves: masker.leaves,
+        marks,
+        symbols: masker.symbols,
+    })
+}
+
+/// Private-use characters of a text: what may not be used to replace a word.
+pub(crate) fn private_use(text: &str, into: &mut HashSet<char>) {
+    into.extend(text.chars().filter(|c| SYMBOLS.iter().any(|range| range.contains(c))));
+}
+
+struct Masker<'a> {
+    free: Box<dyn Iterator<Item = char> + 'a>,
+    keep: Keep<'a>,
+    guards: Guards,
+    message: Option<usize>,
+    leaves: Vec<Leaf>,
+    symbols: HashMap<char, Symbol>,
+}
+
+impl Masker<'_> {
+    fn map(&mut self, map: &Map<String, Value>) -> Option<Map<String, Value>> {
+        map.iter()
+            .map(|(key, value)| {
+                let value = match PLAIN_KEYS.contains(&key.as_str()) {
+                    true => value.clone(),
+                    false => self.value(value)?,
+                };
+                Some((key.clone(), value))
+            })
+            .collect()
+    }
+
+    fn value(&mut self, value: &Value) -> Option<Value> {
+        Some(match value {
+            Value::String(text) => Value::String(self.text(text)?),
+            Value::Array(items) => {
+                Value::Array(items.iter().map(|v| self.value(v)).collect::<Option<_>>()?)
+            }
+            Value::Object(map) => Value::Object(self.map(map)?),
+            other => other.clone(),
+        })
+    }
+
+    fn text(&mut self, text: &str) -> Option<String> {
+        let leaf = self.leaves.len();
+        let literals = literals(text, self.keep);
+        let cuts = cuts(text, &literals, self.guards);
+        let mut out = String::with_capacity(text.len() * 2);
+        let (mut at, mut n_before) = (0, 0);
+        let mut cuts = cuts.into_iter().peekable();
+        loop {
+            if cuts.next_if_eq(&at).is_some() {
+                let symbol = self.free.next()?;
+                out.push(symbol);
+                let guard = Symbol { leaf, range: at..at, n_chars: 0, n_before };
+                self.symbols.insert(symbol, guard);
+            }
+            if at == text.len() {
+                break;
+            }
+            let end = match literals.iter().find(|literal| literal.start == at) {
+                Some(literal) => {
+                    out.push_str(&text[literal.clone()]);
+                    at = literal.end;
+                    continue;
+                }
+                None => at + self.word_len(&text[at..next_start(&literals, at, text.len())]),
+            };
+            if end == at {
+                let kept = text[at..].chars().next()?;
+                out.push(kept);
+                at += kept.len_utf8();
+                continue;
+            }
+            let symbol = self.free.next()?;
+            let n_chars = text[at..end].chars().count();
+            out.extend(std::iter::repeat_n(symbol, n_chars));
+            self.symbols.insert(symbol, Symbol { leaf, range: at..end, n_chars, n_before });
+            n_before += 1;
+            at = end;
+        }
+        let (message, text) = (self.message, text.to_owned());
+        self.leaves.push(Leaf { message, text, literals });
+        Some(out)
+    }
+
+    /// Length of the word that `text` begins with: 0 when it begins with something that is kept.
+    fn word_len(&self, text: &str) -> usize {
+        let json = self.keep != Keep::Space;
+        let is_kept = |c: char| is_space(c) || (json && (matches!(c, '"' | '\\') || c < ' '));
+        text.find(is_kept).unwrap_or(text.len())
+    }
+}
+
+/// Where the first literal behind `at` begins.
+fn next_start(literals: &[Range<usize>], at: usize, len: usize) -> usize {
+    let next = literals.iter().find(|literal| literal.start > at);
+    next.map_or(len, |literal| literal.start)
+}
+
+/// Where literals stand in a text; of two that overlap, the one that begins first, then the longer.
+fn literals(text: &str, keep: Keep<'_>) -> Vec<Range<usize>> {
+    let Keep::Literals(literals) = keep else {
+        return Vec::new();
+    };
+    let mut found: Vec<Range<usize>> = literals
+        .iter()
+        .filter(|literal| !literal.chars().all(is_space))
+        .flat_map(|literal| text.match_indices(literal.as_str()))
+        .map(|(at, literal)| at..at + literal.len())
+        .collect();
+    found.sort_by_key(|range| (range.start, usize::MAX - range.end));
+    let mut end = 0;
+    found.retain(|range| {
+        let is_free = range.start >= end;
+        if is_free {
+            end = range.end;
+        }
+        is_free
+    });
+    found
+}
+
+/// Where guards stand: at the ends of the text and of its literals, but not before a literal that begins the text and not behind
+/// one that ends it, so that a template still finds them there.
+fn cuts(text: &str, literals: &[Range<usize>], guards: Guards) -> Vec<usize> {
+    let is_blank = text.chars().all(is_space);
+    if guards == Guards::None || (is_blank && guards == Guards::Filled) {
+        return Vec::new();
+    }
+    let begins = literals.iter().any(|literal| literal.start == 0);
+    let ends = literals.iter().any(|literal| literal.end == text.len());
+    let mut cuts: Vec<usize> = literals
+        .iter()
+        .flat_map(|literal| [literal.start, literal.end])
+        .chain([0, text.len()])
+        .filter(|at| (*at > 0 || !begins) && (*at < text.len() || !ends))
+        .collect();
+    cuts.sort_unstable();
+    cuts.dedup();
+    // A blank text has one place for both ends when it is empty; one guard is enough to find it.
+    cuts
+}
+
+impl Masked {
+    /// Puts the words back into a rendered text; `None` when a word is there in part.
+    pub(crate) fn decode(&self, rendered: &str) -> Option<Decoded> {
+        let mut text = String::with_capacity(rendered.len());
+        let mut items = Vec::new();
+        let (mut opened, mut generated) = (Vec::new(), Vec::new());
+        let mut chars = rendered.chars();
+        while let Some(c) = chars.next() {
+            if c == self.marks[0] {
+                opened.push(text.len());
+            } else if c == self.marks[1] {
+                generated.push(opened.pop()?..text.len());
+            } else if let Some(symbol) = self.symbols.get(&c) {
+                if !(1..symbol.n_chars).all(|_| chars.next() == Some(c)) {
+                    return None;
+                }
+                let start = text.len();
+                text.push_str(&self.leaves[symbol.leaf].text[symbol.range.clone()]);
+                items.push(Item {
+                    leaf: symbol.leaf,
+                    range: symbol.range.clone(),
+                    at: start..text.len(),
+                    n_before: symbol.n_before,
+                    is_guard: symbol.n_chars == 0,
+                });
+            } else {
+                text.push(c);
+            }
+        }
+        Some(Decoded { text, items, generated })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(content: &str, keep: Keep<'_>, guards: Guards, picture: &str) {
+        let Value::Object(message) = json!({"role": "user", "content": content}) else {
+            panic!("an object");
+        };
+        let masked = mask(&[message], None, &HashSet::new(), keep, guards).expect("few words");
+        let text = masked.messages[0]["content"].as_str().expect("a text");
+        let letters: String = text
+            .chars()
+            .map(|c| match masked.symbols.get(&c) {
+                Some(symbol) if symbol.n_chars == 0 => '|',
+                Some(_) => 'w',
+                None => c,
+            })
+            .collect();
+        assert_eq!(letters, picture);
+        assert_eq!(masked.messages[0]["role"], "user");
+        let decoded = masked.decode(&format!("<{text}>")).expect("whole words");
+        assert_eq!(decoded.text, format!("<{content}>"));
+    }
+
+    #[test]
+    fn words_are_replaced_and_come_back() {
+        let literals = ["</think>".to_owned(), "a".to_owned(), "\n".to_owned()];
+        let kept = Keep::Literals(&literals);
+        check(" häb \n\"c\" ", Keep::Space, Guards::None, " www \nwww ");
+        check(" b \n\"c\" ", Keep::Json, Guards::All, "| w \n\"w\" |");
+        check("xy</think>\nz", kept, Guards::None, "ww</think>\nw");
+        check("xy</think>\nz", kept, Guards::All, "|ww|</think>|\nw|");
+        check("</think>za", kept, Guards::All, "</think>|w|a");
+        check("", Keep::Space, Guards::All, "|");
+        check(" \n", Keep::Space, Guards::All, "| \n|");
+        check(" \n", Keep::Space, Guards::Filled, " \n");
+    }
+
+    #[test]
+    fn symbols_avoid_what_is_there() {
+        let mut reserved = HashSet::new();
+        private_use("a\u{f0000}\u{f0001}\u{e000}", &mut reserved);
+        assert_eq!(reserved.len(), 3);
+        let masked = mask(&[], None, &reserved, Keep::Space, Guards::None).expect("no words");
+        assert_eq!(masked.marks, ['\u{f0002}', '\u{f0003}']);
+    }
+
+    #[test]
+    fn a_word_in_part_is_noticed() {
+        let Value::Object(message) = json!({"role": "user", "content": "abc"}) else {
+            panic!("an object");
+        };
+        let masked = mask(&[message], None, &HashSet::new(), Keep::Space, Guards::None);
+        let masked = masked.expect("few words");
+        let text = masked.messages[0]["content"].as_str().expect("a text");
+        let short: String = text.chars().skip(1).collect();
+        assert!(masked.decode(&short).is_none());
+    }
+}

@@ -1,0 +1,142 @@
+//! What Jinja2 and transformers make of real templates, against what this crate makes of them.
+//!
+//! `tests/golden/README.md` says how the goldens are made. The templates themselves are read in place, from `HONE_CORPUS`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use hone_chat::{ChatTemplate, Date, Dialect, TemplateError};
+use hone_schema::{Message, parse_messages, sha256};
+use serde_json::Value;
+
+/// Templates that fail in Python and not here: they iterate over `tools` when there are none. This engine takes `none` for an
+/// empty list there, and so renders a conversation without tools, which is what the template's author meant.
+const LENIENT: [&str; 2] = [
+    "templates/llama.cpp/CohereForAI-c4ai-command-r-plus-tool_use.jinja",
+    "templates/llama.cpp/NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja",
+];
+
+/// Conversations of the goldens that are rendered, and for each byte of which it is known who wrote it.
+const LOCATED: usize = 1196;
+
+fn golden(name: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
+    let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_slice(&bytes).expect("JSON")
+}
+
+fn corpus() -> Option<PathBuf> {
+    let corpus = std::env::var_os("HONE_CORPUS").map(PathBuf::from);
+    if corpus.is_none() {
+        use std::io::Write;
+        let said = writeln!(std::io::stderr(), "skipped: HONE_CORPUS is not set");
+        said.expect("stderr is open");
+    }
+    corpus
+}
+
+fn source(corpus: &Path, template: &str) -> String {
+    let text = std::fs::read_to_string(corpus.join(template)).expect("a template");
+    if !template.ends_with(".json") {
+        return text;
+    }
+    let config: Value = serde_json::from_str(&text).expect("JSON");
+    config["chat_template"].as_str().expect("a template").to_owned()
+}
+
+fn chats() -> Vec<(String, Vec<Message>)> {
+    let chats = golden("chats.json");
+    let chats = chats.as_array().expect("a list").iter().map(|chat| {
+        let messages = parse_messages(&chat["messages"].to_string()).expect("messages");
+        (chat["name"].as_str().expect("a name").to_owned(), messages)
+    });
+    chats.collect()
+}
+
+fn compile(source: &str, renders: &Value, now: &str) -> Result<ChatTemplate, TemplateError> {
+    let tokens: BTreeMap<String, String> =
+        serde_json::from_value(renders["tokens"].clone()).expect("tokens");
+    let dialect = Dialect {
+        added_tokens: [
+            "<|im_start|>",
+            "<|im_end|>",
+            "<|eot_id|>",
+            "<think>",
+            "</think>",
+            "<end_of_turn>",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        tokens,
+        date: Some(Date::parse(now).expect("a date")),
+        ..Dialect::default()
+    };
+    ChatTemplate::new(source, dialect)
+}
+
+fn without_last_answer(messages: &[Message]) -> &[Message] {
+    match messages.split_last() {
+        Some((last, before)) if last.role == "assistant" => before,
+        _ => messages,
+    }
+}
+
+/// What is different between an outcome and its golden.
+fn difference(golden: &Value, found: &Result<String, TemplateError>) -> Option<String> {
+    match (golden, found) {
+        (Value::Array(cell), Ok(text)) => {
+            let is_same = cell[0] == sha256(text.as_bytes()).as_str() && cell[1] == text.len();
+            (!is_same).then(|| format!("golden has {} bytes, found {text:?}", cell[1]))
+        }
+        (Value::Object(map), Err(TemplateError::Raised(message))) if map.contains_key("error") => {
+            (map["error"] != message.as_str()).then(|| format!("{golden} but {message:?}"))
+        }
+        (Value::Object(map), Err(TemplateError::Failed { .. })) if map.contains_key("fails") => {
+            None
+        }
+        (golden, found) => Some(format!("golden {golden}, found {found:?}")),
+    }
+}
+
+#[test]
+fn real_templates_render_as_in_python() {
+    let Some(corpus) = corpus() else { return };
+    let golden = golden("renders.json");
+    let chats = chats();
+    let now = golden["now"].as_str().expect("a date");
+    let (mut n, mut different, mut located, mut lenient) = (0, Vec::new(), 0, 0);
+    let mut unlocated = Vec::new();
+    for renders in golden["renders"].as_array().expect("a list") {
+        let name = renders["template"].as_str().expect("a name");
+        let template =
+            compile(&source(&corpus, name), renders, now).unwrap_or_else(|e| panic!("{name}: {e}"));
+        for (at, (chat, messages)) in chats.iter().enumerate() {
+            let whole = template.render(messages, None, false);
+            let prompt = template.render(without_last_answer(messages), None, true);
+            for (what, found) in [("whole", &whole), ("prompt", &prompt)] {
+                n += 1;
+                let golden = &renders[what][at];
+                if LENIENT.contains(&name) {
+                    lenient += u64::from(golden["fails"] == "TypeError" && found.is_ok());
+                } else if let Some(difference) = difference(golden, found) {
+                    different.push((name, chat.as_str(), what, difference));
+                }
+            }
+            let Ok(whole) = whole else { continue };
+            match template.locate(messages, None, 1.0) {
+                Ok(found) => {
+                    located += 1;
+                    assert!(found.text.starts_with(whole.trim_end()), "{name} {chat}");
+                }
+                Err(e) => unlocated.push(format!("{name} {chat}: {e}")),
+            }
+        }
+    }
+    let list = |lines: &[String]| lines.join("\n");
+    assert_eq!(n, golden["count"].as_u64().expect("a count") as usize);
+    let lines: Vec<String> =
+        different.iter().map(|(t, c, w, d)| format!("{t} {c} {w}: {d}")).collect();
+    assert!(lines.is_empty(), "{} of {n}:\n{}", lines.len(), list(&lines));
+    assert_eq!(lenient, 2 * 12 * LENIENT.len() as u64);
+    assert_eq!(located, LOCATED, "{}", list(&unlocated));
+}
