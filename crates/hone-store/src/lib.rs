@@ -14,6 +14,8 @@ mod model_dir;
 mod program;
 mod sealed;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 pub use draft::{Draft, DraftFile, IpcFile, ParquetFile, Seal};
 pub use error::{ErrorClass, StoreError};
