@@ -244,6 +244,7 @@ fn every_scheme_splits_in_its_own_way() {
 
 /// llama.cpp's own tables of texts and ids, for the vocabularies that can be rebuilt.
 #[test]
+#[allow(clippy::print_stderr, reason = "a skipped test says so")]
 fn vocabularies_of_the_corpus() {
     let Ok(corpus) = std::env::var("HONE_CORPUS") else {
         eprintln!("skipped: HONE_CORPUS does not name the corpus");
