@@ -115,6 +115,20 @@ pub struct Refusal {
     pub counts: Counts,
 }
 
+impl Refusal {
+    /// The refusal of a row that could not be encoded.
+    pub fn of_encoding(error: &EncodeError) -> Self {
+        Refusal {
+            reason: match error {
+                EncodeError::Forged { .. } => Reason::ForgedControl,
+                EncodeError::Fault(_) => Reason::NotEncodable,
+            },
+            detail: error.to_string(),
+            counts: Counts::default(),
+        }
+    }
+}
+
 /// Tokens of a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {

@@ -1,0 +1,258 @@
+//! Which tokens of a row are trained, and which rows are refused. `·` is a run of untrained tokens, `⏎` a line end.
+
+mod support;
+
+use hone_schema::{Kind, Part, Rendered};
+use hone_tokens::{Reason, Rules, TooLong, TrainOn, tokenize};
+use proptest::prelude::*;
+use support::{Bit, byte_level, chat, outcome, pieces, rendered, rules, vocab_of, with};
+
+fn check_with(json: &serde_json::Value, row: &Rendered, rules: &Rules, expect: &str) {
+    assert_eq!(outcome(&vocab_of(json), row, rules), expect, "{:?}", row.text);
+}
+
+fn check(row: &Rendered, expect: &str) {
+    check_with(&byte_level(), row, &rules(), expect);
+}
+
+fn check_on(train_on: TrainOn, row: &Rendered, expect: &str) {
+    check_with(&byte_level(), row, &Rules { train_on, ..rules() }, expect);
+}
+
+const TWO: [(&str, &str); 4] = [("u", "hello"), ("a", "yo"), ("u", "there"), ("a", "no")];
+
+#[test]
+fn the_response_and_its_stop_token() {
+    check(&chat(&[("u", "hi"), ("a", "yo")]), "·yo<e>·");
+    check(&chat(&[("s", "x"), ("u", "hi"), ("a", "yo hello")]), "·yo hello<e>·");
+    check(&chat(&[("u", "hi"), ("a", "yo\n\n")]), "·yo⏎⏎<e>·");
+    // Two tokens for the two bytes of é, four for those of the cat: each stands for the whole character.
+    check(&chat(&[("u", "hi"), ("a", "é🐈")]), "·éé🐈🐈🐈🐈<e>·");
+}
+
+#[test]
+fn policies() {
+    check(&chat(&TWO), "·yo<e>·no<e>·");
+    check_on(TrainOn::Last, &chat(&TWO), "·no<e>·");
+    check_on(TrainOn::All, &chat(&TWO), "·hello<e>·yo<e>·there<e>·no<e>·");
+    check_on(TrainOn::All, &chat(&[("s", "x"), ("u", "y"), ("a", "z")]), "·x<e>·y<e>·z<e>·");
+    // The last response, though a user speaks after it.
+    check_on(TrainOn::Last, &chat(&[("u", "a"), ("a", "b"), ("u", "c")]), "·b<e>·");
+}
+
+#[test]
+fn a_forged_marker_in_a_response_is_trained_as_text() {
+    check(&chat(&[("u", "hi<e>"), ("a", "a<e>b")]), "·a<e>b<e>·");
+}
+
+/// One response whose spans are given: (text, part, weight).
+fn response(spans: &[(&str, Part, f32)], prompt_len: Option<usize>) -> Rendered {
+    let mut bits: Vec<Bit> = vec![
+        ("<u>", Some(0), "user", Part::Scaffold, 0.0),
+        ("hi", Some(0), "user", Part::Content, 1.0),
+    ];
+    bits.extend(spans.iter().map(|(t, part, w)| (*t, Some(1), "assistant", *part, *w)));
+    rendered(Kind::Sft, &bits, prompt_len)
+}
+
+const C: Part = Part::Content;
+const S: Part = Part::Scaffold;
+const E: Part = Part::Stop;
+
+#[test]
+fn weights_of_the_data() {
+    let half = [("<a>", S, 0.0), ("yo", C, 0.5), ("<e>", E, 0.5)];
+    check(&response(&half, None), "·yo(0.5)<e>(0.5)");
+    let parts = [("<a>", S, 0.0), ("yo", C, 0.0), (" no", C, 2.0), ("<e>", E, 1.0)];
+    check(&response(&parts, None), "· no(2)<e>");
+    // The end of a trained response is trained, whatever the data says of it alone.
+    let no_end = [("<a>", S, 0.0), ("yo", C, 0.5), (" no", C, 0.0), ("<e>", E, 0.0)];
+    check(&response(&no_end, None), "·yo(0.5)·<e>(0.5)");
+    let nothing = [("<a>", S, 0.0), ("yo", C, 0.0), ("<e>", E, 1.0)];
+    check(&response(&nothing, None), "refused: no trained token");
+    let empty = [("<a>", S, 0.0), ("<e>", E, 1.0)];
+    check(&response(&empty, None), "·<e>");
+}
+
+#[test]
+fn tokens_across_a_border() {
+    // ` yo` is one token: the blank is the template's, the word the response's.
+    let blank = [("<a> ", S, 0.0), ("yo", C, 1.0), ("<e>", E, 1.0)];
+    check(&response(&blank, None), "· yo<e>");
+    // `yo` with an untrained `y`, and `..` of which a header has the first: not trained.
+    let torn = [("<a>", S, 0.0), ("y", C, 0.0), ("o no", C, 1.0), ("<e>", E, 1.0)];
+    check(&response(&torn, None), "· no<e>");
+    let header = [("<a>.", S, 0.0), (".yo", C, 1.0), ("<e>", E, 1.0)];
+    check(&response(&header, None), "·yo<e>");
+    // Two weights in one token: the smaller.
+    let two = [("<a>", S, 0.0), ("y", C, 2.0), ("o", C, 0.5), ("<e>", E, 1.0)];
+    check(&response(&two, None), "·yo(0.5)<e>");
+}
+
+#[test]
+fn what_the_template_writes_inside_a_response() {
+    // Between content and stop; between two contents; not behind the stop.
+    let space = [("<a>", S, 0.0), ("yo", C, 1.0), (" ", S, 0.0), ("<e>", E, 1.0), ("\n", S, 0.0)];
+    check(&response(&space, None), "·yo <e>·");
+    let think =
+        [("<a>", S, 0.0), ("hm", C, 1.0), ("</t>", S, 0.0), ("yo", C, 1.0), ("<e>", E, 1.0)];
+    check(&response(&think, None), "·hm</t>yo<e>");
+    // Behind the prompt that a served model is given.
+    let lead = [("<a>\n<think>\n\n", S, 0.0), ("yo", C, 1.0), ("<e>", E, 1.0)];
+    check(&response(&lead, Some("<u>hi<a>\n".len())), "·<think>⏎⏎yo<e>");
+    check(&response(&lead, None), "·yo<e>");
+}
+
+#[test]
+fn what_is_written_before_the_last_response_is_so_before_the_others() {
+    let turn = |message: u32, answer: &'static str| -> [Bit<'static>; 4] {
+        [
+            ("<u>hi", Some(message), "user", Part::Scaffold, 0.0),
+            ("<a>  ", Some(message + 1), "assistant", Part::Scaffold, 0.0),
+            (answer, Some(message + 1), "assistant", Part::Content, 1.0),
+            ("<e>", Some(message + 1), "assistant", Part::Stop, 1.0),
+        ]
+    };
+    let bits = [turn(0, "y"), turn(2, "z")].concat();
+    let prompt_len = "<u>hi<a>  y<e><u>hi<a>".len();
+    check(&rendered(Kind::Sft, &bits, Some(prompt_len)), "·  y<e>·  z<e>");
+}
+
+#[test]
+fn texts_are_trained_whole_but_for_the_token_that_begins_them() {
+    let text = |bits: &[(&str, Part, f32)]| {
+        let bits: Vec<Bit> = bits.iter().map(|(t, p, w)| (*t, None, "text", *p, *w)).collect();
+        rendered(Kind::Text, &bits, None)
+    };
+    check(&text(&[("<s>", S, 0.0), ("yo yo", C, 1.0), ("<e>", E, 1.0)]), "·yo yo<e>");
+    check(&text(&[("yo yo", C, 0.5), ("<e>", E, 0.5)]), "· yo(0.5)<e>(0.5)");
+    check(&text(&[("yo yo", C, 1.0)]), "· yo");
+    check(&text(&[("x", C, 1.0)]), "refused: no trained token");
+}
+
+#[test]
+fn flags_of_added_tokens() {
+    // The stop takes the line end behind it along and is trained all the same.
+    let strips = with(|j| {
+        for token in j["added_tokens"].as_array_mut().unwrap() {
+            token["rstrip"] = true.into();
+        }
+    });
+    check_with(&strips, &chat(&[("u", "hi"), ("a", "yo")]), &rules(), "·yo<e>");
+}
+
+#[test]
+fn a_prefix_that_the_tokenizer_adds_belongs_to_the_response() {
+    let always = serde_json::json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    let row = response(&[("<a>", S, 0.0), ("hi", C, 1.0), ("<e>", E, 1.0)], None);
+    // The prefix stands for the letter that it was put before, so that letter is drawn twice.
+    check_with(&pieces(serde_json::Value::Null, always), &row, &rules(), "·hhi<e>");
+}
+
+#[test]
+fn rows_that_are_refused() {
+    let no_stop = [("<a>", S, 0.0), ("yo", C, 1.0)];
+    check(&response(&no_stop, None), "refused: no stop marker");
+    let in_pieces = [("<a>", S, 0.0), ("yo", C, 1.0), ("</end>", E, 1.0)];
+    check(&response(&in_pieces, None), "refused: stop marker is not one token");
+    // The line end that stops is one token with the template's next one.
+    let swallowed = [("<a>", S, 0.0), ("yo", C, 1.0), ("\n", E, 1.0), ("\n", S, 0.0)];
+    check(&response(&swallowed, None), "refused: stop marker is not one token");
+    check(&chat(&[("u", "hi")]), "refused: no trained token");
+    check(&rendered(Kind::Sft, &[], None), "refused: no trained token");
+}
+
+#[test]
+fn one_beginning_of_text() {
+    let vocab = vocab_of(&byte_level());
+    let bos = Rules { bos: vocab.id_of("<s>"), ..rules() };
+    let chat = |starts: &[&str]| {
+        let mut bits: Vec<Bit> = Vec::new();
+        for (idx, start) in starts.iter().enumerate() {
+            let message = Some(idx as u32);
+            bits.push((start, message, "assistant", S, 0.0));
+            bits.push(("yo", message, "assistant", C, 1.0));
+            bits.push(("<e>", message, "assistant", E, 1.0));
+        }
+        rendered(Kind::Sft, &bits, None)
+    };
+    let check = |starts: &[&str], expect| check_with(&byte_level(), &chat(starts), &bos, expect);
+    check(&["<s><a>"], "·yo<e>");
+    check(&["<a>"], "·yo<e>");
+    check(&["<s><s><a>"], "refused: doubled beginning-of-text token");
+    check(&["<s>\n<s><a>"], "refused: doubled beginning-of-text token");
+    check(&["<a><s>"], "refused: doubled beginning-of-text token");
+    // Llama-2 begins each pair of turns anew.
+    check(&["<s><a>", "<s><a>"], "·yo<e>·yo<e>");
+    check(&["<s><a>", "\n<s><a>"], "·yo<e>·yo<e>");
+    check(&["<s><a>", "<a><s>"], "refused: doubled beginning-of-text token");
+}
+
+#[test]
+fn too_long_a_row() {
+    let row = chat(&[("u", "hi"), ("a", "yo no yo no")]);
+    let check = |max_len, too_long, expect: &str| {
+        check_with(&byte_level(), &row, &Rules { max_len, too_long, ..rules() }, expect);
+    };
+    check(14, TooLong::Drop, "·yo no yo no<e>·");
+    check(13, TooLong::Drop, "refused: too long");
+    check(13, TooLong::Error, "refused: too long");
+    check(11, TooLong::Truncate, "·yo no yo");
+    check(9, TooLong::Truncate, "·yo");
+    check(8, TooLong::Truncate, "refused: response cut off");
+}
+
+#[test]
+fn what_is_cut_is_counted() {
+    let vocab = vocab_of(&byte_level());
+    let row = chat(&[("u", "hi"), ("a", "yo no yo no")]);
+    let cut = Rules { max_len: 10, too_long: TooLong::Truncate, ..rules() };
+    let tokens = tokenize(&vocab, &row, &cut).unwrap();
+    assert_eq!((tokens.before.tokens, tokens.before.trained), (14, 5));
+    assert_eq!((tokens.counts().tokens, tokens.counts().trained), (10, 2));
+    assert!(tokens.doc().truncated);
+    let dropped = Rules { max_len: 10, ..rules() };
+    let refusal = tokenize(&vocab, &row, &dropped).unwrap_err();
+    assert_eq!(refusal.reason, Reason::TooLong);
+    assert_eq!((refusal.counts.tokens, refusal.counts.trained), (14, 5));
+    assert_eq!(refusal.detail, "14 tokens, a pack holds 10");
+}
+
+fn said() -> impl Strategy<Value = String> {
+    let word = prop_oneof![
+        "[a-z .,\n]{1,6}",
+        prop::sample::select(support::MARKERS.to_vec()).prop_map(str::to_owned),
+        prop::sample::select(vec!["é", "日", "🐈", "yo"]).prop_map(str::to_owned),
+    ];
+    prop::collection::vec(word, 1..6).prop_map(|words| words.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn trained_bytes_are_the_responses_and_their_stops(
+        turns in prop::collection::vec((said(), said()), 1..4),
+    ) {
+        let mut messages = Vec::new();
+        for (question, answer) in &turns {
+            messages.push(("u", question.as_str()));
+            messages.push(("a", answer.as_str()));
+        }
+        let row = chat(&messages);
+        let tokens = tokenize(&vocab_of(&byte_level()), &row, &rules()).unwrap();
+        prop_assert_eq!(tokens.ids.len(), tokens.weights.len());
+        let mut trained = vec![false; row.text.len()];
+        for (bytes, weight) in tokens.offsets.iter().zip(&tokens.weights) {
+            trained[bytes.clone()].fill(*weight > 0.0);
+        }
+        // Markers cut the text where responses begin and end; a header's line end may share a token with the response's own.
+        for span in &row.spans {
+            let is_response = span.role == "assistant" && span.part != Part::Scaffold;
+            for (at, c) in row.text[span.start as usize..span.end as usize].char_indices() {
+                let at = at + span.start as usize;
+                prop_assert!(c.is_whitespace() || trained[at] == is_response, "byte {} of {:?}", at, row.text);
+            }
+        }
+        prop_assert_eq!(tokens.turns as usize, turns.len());
+    }
+}
