@@ -51,7 +51,7 @@ impl Message {
 }
 
 /// Keys of a message that say whether it is trained, under the names of the ecosystem's tools.
-const WEIGHT_KEYS: [&str; 4] = ["train", "weight", "loss", "loss_scale"];
+const WEIGHT_KEYS: [&str; 5] = ["train", "weight", "loss", "loss_scale", "loss_weight"];
 
 /// Reads the JSON list of a row.
 ///

@@ -1,0 +1,137 @@
+//! What was typed: flags, and the `[ingest]` table of the pipeline file.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use hone_cli::Common;
+use serde::{Deserialize, Serialize};
+
+/// Turn raw rows into conversations, split, deduplicated and accounted for.
+///
+/// Reads the `[ingest]` table of the pipeline file. Without one, sources can be given by `--set
+/// 'ingest.source=[{path="rows.jsonl"}]'`.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+impl AsRef<Common> for Args {
+    fn as_ref(&self) -> &Common {
+        &self.common
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what a file is: its schema and why, counts, a few rows as conversations, and what would
+    /// be rejected.
+    Inspect(InspectArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct InspectArgs {
+    /// File of rows: .jsonl, .json, .csv, .tsv (also .gz and .zst) or .parquet.
+    pub(crate) file: PathBuf,
+    /// Schema to read the rows by, instead of the one that is found.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) schema: Option<String>,
+    /// Names of the columns of a table without a header line, separated by commas.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) columns: Option<Vec<String>>,
+    /// Rows to show.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) rows: usize,
+}
+
+/// The `[ingest]` table.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// Where rows come from; their order is the order of the output.
+    pub(crate) source: Vec<SourceConfig>,
+    /// Share of the rows held out to be looked at during training.
+    pub(crate) eval_share: f64,
+    /// Share of the rows held out for `hone-eval` alone.
+    pub(crate) test_share: f64,
+    /// Share of the train rows that come from sources with `replay = true`, when there are such.
+    pub(crate) replay_share: f64,
+    /// Share of a source's rows that may be rejected before the stage ends with exit code 1.
+    pub(crate) max_reject_share: f64,
+    /// Whether rows with the same content as another are dropped.
+    pub(crate) dedup: bool,
+    /// Seed of split and sampling; the pipeline's when not given.
+    pub(crate) seed: Option<u64>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            source: Vec::new(),
+            eval_share: 0.05,
+            test_share: 0.05,
+            replay_share: 0.1,
+            max_reject_share: 0.05,
+            dedup: true,
+            seed: None,
+        }
+    }
+}
+
+/// One `[[ingest.source]]`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct SourceConfig {
+    /// Its name in ledgers and reports; the file's when not given.
+    pub(crate) name: Option<String>,
+    /// A file, a directory of files, or a list of such.
+    pub(crate) path: Paths,
+    /// `auto`, or the name of a schema.
+    pub(crate) schema: String,
+    /// `auto` (by the shares), or the split that all its rows belong to.
+    pub(crate) split: String,
+    /// Weight of its rows' loss.
+    pub(crate) weight: f32,
+    /// Whether it is mixed into training at `replay_share`.
+    pub(crate) replay: bool,
+    /// Most rows taken, chosen by the hash of their ids.
+    pub(crate) limit: Option<u64>,
+    /// Names of the columns of a table without a header line.
+    pub(crate) columns: Option<Vec<String>>,
+    /// New names of columns, by the name they have.
+    pub(crate) rename: BTreeMap<String, String>,
+    /// Taken off the end of responses and texts, such as `<|endoftext|>`.
+    pub(crate) strip_suffix: Option<String>,
+    /// Whether cells of a table may be quoted; CSV may, TSV may not, unless said otherwise.
+    pub(crate) quoting: Option<bool>,
+}
+
+impl Default for SourceConfig {
+    fn default() -> Self {
+        SourceConfig {
+            name: None,
+            path: Paths::Many(Vec::new()),
+            schema: "auto".to_owned(),
+            split: "auto".to_owned(),
+            weight: 1.0,
+            replay: false,
+            limit: None,
+            columns: None,
+            rename: BTreeMap::new(),
+            strip_suffix: None,
+            quoting: None,
+        }
+    }
+}
+
+/// One path or several.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Paths {
+    One(PathBuf),
+    Many(Vec<PathBuf>),
+}
