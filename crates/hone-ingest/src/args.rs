@@ -7,12 +7,38 @@ use clap::{Parser, Subcommand};
 use hone_cli::Common;
 use serde::{Deserialize, Serialize};
 
+/// The keys of the table, for `--help`; a test holds it against [`Config`] and [`SourceConfig`].
+const KEYS: &str = "\
+The [ingest] table, with its defaults:
+  eval_share = 0.05        share of rows held out to be looked at during training
+  test_share = 0.05        share of rows held out for hone-eval alone
+  replay_share = 0.1       share of the train rows that come from replay sources, if any
+  max_reject_share = 0.05  more rejected rows of a source than this: sealed, but exit code 1
+  dedup = true             drop rows whose content another row has; the held-out one stays
+  seed                     of split and sampling; the pipeline's when not given
+
+Each [[ingest.source]]:
+  path                     a file, a directory of files, or a list of such (needed)
+  name                     in ledgers and reports; the file's when not given
+  schema = \"auto\"          or alpaca, sharegpt, messages, prompt-completion, flan, text,
+                           preference
+  split = \"auto\"           by the shares; or train, eval, test for all its rows
+  weight = 1.0             of its rows' loss, times a row's own `weight`
+  replay = false           mix it into training at replay_share
+  limit                    most rows taken, chosen by the hash of their ids
+  columns                  names of the columns of a table without a header line
+  rename = {}              new names of columns: { old = \"new\" }
+  strip_suffix             taken off the end of responses and texts, such as \"<|endoftext|>\"
+  quoting                  whether cells may be quoted: by default in CSV yes, in TSV no
+
+A source whose rows are all rejected is refused: exit code 3, and nothing is written.";
+
 /// Turn raw rows into conversations, split, deduplicated and accounted for.
 ///
 /// Reads the `[ingest]` table of the pipeline file. Without one, sources can be given by `--set
 /// 'ingest.source=[{path="rows.jsonl"}]'`.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_long_help = KEYS)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -134,4 +160,22 @@ impl Default for SourceConfig {
 pub(crate) enum Paths {
     One(PathBuf),
     Many(Vec<PathBuf>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_names_every_key() {
+        let keys = |value: serde_json::Value| -> Vec<String> {
+            value.as_object().expect("a table").keys().cloned().collect()
+        };
+        let table = serde_json::to_value(Config::default()).expect("a table");
+        let source = serde_json::to_value(SourceConfig::default()).expect("a table");
+        for key in [keys(table), keys(source)].concat() {
+            let line = format!("\n  {key} ");
+            assert!(key == "source" || KEYS.contains(&line), "{key}");
+        }
+    }
 }

@@ -5,7 +5,7 @@
 //! of id and content, lengths. polars decides on that index: which rows are duplicates, which split
 //! each belongs to, which replay rows are mixed in. The second pass converts again and writes what
 //! is kept to `conversations.parquet` and what cannot be used to `rejects.parquet`. So memory grows
-//! with the number of rows by about a hundred bytes each, never with their length, and no row is
+//! with the number of rows by a few hundred bytes each, never with their length, and no row is
 //! lost unaccounted: in the ledger, in = out + each reason for not going out.
 //!
 //! - `read`: files to raw rows; `json`: their text; `schema`: what they are; `convert`: rows to

@@ -138,7 +138,7 @@ pub(crate) fn report(
     sources: &[Opened],
     tallies: &[Tally],
     selection: &Selection,
-    passed: bool,
+    failed: &[String],
 ) -> Value {
     let one = |(idx, (opened, tally)): (usize, (&Opened, &Tally))| {
         let stats = |split| selection.stats.get(&(idx as u32, split)).copied().unwrap_or_default();
@@ -174,7 +174,7 @@ pub(crate) fn report(
         "sources": sources.iter().zip(tallies).enumerate().map(one).collect::<Vec<_>>(),
         "repeated_ids": selection.repeated_ids,
         "replay": replay,
-        "gate": {"max_reject_share": plan.max_reject_share, "passed": passed},
+        "gate": {"max_reject_share": plan.max_reject_share, "failed": failed},
     })
 }
 

@@ -1,10 +1,10 @@
 //! The stage: two passes over the sources, one decision between them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use hone_cli::{Common, Context, Exit, Failure, Outcome, Pipeline, Progress, StagePlan, run_stage};
 use hone_schema::{ArtefactKind, Conversation, InputRef, Ledger, Reject, sha256};
-use hone_store::{Draft, ParquetFile, input};
+use hone_store::{Draft, ParquetFile, Sealed, input};
 use rayon::prelude::*;
 
 use crate::args::{Args, Command, Config};
@@ -23,6 +23,9 @@ pub(crate) const LOOK_ROWS: usize = 200;
 const CHUNK_ROWS: usize = 2048;
 /// Bytes of raw rows after which a chunk is full earlier.
 const CHUNK_BYTES: usize = 32 << 20;
+
+const GATE_HINT: &str =
+    "look at rejects.parquet, then mend the rows or raise `ingest.max_reject_share`";
 
 /// A source with its files and its schema.
 pub(crate) struct Opened<'a> {
@@ -59,7 +62,23 @@ pub(crate) fn stage(common: &Common, ctx: &Context) -> Result<Exit, Failure> {
         config: serde_json::to_value(&config).map_err(|e| Failure::usage(e.to_string()))?,
         inputs,
     };
-    run_stage(ctx, common, stage_plan, |draft, _| work(ctx, &plan, files, draft))
+    let dir = common.out.clone().unwrap_or_else(|| stage_plan.dir.clone());
+    let mut worked = false;
+    let exit = run_stage(ctx, common, stage_plan, |draft, _| {
+        worked = true;
+        work(ctx, &plan, files, draft)
+    })?;
+    if worked || common.why { Ok(exit) } else { still_failed(ctx, &dir, exit) }
+}
+
+/// What is fresh may have failed the gate when it was made; it has not got better since.
+fn still_failed(ctx: &Context, dir: &Path, exit: Exit) -> Result<Exit, Failure> {
+    let sealed = Sealed::open(dir, ArtefactKind::Conversations)?;
+    let failed = sealed.manifest().report["gate"]["failed"].as_array().cloned().unwrap_or_default();
+    for text in failed.iter().filter_map(|text| text.as_str()) {
+        ctx.error(text, Some(GATE_HINT));
+    }
+    Ok(if failed.is_empty() { exit } else { Exit::GateFailed })
 }
 
 /// The files of a source; of a directory those whose names say rows.
@@ -170,12 +189,7 @@ fn outcome(
         }
     }
     let failed = report::gate(plan, sources, tallies);
-    failed.iter().for_each(|text| {
-        ctx.error(
-            text,
-            Some("look at rejects.parquet, mend the rows, or raise `ingest.max_reject_share`"),
-        )
-    });
+    failed.iter().for_each(|text| ctx.error(text, Some(GATE_HINT)));
     let short = selection.replay.0 > selection.replay.1 && plan.sources.iter().any(|s| s.replay);
     if short {
         let (asked, there) = selection.replay;
@@ -184,7 +198,7 @@ fn outcome(
         ));
     }
     Ok(Outcome {
-        report: report::report(plan, sources, tallies, selection, failed.is_empty()),
+        report: report::report(plan, sources, tallies, selection, &failed),
         summary: report::summary(&ledger, selection),
         exit: if failed.is_empty() { Exit::Done } else { Exit::GateFailed },
         ledger,

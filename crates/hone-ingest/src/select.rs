@@ -90,44 +90,37 @@ fn replay_rows(share: f64, others: u64) -> u64 {
 /// # Errors
 /// None that an index can cause; polars' own are passed on.
 pub(crate) fn select(index: &Index, plan: &Plan) -> PolarsResult<Selection> {
-    let all = with_split(index, plan)?;
-    let distinct = if plan.dedup { all.lazy().filter(first_of_content()?) } else { all.lazy() };
-    let distinct = distinct.collect()?;
-    let place = place_in(&["source"])?;
+    let mut fates = vec![Fate::Duplicate; index.len()];
+    let all = with_split(index, plan)?.lazy();
+    let distinct = if plan.dedup { all.filter(first_of_content()?) } else { all };
+    let distinct = distinct.drop(cols(["split_hash", "content_0", "content_1"])).collect()?;
+    mark(&mut fates, &distinct, Fate::OverLimit)?;
     let within = distinct
-        .clone()
         .lazy()
         .sort(["source", "sample_hash", "seq"], SortMultipleOptions::default())
         .with_row_index("at", None)
-        .filter(place.cast(DataType::UInt64).lt(col("limit")))
-        .drop(cols(["at"]))
+        .filter(place_in(&["source"])?.cast(DataType::UInt64).lt(col("limit")))
+        .drop(cols(["at", "limit"]))
         .collect()?;
+    mark(&mut fates, &within, Fate::NotSampled)?;
     let is_other = col("replay").not().and(col("split").eq(lit(code(Split::Train))));
-    let others = within.clone().lazy().filter(is_other).collect()?.height() as u64;
-    let to_be_had = within.clone().lazy().filter(col("replay")).collect()?.height() as u64;
+    let counts = within.clone().lazy();
+    let counts = counts.select([is_other.sum().alias("others"), col("replay").sum()]).collect()?;
+    let count = |name| PolarsResult::Ok(counts.column(name)?.u32()?.get(0).unwrap_or_default());
+    let (others, to_be_had) = (u64::from(count("others")?), u64::from(count("replay")?));
     let asked = replay_rows(plan.replay_share, others);
-    let place = place_in(&["replay"])?;
-    let sampled = within
-        .clone()
+    let in_share = place_in(&["replay"])?.cast(DataType::UInt64).lt(lit(asked));
+    let kept = within
         .lazy()
         .sort(["replay", "sample_hash", "seq"], SortMultipleOptions::default())
         .with_row_index("at", None)
-        .filter(col("replay").not().or(place.cast(DataType::UInt64).lt(lit(asked))))
-        .drop(cols(["at"]))
-        .collect()?;
-    let kept = sampled
-        .lazy()
+        .filter(col("replay").not().or(in_share))
+        .drop(cols(["at", "sample_hash", "replay"]))
         .sort(["id_0", "id_1", "seq"], SortMultipleOptions::default())
         .with_row_index("at", None)
         .with_column(place_in(&["id_0", "id_1"])?.alias("nth"))
         .collect()?;
 
-    let mut fates = vec![Fate::Duplicate; index.len()];
-    for (frame, fate) in [(&distinct, Fate::OverLimit), (&within, Fate::NotSampled)] {
-        for seq in frame.column("seq")?.u32()?.into_no_null_iter() {
-            fates[seq as usize] = fate;
-        }
-    }
     let rows = kept.column("seq")?.u32()?.into_no_null_iter();
     let rows = rows.zip(kept.column("split")?.u32()?.into_no_null_iter());
     let rows = rows.zip(kept.column("nth")?.u32()?.into_no_null_iter());
@@ -137,6 +130,13 @@ pub(crate) fn select(index: &Index, plan: &Plan) -> PolarsResult<Selection> {
         repeated_ids += u64::from(nth > 0);
     }
     Ok(Selection { fates, stats: stats(kept)?, repeated_ids, replay: (asked, to_be_had) })
+}
+
+fn mark(fates: &mut [Fate], rows: &DataFrame, fate: Fate) -> PolarsResult<()> {
+    for seq in rows.column("seq")?.u32()?.into_no_null_iter() {
+        fates[seq as usize] = fate;
+    }
+    Ok(())
 }
 
 /// The index as a frame, joined with what the configuration says of its sources, and each row's

@@ -144,8 +144,8 @@ impl Delimited {
         })?;
         // What is buffered beyond this row counts for the next one, which is on the safe side.
         self.since_row.store(0, Ordering::Relaxed);
-        // The reader counts a line when it takes its `\n`: before the row come the `\n` of a `\r\n` and
-        // empty lines, after it comes the `\n` that ends it, and what is in its cells is in between.
+        // The reader counts a line when it takes its `\n`: before the row come the `\n` of a `\r\n`
+        // and empty lines, behind it the `\n` that ends it; what is in its cells is in between.
         let n_ended = self.reader.position().line() - before;
         let n_inner = record.as_slice().iter().filter(|b| **b == b'\n').count() as u64;
         let line = before + n_ended.saturating_sub(n_inner + u64::from(!self.crlf));
