@@ -83,6 +83,11 @@ impl<'a> SafetensorsRegions<'a> {
         }
         Ok(SafetensorsRegions { files, file_of })
     }
+
+    /// Whether every tensor is stored as bfloat16.
+    pub fn is_all_bf16(&self) -> bool {
+        self.files.iter().flat_map(SafeTensors::iter).all(|(_, view)| view.dtype() == Dtype::BF16)
+    }
 }
 
 /// Checks the length of the header, then lets the parser check everything else.

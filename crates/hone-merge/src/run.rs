@@ -1,0 +1,226 @@
+//! The stage: writes the directory, checks it, seals it.
+
+use std::path::{Path, PathBuf};
+
+use hone_cli::{Context, Exit, Failure, Outcome, StagePlan, run_stage};
+use hone_model::{
+    Merge, ModelConfig, ModelError, SafetensorsRegions, SafetensorsWriter, StoredType, TensorSource,
+};
+use hone_schema::{ArtefactKind, Ledger};
+use hone_store::Draft;
+use serde_json::{Value, json};
+
+use crate::args::{Args, MergeConfig, MergePlan};
+use crate::check::{Difference, Reference, choose};
+use crate::files;
+use crate::inputs::{Inputs, Trained, map, refused};
+
+/// Name of the weights.
+const WEIGHTS: &str = "model.safetensors";
+
+/// Runs the stage.
+pub(crate) fn merge(args: Args, ctx: &Context) -> Result<Exit, Failure> {
+    let plan = MergePlan::resolve(&args.common)?;
+    let inputs = Inputs::open(&plan)?;
+    let stage = StagePlan {
+        stage: "merge",
+        kind: ArtefactKind::Weights,
+        dir: plan.out.clone(),
+        config: serde_json::to_value(&plan).expect("a plan has only string keys"),
+        inputs: inputs.refs()?,
+    };
+    run_stage(ctx, &args.common, stage, |draft, _| work(ctx, &plan, &inputs, draft))
+}
+
+fn work(
+    ctx: &Context,
+    plan: &MergePlan,
+    inputs: &Inputs,
+    draft: &Draft,
+) -> Result<Outcome, Failure> {
+    let bad = |e: ModelError| refused(inputs.base.dir(), &e);
+    let maps = inputs.weights()?;
+    let regions: Vec<&[u8]> = maps.iter().map(AsRef::as_ref).collect();
+    let source = SafetensorsRegions::new(&regions).map_err(bad)?;
+    let stored = plan.config.dtype.stored(source.is_all_bf16());
+    let (documents, is_chat) = inputs.documents()?;
+    let template = if is_chat { Some(files::template(&inputs.rendered)?) } else { None };
+    let (base, packs) = (&inputs.base, &inputs.packs);
+    let stop_ids =
+        files::write(draft, &inputs.config_json, stored, base, packs, template.as_deref())?;
+    let found = match &inputs.trained {
+        Trained::Adapter(adapter) => {
+            let merged = Merge::new(&inputs.model, &source, adapter).map_err(bad)?;
+            let n_changed =
+                inputs.model.tensors().iter().filter(|t| merged.changes(&t.name)).count();
+            let file = write(ctx, draft, &inputs.model, &merged, stored)?;
+            let rows = choose(documents, plan.config.check_rows);
+            let reference =
+                Reference::new(&inputs.model, &source, Some(adapter), rows).map_err(bad)?;
+            let written = compare_file(&reference, &inputs.model, &file)?;
+            // A file of f32 is the exact merge; a rounded one is measured beside it.
+            let exact = match stored {
+                StoredType::F32 => written,
+                StoredType::Bf16 => reference.compare(&inputs.model, &merged).map_err(bad)?,
+            };
+            Found { exact: Some(exact), written, reference, n_changed }
+        }
+        Trained::Weights => {
+            inputs.model.check_source(&source).map_err(bad)?;
+            let file = write(ctx, draft, &inputs.model, &source, stored)?;
+            let rows = choose(documents, plan.config.check_rows);
+            let reference = Reference::new(&inputs.model, &source, None, rows).map_err(bad)?;
+            let written = compare_file(&reference, &inputs.model, &file)?;
+            Found { exact: None, written, reference, n_changed: 0 }
+        }
+    };
+    let faults = found.faults(&plan.config, stored);
+    for fault in &faults {
+        ctx.warn(format!("merge: {fault}"));
+    }
+    let report = report(inputs, &found, &plan.config, stored, &stop_ids, &faults);
+    let text = serde_json::to_string_pretty(&report).expect("JSON values have only string keys");
+    draft.write("merge.json", format!("{text}\n").as_bytes(), None)?;
+    Ok(Outcome {
+        ledger: ledger(inputs),
+        summary: summary(inputs, &found, stored),
+        exit: if faults.is_empty() { Exit::Done } else { Exit::GateFailed },
+        report,
+    })
+}
+
+/// Streams the model's tensors into the weights' file, and says where it lies.
+fn write(
+    ctx: &Context,
+    draft: &Draft,
+    model: &ModelConfig,
+    source: &dyn TensorSource,
+    stored: StoredType,
+) -> Result<PathBuf, Failure> {
+    let entries = model.tensors();
+    let mut progress = ctx.progress(entries.len() as u64, "tensors");
+    let mut file = draft.file(WEIGHTS)?;
+    let path = file.path().to_owned();
+    let failed = |e: ModelError| match e {
+        ModelError::Write(e) => Failure::environment(format!("cannot write {WEIGHTS}: {e}")),
+        other => Failure::input(other.to_string()),
+    };
+    let mut writer = SafetensorsWriter::new(&mut file, &entries, stored).map_err(failed)?;
+    for entry in &entries {
+        if let Some(exit) = ctx.stop() {
+            return Err(Failure::stopped(exit));
+        }
+        let tensor = source.tensor(&entry.name).map_err(failed)?;
+        writer.put(&tensor).map_err(failed)?;
+        progress.inc(1);
+    }
+    writer.finish().map_err(failed)?;
+    file.finish(None)?;
+    progress.finish();
+    Ok(path)
+}
+
+/// Reads the written file back as any loader would, and compares.
+fn compare_file(
+    reference: &Reference,
+    model: &ModelConfig,
+    path: &Path,
+) -> Result<Difference, Failure> {
+    let mapped = map(path)?;
+    let wrong = |e: ModelError| Failure::input(format!("{WEIGHTS} as it was written: {e}"));
+    let source = SafetensorsRegions::new(&[mapped.as_ref()]).map_err(wrong)?;
+    reference.compare(model, &source).map_err(wrong)
+}
+
+/// What was measured.
+struct Found {
+    /// The merge before any rounding; nothing is merged into full weights.
+    exact: Option<Difference>,
+    /// The file.
+    written: Difference,
+    reference: Reference,
+    n_changed: usize,
+}
+
+impl Found {
+    /// What lies above its bound, in words.
+    fn faults(&self, config: &MergeConfig, stored: StoredType) -> Vec<String> {
+        let mut faults = Vec::new();
+        let bound = config.max_logit_diff;
+        let is_f32 = stored == StoredType::F32;
+        let exact = self.exact.or(is_f32.then_some(self.written));
+        if let Some(d) = exact.map(|d| d.max_logit_diff).filter(|d| *d > bound) {
+            faults.push(format!("a logit differs by {d:.3e}, more than max_logit_diff = {bound}"));
+        }
+        let (kl, bound) = (self.written.mean_kl, config.max_kl);
+        if kl > bound {
+            let what = format!("the written weights diverge by {kl:.3e} nats a token");
+            faults.push(format!("{what}, more than max_kl = {bound}"));
+        }
+        faults
+    }
+}
+
+fn dtype_name(stored: StoredType) -> &'static str {
+    match stored {
+        StoredType::F32 => "f32",
+        StoredType::Bf16 => "bf16",
+    }
+}
+
+fn report(
+    inputs: &Inputs,
+    found: &Found,
+    config: &MergeConfig,
+    stored: StoredType,
+    stop_ids: &[u32],
+    faults: &[String],
+) -> Value {
+    json!({
+        "from": match inputs.trained {
+            Trained::Adapter(_) => "adapter",
+            Trained::Weights => "weights",
+        },
+        "dtype": dtype_name(stored),
+        "n_params": inputs.model.n_params(),
+        "n_tensors": inputs.model.tensors().len(),
+        "n_changed": found.n_changed,
+        "stop_ids": stop_ids,
+        "template": files::template_ref(&inputs.rendered).map(|r| r.sha256),
+        "check": {
+            "rows": found.reference.row_ids(),
+            "n_positions": found.reference.n_positions(),
+            "exact": found.exact.map(Difference::to_json),
+            "written": found.written.to_json(),
+            "bounds": {"max_logit_diff": config.max_logit_diff, "max_kl": config.max_kl},
+            "passed": faults.is_empty(),
+            "faults": faults,
+        },
+    })
+}
+
+fn summary(inputs: &Inputs, found: &Found, stored: StoredType) -> String {
+    let size = inputs.model.n_params() as f64 / 1e6;
+    let what = match found.exact {
+        Some(exact) => format!(
+            "{} tensors merged, logits differ by at most {:.1e}",
+            found.n_changed, exact.max_logit_diff
+        ),
+        None => format!("exported, logits differ by at most {:.1e}", found.written.max_logit_diff),
+    };
+    let rounding = match stored {
+        StoredType::F32 => String::new(),
+        StoredType::Bf16 => format!("; as bf16 {:.1e} nats a token", found.written.mean_kl),
+    };
+    format!("{size:.1} M parameters as {}, {what}{rounding}", dtype_name(stored))
+}
+
+/// Every row that training used stands behind the model: the ledger passes them on.
+fn ledger(inputs: &Inputs) -> Ledger {
+    let mut ledger = Ledger::default();
+    for (source, before) in &inputs.sealed.manifest().ledger.sources {
+        let account = ledger.source(source);
+        (account.rows_in, account.rows_out) = (before.rows_out, before.rows_out);
+    }
+    ledger
+}
