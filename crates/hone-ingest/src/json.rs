@@ -21,7 +21,7 @@ pub(crate) const DEPTH_MAX: usize = 100;
 /// nesting beyond [`DEPTH_MAX`].
 pub(crate) fn canonical(text: &str) -> Result<String, Fault> {
     let whole: &RawValue =
-        serde_json::from_str(text).map_err(|e| Fault::new(Reason::NotJson, e.to_string()))?;
+        serde_json::from_str(text).map_err(|e| Fault::new(Reason::NotJson, place(&e)))?;
     let text = whole.get();
     let bytes = text.as_bytes();
     let mut out = String::with_capacity(text.len());
@@ -59,6 +59,20 @@ pub(crate) fn canonical(text: &str) -> Result<String, Fault> {
     Ok(out)
 }
 
+/// What an error of the parser is, without its place.
+fn what(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split_once(" at line ").map_or(text.clone(), |(what, _)| what.to_owned())
+}
+
+/// What an error of the parser is, and where in the row: the line in the file is said elsewhere.
+fn place(error: &serde_json::Error) -> String {
+    match error.line() {
+        0 | 1 => format!("{}, column {}", what(error), error.column()),
+        n => format!("{}, column {} of its line {n}", what(error), error.column()),
+    }
+}
+
 /// Behind the closing quote of the string that opens at `at`; the text was checked before.
 fn string_end(bytes: &[u8], at: usize) -> usize {
     let mut end = at + 1;
@@ -71,7 +85,7 @@ fn string_end(bytes: &[u8], at: usize) -> usize {
 fn push_string(quoted: &str, out: &mut String) -> Result<(), Fault> {
     if quoted.contains('\\') {
         let decoded: String =
-            serde_json::from_str(quoted).map_err(|e| Fault::new(Reason::NotJson, e.to_string()))?;
+            serde_json::from_str(quoted).map_err(|e| Fault::new(Reason::NotJson, what(&e)))?;
         out.push_str(&quote(&decoded));
     } else {
         out.push_str(quoted);
