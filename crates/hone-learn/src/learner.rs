@@ -55,6 +55,26 @@ impl Evaluation {
     }
 }
 
+/// Loss, perplexity and accuracy of a model over batches, without dropout; `None` when they have no target.
+pub fn evaluate<'a, B: Backend>(
+    decoder: &mut Decoder<B>,
+    batches: impl IntoIterator<Item = &'a Batch>,
+) -> Result<Option<Evaluation>, LearnError> {
+    let mut sums = LossSums::default();
+    for batch in batches {
+        add(&mut sums, &decoder.loss(batch, None)?);
+    }
+    Ok(Evaluation::from_sums(&sums))
+}
+
+/// Adds the sums of a batch.
+fn add(sums: &mut LossSums, part: &LossSums) {
+    sums.weighted_loss += part.weighted_loss;
+    sums.weight += part.weight;
+    sums.n_correct += part.n_correct;
+    sums.n_rows += part.n_rows;
+}
+
 /// Moments of one trained buffer.
 pub(crate) struct Moments<B: Backend> {
     pub(crate) first: B::Buf,
@@ -134,10 +154,7 @@ impl<B: Backend> Learner<B> {
         let scale = (1.0 / step_weight) as f32;
         let sums = self.decoder.accumulate(batch, scale, Some(seed))?;
         self.n_micro += 1;
-        self.sums.weighted_loss += sums.weighted_loss;
-        self.sums.weight += sums.weight;
-        self.sums.n_correct += sums.n_correct;
-        self.sums.n_rows += sums.n_rows;
+        add(&mut self.sums, &sums);
         Ok(sums)
     }
 
@@ -182,20 +199,12 @@ impl<B: Backend> Learner<B> {
         self.apply()
     }
 
-    /// Loss, perplexity and accuracy over batches, without dropout; `None` when they have no target.
+    /// [`evaluate`] of the model as it is.
     pub fn evaluate<'a>(
         &mut self,
         batches: impl IntoIterator<Item = &'a Batch>,
     ) -> Result<Option<Evaluation>, LearnError> {
-        let mut sums = LossSums::default();
-        for batch in batches {
-            let part = self.decoder.loss(batch, None)?;
-            sums.weighted_loss += part.weighted_loss;
-            sums.weight += part.weight;
-            sums.n_correct += part.n_correct;
-            sums.n_rows += part.n_rows;
-        }
-        Ok(Evaluation::from_sums(&sums))
+        evaluate(&mut self.decoder, batches)
     }
 
     /// Global norm of the gradient accumulated so far, in f64.

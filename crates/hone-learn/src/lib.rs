@@ -21,7 +21,7 @@ mod selftest;
 mod state;
 
 pub use error::LearnError;
-pub use learner::{Evaluation, Learner, StepReport};
+pub use learner::{Evaluation, Learner, StepReport, evaluate};
 pub use optimizer::OptimizerConfig;
 pub use order::shuffle;
 pub use schedule::{ScheduleConfig, ScheduleKind, Warmup};

@@ -92,6 +92,17 @@ impl<B: Backend> Decoder<B> {
         }
     }
 
+    /// Makes the buffers for batches of up to `n_tokens` tokens now. Without it they grow with the largest batch seen; either way,
+    /// a pass over a batch that fits allocates nothing.
+    pub fn reserve(&mut self, n_tokens: usize) {
+        if self.workspace.as_ref().is_none_or(|workspace| workspace.rows < n_tokens) {
+            // The old ones go before the new ones are made.
+            self.workspace = None;
+            let layout = self.layout();
+            self.workspace = Some(Workspace::new(&self.backend, &self.dims, layout, n_tokens));
+        }
+    }
+
     // ------------------------------------------------------------------ adapters
 
     /// Puts an adapter on, in place of any other; `trained` gives it gradients. The adapter is checked first.
@@ -303,12 +314,7 @@ impl<B: Backend> Decoder<B> {
     fn prepare(&mut self, batch: &Batch) {
         let longest = batch.positions.iter().copied().max().map_or(0, |p| p as usize + 1);
         self.prepare_positions(longest);
-        let rows = batch.n_tokens();
-        if self.workspace.as_ref().is_none_or(|workspace| workspace.rows < rows) {
-            self.workspace = None;
-            let layout = self.layout();
-            self.workspace = Some(Workspace::new(&self.backend, &self.dims, layout, rows));
-        }
+        self.reserve(batch.n_tokens());
     }
 
     /// Makes the rotary table long enough; it at least doubles, so that it is seldom made anew.

@@ -330,26 +330,72 @@ fn keep<B: Backend>(
 mod tests {
     use super::*;
 
-    /// Draws of the nucleus over a grid of `draw`, as counts per id.
-    fn counts(logits: &[f32], temperature: f64, top_p: f64) -> Vec<usize> {
-        let mut counts = vec![0; logits.len()];
+    /// Shares of the ids over an even grid of draws, in thousandths, each within one of the expected.
+    fn check_shares(logits: &[f32], temperature: f64, top_p: f64, expected: [i64; 3]) {
+        let mut counts = [0; 3];
         for i in 0..1000 {
-            counts[nucleus(logits, temperature, top_p, f64::from(i) / 1000.0) as usize] += 1;
+            let draw = (f64::from(i) + 0.5) / 1000.0;
+            counts[nucleus(logits, temperature, top_p, draw) as usize] += 1;
         }
-        counts
+        let near = counts.iter().zip(expected).all(|(&count, e)| i64::abs(count - e) <= 1);
+        assert!(near, "temperature {temperature}, top-p {top_p}: {counts:?}, not {expected:?}");
     }
 
     #[test]
     fn the_nucleus_is_cut_and_scaled() {
-        // Probabilities 0.5, 0.25, 0.25.
+        // Probabilities 1/4, 1/2, 1/4.
         let logits = [0.0, 2.0_f32.ln(), 0.0];
-        assert_eq!(counts(&logits, 1.0, 1.0), [250, 500, 250]);
-        assert_eq!(counts(&logits, 1.0, 0.5), [0, 1000, 0]);
-        let cut = counts(&logits, 1.0, 0.6);
-        assert!(cut[2] == 0 && (cut[1] as i64 - 667).abs() <= 1, "{cut:?}");
-        // Temperature 1/2 squares the odds: 4 to 1 to 1.
-        let cold = counts(&logits, 0.5, 1.0);
-        assert!((cold[1] as i64 - 667).abs() <= 1, "{cold:?}");
+        check_shares(&logits, 1.0, 1.0, [250, 500, 250]);
+        check_shares(&logits, 1.0, 0.49, [0, 1000, 0]);
+        check_shares(&logits, 1.0, 0.6, [333, 667, 0]);
+        // Half the temperature squares the odds: 1 to 4 to 1.
+        check_shares(&logits, 0.5, 1.0, [167, 667, 167]);
+    }
+
+    /// Logits of every step with the cache are those of one forward over the whole text, on both backends.
+    fn check_cache<B: Backend>(backend: B) {
+        let text = r#"{"model_type": "llama", "vocab_size": 41, "hidden_size": 20,
+            "intermediate_size": 28, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 6, "tie_word_embeddings": true,
+            "initializer_range": 0.3}"#;
+        let config = crate::ModelConfig::from_json(text).unwrap();
+        let weights = crate::init_weights(&config, 1);
+        let training = crate::Training::Frozen;
+        let mut decoder = Decoder::load(backend, &config, &weights, training).unwrap();
+        let adapter = crate::LoraConfig::all_linear(2, 4.0);
+        let mut adapter = crate::Adapter::init(&config, adapter, 1).unwrap();
+        let names: Vec<String> = adapter.tensors.iter().map(|t| t.name.clone()).collect();
+        for name in names.iter().filter(|name| name.contains("lora_B")) {
+            adapter.tensors.get_mut(name).unwrap().data.fill(0.1);
+        }
+        decoder.attach(&adapter, false).unwrap();
+
+        let texts: Vec<Vec<u32>> =
+            [15, 9, 30].map(|n| (0..n).map(|i| (i * i + n) % 41).collect()).into();
+        let n_new = 8;
+        let prompts: Vec<Vec<u32>> = texts.iter().map(|t| t[..t.len() - n_new].to_vec()).collect();
+        let mut found = vec![0.0; prompts.len() * 41];
+        let mut cache = Cache::prefill(&mut decoder, &prompts, n_new, &mut found).unwrap();
+        for step in 0..n_new {
+            for (b, text) in texts.iter().enumerate() {
+                let end = text.len() - n_new + step;
+                let seen = &text[..end];
+                let batch = Batch::from_pack(seen, &vec![0.0; end], &[end]).unwrap();
+                let expected = decoder.logits(&batch, &[end as u32 - 1]).unwrap();
+                for (a, b) in expected.iter().zip(&found[b * 41..]) {
+                    assert!((a - b).abs() < 1e-5, "step {step}: {a} {b}");
+                }
+                cache.ids[b] = text[end];
+                cache.lens[b] += 1;
+            }
+            cache.step(&decoder, &mut found);
+        }
+    }
+
+    #[test]
+    fn the_cache_is_the_whole_forward() {
+        check_cache(hone_kernels::Cpu::new());
+        check_cache(hone_kernels::Reference);
     }
 
     #[test]

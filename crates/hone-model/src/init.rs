@@ -1,6 +1,7 @@
 //! Random weights.
 
 use hone_kernels::rng;
+use rayon::prelude::*;
 
 use crate::ModelConfig;
 use crate::tensors::{NamedTensor, Tensors};
@@ -18,7 +19,7 @@ pub fn init_weights(config: &ModelConfig, seed: u64) -> Tensors {
         } else {
             let stream = named_seed(seed, &entry.name);
             let value = |i| (rng::normal(stream, i as u64) * config.initializer_range) as f32;
-            (0..n).map(value).collect()
+            (0..n).into_par_iter().map(value).collect()
         };
         NamedTensor::new(entry.name, entry.shape, data)
     };

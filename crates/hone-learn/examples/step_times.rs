@@ -1,0 +1,343 @@
+//! How long a training step takes, and which operators take it.
+//!
+//! `cargo run --release -p hone-learn --example step_times [tiny|smollm2] [steps]` trains from random weights on random tokens: first as
+//! it is, then with every operator timed. `tiny` is full training of the quick start's base (hidden 128, 4 layers, vocabulary
+//! 2048, 2048 tokens a step); `smollm2` is LoRA of rank 16 on all linear maps in the shape of SmolLM2-135M (4 x 512 tokens).
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use hone_kernels::{AdamW, AttnMask, Backend, Cpu, Heads, LossSums, Mat, MatMut, Op, rng};
+use hone_learn::{Learner, OptimizerConfig, ScheduleConfig};
+use hone_model::{Adapter, Batch, Decoder, LoraConfig, ModelConfig, Training, init_weights};
+
+/// What is trained.
+struct Shape {
+    name: &'static str,
+    config: &'static str,
+    /// Rank of the adapter on all linear maps; `None` trains all weights.
+    lora_rank: Option<usize>,
+    /// Documents of a step, and tokens of each.
+    n_documents: usize,
+    n_tokens: usize,
+}
+
+const SHAPES: [Shape; 2] = [
+    Shape {
+        name: "tiny",
+        config: r#"{"model_type": "llama", "vocab_size": 2048, "hidden_size": 128,
+            "intermediate_size": 320, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "rms_norm_eps": 1e-5, "tie_word_embeddings": true, "max_position_embeddings": 512}"#,
+        lora_rank: None,
+        n_documents: 16,
+        n_tokens: 128,
+    },
+    Shape {
+        name: "smollm2",
+        config: r#"{"model_type": "llama", "vocab_size": 49152, "hidden_size": 576,
+            "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+            "num_key_value_heads": 3, "rms_norm_eps": 1e-5, "rope_theta": 100000,
+            "tie_word_embeddings": true, "max_position_embeddings": 8192}"#,
+        lora_rank: Some(16),
+        n_documents: 4,
+        n_tokens: 512,
+    },
+];
+
+/// Steps before the clock starts: buffers are made in the first.
+const WARM_UP: usize = 2;
+
+thread_local! {
+    /// Calls and time of each operator. Operators are called from one thread; what they do inside is theirs.
+    static TIMES: RefCell<BTreeMap<&'static str, (u64, Duration)>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+fn main() -> std::io::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let name = arguments.next().unwrap_or_else(|| "tiny".to_owned());
+    let n_steps: usize = arguments.next().and_then(|n| n.parse().ok()).unwrap_or(20);
+    let Some(shape) = SHAPES.iter().find(|shape| shape.name == name) else {
+        return Err(std::io::Error::other(format!("no shape is named `{name}`")));
+    };
+    let mut out = std::io::stdout().lock();
+    let plain = train(Cpu::new(), shape, n_steps);
+    let tokens = (n_steps * shape.n_documents * shape.n_tokens) as f64;
+    let rate = tokens / plain.as_secs_f64();
+    let step_ms = plain.as_secs_f64() * 1e3 / n_steps as f64;
+    let threads = rayon::current_num_threads();
+    writeln!(
+        out,
+        "{n_steps} steps, {threads} threads: {rate:.0} tokens/s, {step_ms:.1} ms a step"
+    )?;
+
+    let timed = train(Timed(Cpu::new()), shape, n_steps);
+    TIMES.with_borrow(|times| {
+        let mut rows: Vec<_> = times.iter().collect();
+        rows.sort_by_key(|(_, (_, time))| std::cmp::Reverse(*time));
+        writeln!(out, "{:<20} {:>8} {:>10} {:>7}", "operator", "calls", "ms a step", "share")?;
+        let mut inside = Duration::ZERO;
+        for (name, (calls, time)) in rows {
+            let ms = time.as_secs_f64() * 1e3 / n_steps as f64;
+            let share = 100.0 * time.as_secs_f64() / timed.as_secs_f64();
+            let calls = *calls as f64 / n_steps as f64;
+            writeln!(out, "{name:<20} {calls:>8.0} {ms:>10.3} {share:>6.1}%")?;
+            inside += *time;
+        }
+        let rest = (timed.saturating_sub(inside)).as_secs_f64();
+        let share = 100.0 * rest / timed.as_secs_f64();
+        let ms = rest * 1e3 / n_steps as f64;
+        writeln!(out, "{:<20} {:>8} {ms:>10.3} {share:>6.1}%", "between operators", "")
+    })
+}
+
+/// Time of `n_steps` steps after the warm-up.
+fn train<B: Backend>(backend: B, shape: &Shape, n_steps: usize) -> Duration {
+    let config = ModelConfig::from_json(shape.config).expect("the shapes above are valid");
+    let weights = init_weights(&config, 1);
+    let training = if shape.lora_rank.is_some() { Training::Frozen } else { Training::Full };
+    let mut decoder = Decoder::load(backend, &config, &weights, training)
+        .expect("the weights were made for the configuration");
+    if let Some(rank) = shape.lora_rank {
+        let lora = LoraConfig::all_linear(rank, 2.0 * rank as f64);
+        let adapter = Adapter::init(&config, lora, 1).expect("every linear map is there");
+        decoder.attach(&adapter, true).expect("the adapter was made for the configuration");
+    }
+    let optimizer = OptimizerConfig { beta2: 0.95, weight_decay: 0.1, ..Default::default() };
+    let schedule = ScheduleConfig::constant(1e-3, 1 << 20);
+    let mut learner =
+        Learner::new(decoder, optimizer, schedule, 0).expect("all weights are trained");
+    let batches: Vec<Batch> = (0..4).map(|i| batch(i, shape, config.vocab_size)).collect();
+    let mut start = Instant::now();
+    for step in 0..WARM_UP + n_steps {
+        if step == WARM_UP {
+            TIMES.with_borrow_mut(BTreeMap::clear);
+            start = Instant::now();
+        }
+        let batch = &batches[step % batches.len()];
+        learner.train_step(std::slice::from_ref(batch)).expect("random tokens can be learnt from");
+    }
+    start.elapsed()
+}
+
+/// Random documents.
+fn batch(seed: u64, shape: &Shape, vocab: usize) -> Batch {
+    let id = |i: usize| (rng::mix(seed, i as u64) % vocab as u64) as u32;
+    let ids: Vec<u32> = (0..shape.n_documents * shape.n_tokens).map(id).collect();
+    let lens = vec![shape.n_tokens; shape.n_documents];
+    Batch::from_pack(&ids, &vec![1.0; ids.len()], &lens)
+        .expect("lengths agree and weights are ones")
+}
+
+/// A backend that counts the time of every call.
+#[derive(Clone)]
+struct Timed<B>(B);
+
+fn timed<R>(name: &'static str, call: impl FnOnce() -> R) -> R {
+    let start = Instant::now();
+    let result = call();
+    let time = start.elapsed();
+    TIMES.with_borrow_mut(|times| {
+        let entry = times.entry(name).or_default();
+        entry.0 += 1;
+        entry.1 += time;
+    });
+    result
+}
+
+impl<B: Backend> Timed<B> {
+    fn mat<'a>(m: Mat<'a, Self>) -> Mat<'a, B> {
+        Mat { buf: m.buf, offset: m.offset, rows: m.rows, cols: m.cols, stride: m.stride }
+    }
+
+    fn mat_mut<'a>(m: MatMut<'a, Self>) -> MatMut<'a, B> {
+        MatMut { buf: m.buf, offset: m.offset, rows: m.rows, cols: m.cols, stride: m.stride }
+    }
+}
+
+impl<B: Backend> Backend for Timed<B> {
+    type Buf = B::Buf;
+    type Frozen = B::Frozen;
+
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+    fn zeros(&self, n: usize) -> B::Buf {
+        timed("zeros", || self.0.zeros(n))
+    }
+    fn upload(&self, data: &[f32]) -> B::Buf {
+        timed("upload", || self.0.upload(data))
+    }
+    fn len(&self, buf: &B::Buf) -> usize {
+        self.0.len(buf)
+    }
+    fn read(&self, buf: &B::Buf, offset: usize, out: &mut [f32]) {
+        timed("read", || self.0.read(buf, offset, out));
+    }
+    fn write(&self, buf: &mut B::Buf, offset: usize, data: &[f32]) {
+        timed("write", || self.0.write(buf, offset, data));
+    }
+    fn fill(&self, buf: &mut B::Buf, value: f32) {
+        timed("fill", || self.0.fill(buf, value));
+    }
+    fn gemm(
+        &self,
+        a: Mat<'_, Self>,
+        op_a: Op,
+        b: Mat<'_, Self>,
+        op_b: Op,
+        c: MatMut<'_, Self>,
+        alpha: f32,
+        beta: f32,
+    ) {
+        let name = match (op_a, op_b) {
+            (Op::N, Op::T) => "gemm x wt",
+            (Op::N, Op::N) => "gemm dy w",
+            _ => "gemm dyt x",
+        };
+        let (a, b, c) = (Self::mat(a), Self::mat(b), Self::mat_mut(c));
+        timed(name, || self.0.gemm(a, op_a, b, op_b, c, alpha, beta));
+    }
+    fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> B::Frozen {
+        self.0.freeze(weight, out, inp)
+    }
+    fn thaw(&self, weight: &B::Frozen) -> Vec<f32> {
+        self.0.thaw(weight)
+    }
+    fn linear(&self, x: Mat<'_, Self>, w: &B::Frozen, y: MatMut<'_, Self>, beta: f32) {
+        let (x, y) = (Self::mat(x), Self::mat_mut(y));
+        timed("linear", || self.0.linear(x, w, y, beta));
+    }
+    fn linear_dx(&self, dy: Mat<'_, Self>, w: &B::Frozen, dx: MatMut<'_, Self>, beta: f32) {
+        let (dy, dx) = (Self::mat(dy), Self::mat_mut(dx));
+        timed("linear_dx", || self.0.linear_dx(dy, w, dx, beta));
+    }
+    fn copy(&self, x: &B::Buf, y: &mut B::Buf, n: usize) {
+        timed("copy", || self.0.copy(x, y, n));
+    }
+    fn add(&self, x: &B::Buf, y: &mut B::Buf, n: usize) {
+        timed("add", || self.0.add(x, y, n));
+    }
+    fn scale(&self, x: &mut B::Buf, s: f32, n: usize) {
+        timed("scale", || self.0.scale(x, s, n));
+    }
+    fn add_bias(&self, y: MatMut<'_, Self>, bias: &B::Buf) {
+        let y = Self::mat_mut(y);
+        timed("add_bias", || self.0.add_bias(y, bias));
+    }
+    fn bias_grad(&self, dy: Mat<'_, Self>, dbias: &mut B::Buf) {
+        let dy = Self::mat(dy);
+        timed("bias_grad", || self.0.bias_grad(dy, dbias));
+    }
+    fn dropout(&self, x: Mat<'_, Self>, y: MatMut<'_, Self>, p: f32, seed: u64) {
+        let (x, y) = (Self::mat(x), Self::mat_mut(y));
+        timed("dropout", || self.0.dropout(x, y, p, seed));
+    }
+    fn gather_rows(&self, table: &B::Buf, ids: &[u32], d: usize, y: &mut B::Buf) {
+        timed("gather_rows", || self.0.gather_rows(table, ids, d, y));
+    }
+    fn scatter_add_rows(&self, dy: &B::Buf, ids: &[u32], d: usize, dtable: &mut B::Buf) {
+        timed("scatter_add_rows", || self.0.scatter_add_rows(dy, ids, d, dtable));
+    }
+    fn rms_norm(
+        &self,
+        x: &B::Buf,
+        w: &B::Buf,
+        eps: f32,
+        size: (usize, usize),
+        y: &mut B::Buf,
+        r: &mut B::Buf,
+    ) {
+        timed("rms_norm", || self.0.rms_norm(x, w, eps, size, y, r));
+    }
+    fn rms_norm_backward(
+        &self,
+        dy: &B::Buf,
+        x: &B::Buf,
+        w: &B::Buf,
+        r: &B::Buf,
+        size: (usize, usize),
+        dx: &mut B::Buf,
+        dw: Option<&mut B::Buf>,
+    ) {
+        timed("rms_norm_backward", || self.0.rms_norm_backward(dy, x, w, r, size, dx, dw));
+    }
+    fn rope(
+        &self,
+        qkv: &mut B::Buf,
+        heads: Heads,
+        positions: &[u32],
+        cos_sin: &B::Buf,
+        inverse: bool,
+    ) {
+        timed("rope", || self.0.rope(qkv, heads, positions, cos_sin, inverse));
+    }
+    fn swiglu(&self, gate_up: &B::Buf, size: (usize, usize), h: &mut B::Buf) {
+        timed("swiglu", || self.0.swiglu(gate_up, size, h));
+    }
+    fn swiglu_backward(&self, dh: &B::Buf, size: (usize, usize), gate_up: &mut B::Buf) {
+        timed("swiglu_backward", || self.0.swiglu_backward(dh, size, gate_up));
+    }
+    fn attention(
+        &self,
+        qkv: &B::Buf,
+        heads: Heads,
+        seq_lens: &[usize],
+        mask: AttnMask,
+        out: &mut B::Buf,
+        lse: &mut B::Buf,
+    ) {
+        timed("attention", || self.0.attention(qkv, heads, seq_lens, mask, out, lse));
+    }
+    fn attention_backward(
+        &self,
+        dout: &B::Buf,
+        qkv: &B::Buf,
+        out: &B::Buf,
+        lse: &B::Buf,
+        heads: Heads,
+        seq_lens: &[usize],
+        mask: AttnMask,
+        dqkv: &mut B::Buf,
+    ) {
+        timed("attention_backward", || {
+            self.0.attention_backward(dout, qkv, out, lse, heads, seq_lens, mask, dqkv);
+        });
+    }
+    fn attention_decode(
+        &self,
+        q: Mat<'_, Self>,
+        k_cache: &B::Buf,
+        v_cache: &B::Buf,
+        capacity: usize,
+        lens: &[usize],
+        heads: Heads,
+        mask: AttnMask,
+        out: &mut B::Buf,
+    ) {
+        let q = Self::mat(q);
+        timed("attention_decode", || {
+            self.0.attention_decode(q, k_cache, v_cache, capacity, lens, heads, mask, out);
+        });
+    }
+    fn cross_entropy(
+        &self,
+        logits: MatMut<'_, Self>,
+        targets: &[u32],
+        weights: &[f32],
+        grad_scale: Option<f32>,
+        row_loss: Option<&mut [f32]>,
+    ) -> LossSums {
+        let logits = Self::mat_mut(logits);
+        timed("cross_entropy", || {
+            self.0.cross_entropy(logits, targets, weights, grad_scale, row_loss)
+        })
+    }
+    fn sum_squares(&self, x: &B::Buf) -> f64 {
+        timed("sum_squares", || self.0.sum_squares(x))
+    }
+    fn adamw(&self, p: &mut B::Buf, g: &B::Buf, m: &mut B::Buf, v: &mut B::Buf, update: AdamW) {
+        timed("adamw", || self.0.adamw(p, g, m, v, update));
+    }
+}

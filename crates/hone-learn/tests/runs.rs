@@ -1,0 +1,206 @@
+//! Whole runs: the same bytes for any number of threads and after any stop, refusals, the self-test.
+
+use hone_kernels::{Backend, Cpu, rng};
+use hone_learn::{LearnError, Learner, OptimizerConfig, ScheduleConfig, ScheduleKind, Warmup};
+use hone_model::{
+    Adapter, Batch, CpuDecoder, Decoder, Generator, LoraConfig, ModelConfig, StoredType, Tensors,
+    Training, init_weights,
+};
+
+/// Wide enough that products and attention are cut into several blocks.
+fn config() -> ModelConfig {
+    let text = r#"{"model_type": "llama", "vocab_size": 301, "hidden_size": 96,
+        "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "tie_word_embeddings": true, "max_position_embeddings": 256,
+        "initializer_range": 0.1}"#;
+    ModelConfig::from_json(text).unwrap()
+}
+
+fn decoder(lora: bool) -> CpuDecoder {
+    let config = config();
+    let weights = init_weights(&config, 4);
+    if !lora {
+        return Decoder::load(Cpu::new(), &config, &weights, Training::Full).unwrap();
+    }
+    let mut decoder = Decoder::load(Cpu::new(), &config, &weights, Training::Frozen).unwrap();
+    let mut settings = LoraConfig::all_linear(8, 16.0);
+    settings.lora_dropout = 0.1;
+    decoder.attach(&Adapter::init(&config, settings, 2).unwrap(), true).unwrap();
+    decoder
+}
+
+fn schedule() -> ScheduleConfig {
+    ScheduleConfig {
+        kind: ScheduleKind::Linear,
+        lr: 3e-3,
+        warmup: Warmup::Steps(2),
+        min_lr_ratio: 0.1,
+        n_steps: 12,
+    }
+}
+
+fn learner(lora: bool) -> Learner<Cpu> {
+    let optimizer = OptimizerConfig { weight_decay: 0.1, ..Default::default() };
+    Learner::new(decoder(lora), optimizer, schedule(), 9).unwrap()
+}
+
+/// Two ragged micro-batches of step `step`.
+fn batches(step: u64) -> [Batch; 2] {
+    [0, 1].map(|micro| {
+        let mut batch = Batch::new();
+        for (n, len) in [70, 3, 130, 1, 41].into_iter().enumerate() {
+            let draw = |i: usize| rng::mix(step * 100 + micro * 10 + n as u64, i as u64);
+            // A token follows its predecessor by a rule, so that there is something to learn.
+            let first = draw(0) % 301;
+            let ids: Vec<u32> = (0..len as u64).map(|i| ((first + 7 * i) % 301) as u32).collect();
+            let weights: Vec<f32> = (0..len).map(|i| (draw(i + 1) % 3) as f32 / 2.0).collect();
+            batch.push(&ids, &weights).unwrap();
+        }
+        batch
+    })
+}
+
+/// Steps `from` to `to`; returns their losses.
+fn run<B: Backend>(learner: &mut Learner<B>, from: u64, to: u64) -> Vec<f64> {
+    (from..to).map(|step| learner.train_step(&batches(step)).unwrap().loss).collect()
+}
+
+fn bytes(tensors: &Tensors) -> Vec<u8> {
+    tensors.to_safetensors(StoredType::F32).unwrap()
+}
+
+#[test]
+fn the_loss_of_rows_seen_again_falls() {
+    for (lora, at_least) in [(false, 0.5), (true, 0.1)] {
+        let mut learner = learner(lora);
+        let mut losses = (0..12).map(|_| learner.train_step(&batches(0)).unwrap().loss);
+        let (first, last) = (losses.next().unwrap(), losses.last().unwrap());
+        assert!(last < first - at_least, "lora {lora}: {first} to {last}");
+    }
+}
+
+#[test]
+fn a_resumed_run_is_the_straight_run() {
+    for lora in [false, true] {
+        let mut straight = learner(lora);
+        let losses = run(&mut straight, 0, 10);
+        let mut first = learner(lora);
+        assert_eq!(run(&mut first, 0, 5), losses[..5]);
+        let (tensors, json) = first.state();
+        // As a checkpoint does: through files' bytes.
+        let tensors = Tensors::from_safetensors(&[&bytes(&tensors)]).unwrap();
+        let json = serde_json::from_str(&json.to_string()).unwrap();
+        let mut second = learner(lora);
+        // A step under way is forgotten.
+        second.accumulate(&batches(3)[0], 1.0).unwrap();
+        second.restore(&tensors, &json).unwrap();
+        assert_eq!(second.step(), 5);
+        assert_eq!(run(&mut second, 5, 10), losses[5..]);
+        assert_eq!(bytes(&second.state().0), bytes(&straight.state().0));
+        assert_eq!(bytes(&second.decoder().export()), bytes(&straight.decoder().export()));
+    }
+}
+
+#[test]
+fn states_of_other_runs_are_refused() {
+    let mut learner = learner(true);
+    let (tensors, json) = learner.state();
+    let mut check = |tensors: &Tensors, json: &serde_json::Value, expected: &str| {
+        let message = learner.restore(tensors, json).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+    };
+    check(&tensors, &serde_json::json!({"version": 2, "step": 1}), "its version is not 1");
+    check(&tensors, &serde_json::json!({"version": 1}), "no step");
+    check(&self::learner(false).state().0, &json, "tensors, this run has");
+    let name = tensors.iter().next().unwrap().name.clone();
+    let mut lacking = tensors.clone();
+    let mut tensor = lacking.remove(&name).unwrap();
+    check(&lacking, &json, "83 tensors, this run has 84");
+    tensor.data[0] = f32::INFINITY;
+    lacking.insert(tensor.clone());
+    check(&lacking, &json, "not finite");
+    tensor.shape.reverse();
+    lacking.insert(tensor);
+    check(&lacking, &json, "has shape");
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bytes() {
+    let all = |lora: bool| {
+        let mut learner = learner(lora);
+        let losses = run(&mut learner, 0, 3);
+        let evaluation = learner.evaluate(&batches(20)).unwrap().unwrap();
+        let prompts: Vec<Vec<u32>> = (1..6).map(|n| (0..n * 9).collect()).collect();
+        let sampled = Generator::sampled(20, &[7], 1.0, 0.95, 3);
+        let ids = sampled.run(learner.decoder_mut(), &prompts).unwrap();
+        (losses, evaluation, ids, bytes(&learner.state().0))
+    };
+    for lora in [false, true] {
+        let with = |n: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+            pool.install(|| all(lora))
+        };
+        let one = with(1);
+        for n in [2, 3, 8] {
+            assert!(with(n) == one, "{n} threads");
+        }
+    }
+}
+
+#[test]
+fn the_self_test_knows_what_must_be_zero() {
+    for lora in [false, true] {
+        let mut learner = learner(lora);
+        let micro = batches(0);
+        let weight = micro.iter().map(Batch::weight).sum();
+        assert!(!learner.self_test().passed(), "there are no gradients yet");
+        for step in 0..4 {
+            for batch in &micro {
+                learner.accumulate(batch, weight).unwrap();
+            }
+            let test = learner.self_test();
+            assert!(test.passed(), "step {step}: {:?}", test.failures().collect::<Vec<_>>());
+            // B is zero until the first update with a rate above 0, which is step 1.
+            let n_zero = test.rows.iter().filter(|row| row.expects_zero).count();
+            assert_eq!(n_zero, if lora && step < 2 { 14 } else { 0 });
+            assert_eq!(test.rows.len(), if lora { 28 } else { 20 });
+            assert_eq!(test.n_frozen > 0, lora);
+            learner.apply().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_step_that_cannot_be_taken_changes_nothing() {
+    let mut learner = learner(false);
+    run(&mut learner, 0, 3);
+    let before = bytes(&learner.state().0);
+    assert!(matches!(learner.apply(), Err(LearnError::NoTarget { step: 3, .. })));
+    let silent = Batch::from_pack(&[1, 2, 3], &[0.0; 3], &[3]).unwrap();
+    assert!(matches!(learner.train_step(&[silent]), Err(LearnError::NoTarget { .. })));
+    let batch = &batches(3)[0];
+    // A normaliser of a hair makes gradients that no f32 holds.
+    learner.accumulate(batch, 1e-44).unwrap();
+    assert!(matches!(learner.apply(), Err(LearnError::NotFinite { step: 3, .. })));
+    assert_eq!(bytes(&learner.state().0), before);
+}
+
+#[test]
+fn bad_settings_are_refused() {
+    let good = OptimizerConfig::default();
+    let check = |optimizer: OptimizerConfig, schedule: ScheduleConfig, expected: &str| {
+        let message = Learner::new(decoder(true), optimizer, schedule, 0).err().unwrap();
+        assert!(message.to_string().contains(expected), "{message}");
+    };
+    check(OptimizerConfig { beta1: 1.0, ..good }, schedule(), "`beta1` = 1 is not");
+    check(OptimizerConfig { eps: 0.0, ..good }, schedule(), "`eps`");
+    check(OptimizerConfig { weight_decay: -0.1, ..good }, schedule(), "`weight_decay`");
+    check(OptimizerConfig { max_grad_norm: Some(0.0), ..good }, schedule(), "`max_grad_norm`");
+    check(good, ScheduleConfig { lr: f64::NAN, ..schedule() }, "`lr`");
+    check(good, ScheduleConfig { min_lr_ratio: 2.0, ..schedule() }, "`min_lr_ratio`");
+    check(good, ScheduleConfig { warmup: Warmup::Ratio(-0.1), ..schedule() }, "`warmup_ratio`");
+    let weights = init_weights(&config(), 4);
+    let frozen = Decoder::load(Cpu::new(), &config(), &weights, Training::Frozen).unwrap();
+    let refused = Learner::new(frozen, good, schedule(), 0);
+    assert!(matches!(refused.err(), Some(LearnError::NothingTrained)));
+}

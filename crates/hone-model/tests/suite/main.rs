@@ -1,0 +1,7 @@
+//! Tests of the model as a whole, in one binary so that it is linked once.
+
+mod candle_llama;
+mod common;
+mod files;
+mod finite_differences;
+mod identities;
