@@ -8,7 +8,7 @@
 //! - Weights on parts move to the message when they agree; when they do not, the row is refused
 //!   rather than trained wrongly.
 
-use hone_schema::parse_messages;
+use hone_schema::{Message, parse_messages};
 
 use crate::fault::{Fault, Reason};
 use crate::json::{Fields, Raw, Shape, canonical, quote};
@@ -237,14 +237,19 @@ fn calls(idx: usize, text: &str) -> Result<Vec<String>, Fault> {
     items.into_iter().map(one).collect()
 }
 
+/// The messages as the stages behind will read them.
+pub(super) fn readable(list: &[String]) -> Result<Vec<Message>, Fault> {
+    parse_messages(&format!("[{}]", list.join(",")))
+        .map_err(|e| Fault::new(Reason::WrongType, e.to_string()))
+}
+
 /// Whether a conversation can be learned from: it has messages, a response, and no trained response
 /// is empty.
 pub(super) fn check(list: &[String]) -> Result<(), Fault> {
     if list.is_empty() {
         return Err(Fault::new(Reason::EmptyConversation, "there are no messages"));
     }
-    let messages = parse_messages(&format!("[{}]", list.join(",")))
-        .map_err(|e| Fault::new(Reason::WrongType, e.to_string()))?;
+    let messages = readable(list)?;
     let mut responses =
         messages.iter().enumerate().filter(|(_, m)| m.role == "assistant").peekable();
     if responses.peek().is_none() {

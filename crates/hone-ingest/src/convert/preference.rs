@@ -36,6 +36,7 @@ pub(super) fn convert(fields: &mut Fields) -> Result<Row, Fault> {
     if prompt.is_empty() {
         return Err(Fault::new(Reason::EmptyPrompt, "there is nothing to respond to"));
     }
+    messages::readable(&prompt).map_err(|fault| named("prompt", fault))?;
     messages::check(&chosen).map_err(|fault| named("chosen", fault))?;
     messages::check(&rejected).map_err(|fault| named("rejected", fault))?;
     let mut row = Row::new(Kind::Preference, &prompt);

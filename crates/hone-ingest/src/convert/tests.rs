@@ -289,6 +289,11 @@ fn preference() {
     no(r#"{"prompt":"p","chosen":"","rejected":"c"}"#, Reason::EmptyResponse, "`chosen`");
     no(r#"{"chosen":"c","rejected":"r"}"#, Reason::MissingField, "there is no `prompt`");
     no(r#"{"prompt":"p","chosen":"c"}"#, Reason::MissingField, "no `rejected`");
+    no(
+        r#"{"prompt":[{"role":"user","content":"p","weight":"x"}],"chosen":"c","rejected":"r"}"#,
+        Reason::WrongType,
+        "`prompt`: message 0 has `weight`",
+    );
 }
 
 #[test]
@@ -363,4 +368,63 @@ fn what_is_no_row() {
     no(b"[1]", Reason::NotAnObject);
     no(b"\"text\"", Reason::NotAnObject);
     no(b"null", Reason::NotAnObject);
+}
+
+/// Every row that is let through can be read by the stages behind: whatever single byte of it is
+/// another, it is a sound conversation or a reason.
+#[test]
+fn no_changed_byte_gets_past_the_checks() {
+    let rows = [
+        (
+            Schema::Alpaca,
+            r#"{"instruction":"q","input":"i","output":"r","history":[["a","b"]],"id":1}"#,
+        ),
+        (
+            Schema::Sharegpt,
+            r#"{"conversations":[{"from":"human","value":"q"},{"from":"gpt","value":"\u00e9","weight":0.5}],"tools":"[{}]"}"#,
+        ),
+        (
+            Schema::Messages,
+            r#"{"messages":[{"role":"user","content":[{"type":"text","text":"q"}]},{"role":"assistant","content":"r"}],"k":{"a":[1e2]}}"#,
+        ),
+        (
+            Schema::Preference,
+            r#"{"prompt":"p","chosen":[{"role":"assistant","content":"c"}],"rejected":"\n\nAssistant: r"}"#,
+        ),
+        (Schema::Text, r#"{"text":"\ud83d\ude00","weight":2}"#),
+    ];
+    let (mut n_passed, mut n_refused) = (0, 0);
+    for (schema, row) in rows {
+        convert(row.as_bytes(), schema, &Options::default()).expect("sound before it is changed");
+        for at in 0..row.len() {
+            for byte in
+                [b'"', b'\\', b'{', b'}', b'[', b']', b',', b':', b'0', b'-', b'e', b' ', 0, 0xff]
+            {
+                let mut bytes = row.as_bytes().to_vec();
+                bytes[at] = byte;
+                match convert(&bytes, schema, &Options::default()) {
+                    Ok(row) => {
+                        n_passed += 1;
+                        sound(&row);
+                    }
+                    Err(fault) => {
+                        n_refused += 1;
+                        assert!(!fault.detail.is_empty(), "{fault:?}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(n_passed > 500 && n_refused > 3000, "{n_passed} passed, {n_refused} refused");
+}
+
+fn sound(row: &Row) {
+    let lists = [Some(&row.messages), row.chosen.as_ref(), row.rejected.as_ref()];
+    for list in lists.into_iter().flatten() {
+        hone_schema::parse_messages(list).unwrap_or_else(|e| panic!("{list}: {e}"));
+    }
+    for json in [&row.tools, &row.meta].into_iter().flatten() {
+        serde_json::from_str::<serde_json::Value>(json).unwrap_or_else(|e| panic!("{json}: {e}"));
+    }
+    assert!(row.weight.is_finite() && row.weight >= 0.0);
 }
