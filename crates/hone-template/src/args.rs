@@ -1,0 +1,110 @@
+//! What was typed: flags, and the `[template]` table of the pipeline file.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use hone_chat::Date;
+use hone_cli::{Common, Failure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Render conversations with a chat template, and know for each byte who wrote it.
+///
+/// Reads the `[template]` table of the pipeline file and the conversations that `hone-ingest` sealed.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+impl AsRef<Common> for Args {
+    fn as_ref(&self) -> &Common {
+        &self.common
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Render one conversation and print it on stdout.
+    Render(RenderArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct RenderArgs {
+    /// Name of a built-in template, `auto` for that of the pipeline's base model, or a file.
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) template: String,
+    /// File with the messages: a JSON list of objects with `role` and `content`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) messages: PathBuf,
+    /// File with the tools: a JSON list.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tools: Option<PathBuf>,
+    /// Go on to where the model is to answer.
+    #[arg(long)]
+    pub(crate) add_generation_prompt: bool,
+    /// Print a JSON object with the text, its spans and the length of the prompt.
+    #[arg(long, conflicts_with = "add_generation_prompt")]
+    pub(crate) spans: bool,
+    /// The token that begins a text, where there is no base model to ask.
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) bos_token: Option<String>,
+    /// The token that ends a text, where there is no base model to ask.
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) eos_token: Option<String>,
+}
+
+/// The `[template]` table.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// `auto` (that of the base model), a built-in name, or `{ file = "x.jinja" }`.
+    pub(crate) template: Choice,
+    /// The date that templates see as today, such as `2026-01-31`. Without one, `strftime_now` is undefined.
+    pub(crate) date: Option<String>,
+    /// Further variables of the template, such as `enable_thinking = false`.
+    pub(crate) variables: Map<String, Value>,
+    /// Share of the rows that may be rejected before the stage ends with exit code 1.
+    pub(crate) max_reject_share: f64,
+}
+
+/// Which template.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Choice {
+    /// By name.
+    Name(String),
+    /// From a file.
+    File {
+        /// Its path.
+        file: PathBuf,
+    },
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            template: Choice::Name("auto".to_owned()),
+            date: None,
+            variables: Map::new(),
+            max_reject_share: 0.05,
+        }
+    }
+}
+
+impl Config {
+    /// Checks what can be checked without opening anything, and reads the date.
+    pub(crate) fn date(&self) -> Result<Option<Date>, Failure> {
+        if !(0.0..=1.0).contains(&self.max_reject_share) {
+            let share = self.max_reject_share;
+            return Err(Failure::usage(format!(
+                "[template] `max_reject_share` is {share}, which is not between 0 and 1"
+            )));
+        }
+        let date = self.date.as_deref().map(Date::parse).transpose();
+        date.map_err(|message| Failure::usage(format!("[template] `date`: {message}")))
+    }
+}

@@ -1,0 +1,84 @@
+//! One row: a conversation in, a rendered one or a reject out.
+
+use hone_chat::{ChatTemplate, Located};
+use hone_schema::{Conversation, Kind, Part, Reject, Rendered, Span, parse_messages};
+use serde_json::Value;
+
+/// A rendered row and what a report should count of it.
+pub(crate) type Done = (Rendered, Vec<&'static str>);
+
+/// Renders a row.
+///
+/// # Errors
+/// The row, with the reason why it is not rendered.
+pub(crate) fn render(template: &ChatTemplate, row: &Conversation) -> Result<Done, Box<Reject>> {
+    let reject = |reason: &str, detail: String| {
+        Box::new(Reject {
+            source: row.source.clone(),
+            file: row.id.clone(),
+            line: row.source_row,
+            reason: reason.to_owned(),
+            detail,
+            raw: row.text.clone().unwrap_or_else(|| row.messages.clone()),
+        })
+    };
+    let located = match row.kind {
+        Kind::Text => plain_text(template, row),
+        Kind::Preference => {
+            let detail =
+                "rows with a chosen and a rejected answer need an objective that compares them"
+                    .to_owned();
+            return Err(reject("preference rows are not supported", detail));
+        }
+        Kind::Sft => {
+            let messages =
+                parse_messages(&row.messages).map_err(|e| reject("bad messages", e.to_string()))?;
+            if messages.is_empty() {
+                return Err(reject("bad messages", "there are none".to_owned()));
+            }
+            let tools = row.tools.as_deref().map(serde_json::from_str::<Value>).transpose();
+            let tools = tools.map_err(|e| reject("bad tools", e.to_string()))?;
+            template
+                .locate(&messages, tools.as_ref(), row.weight)
+                .map_err(|e| reject(e.reason(), e.to_string()))?
+        }
+    };
+    if u32::try_from(located.text.len()).is_err() {
+        return Err(reject("too long", format!("{} bytes", located.text.len())));
+    }
+    let rendered = Rendered {
+        id: row.id.clone(),
+        source: row.source.clone(),
+        split: row.split,
+        kind: row.kind,
+        text: located.text,
+        spans: located.spans,
+        prompt_len: located.prompt_len,
+        meta: row.meta.clone(),
+    };
+    Ok((rendered, located.notes))
+}
+
+/// A row of plain text: between the tokens that begin and end a text, where the tokenizer has such.
+fn plain_text(template: &ChatTemplate, row: &Conversation) -> Located {
+    let parts = [
+        (template.token("bos_token").unwrap_or_default(), Part::Scaffold),
+        (row.text.as_deref().unwrap_or_default(), Part::Content),
+        (template.token("eos_token").unwrap_or_default(), Part::Stop),
+    ];
+    let (mut text, mut spans) = (String::new(), Vec::new());
+    for (piece, part) in parts.into_iter().filter(|(piece, _)| !piece.is_empty()) {
+        let start = text.len() as u32;
+        text.push_str(piece);
+        let is_ours = part == Part::Scaffold;
+        spans.push(Span {
+            start,
+            end: text.len() as u32,
+            message: None,
+            role: if is_ours { String::new() } else { "text".to_owned() },
+            part,
+            weight: if is_ours { 0.0 } else { row.weight },
+        });
+    }
+    Located { text, spans, prompt_len: None, notes: Vec::new() }
+}

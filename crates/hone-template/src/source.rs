@@ -1,0 +1,168 @@
+//! Which template is meant, and what the base model's tokenizer knows as whole tokens.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use hone_chat::{BUILTINS, SOURCE_BYTES_MAX, builtin};
+use hone_cli::{Failure, nearest};
+use hone_schema::{InputRef, sha256};
+use hone_store::{ModelDir, input};
+use serde_json::Value;
+
+use crate::args::Choice;
+
+/// Files of a model directory that are read here.
+const FILES: [&str; 5] = [
+    "chat_template.jinja",
+    "config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
+
+/// Largest configuration file read.
+const CONFIG_BYTES_MAX: u64 = 64 << 20;
+
+/// Largest tokenizer read: a vocabulary of a million tokens.
+const TOKENIZER_BYTES_MAX: u64 = 512 << 20;
+
+/// A template's source and where it is from.
+#[derive(Debug)]
+pub(crate) struct Source {
+    /// The name to show: `auto`, a built-in one, or the file's path.
+    pub(crate) name: String,
+    pub(crate) text: String,
+}
+
+/// What is known of a base model's tokenizer.
+#[derive(Debug, Default)]
+pub(crate) struct Tokenizer {
+    /// `bos_token` and so on, with their texts.
+    pub(crate) tokens: BTreeMap<String, String>,
+    /// Texts of all added tokens.
+    pub(crate) added: Vec<String>,
+    /// The template that comes with it.
+    template: Option<String>,
+}
+
+impl Tokenizer {
+    /// Reads a model directory.
+    ///
+    /// # Errors
+    /// A file that is not what it should be.
+    pub(crate) fn read(model: &ModelDir) -> Result<Self, Failure> {
+        let config = json(model, "tokenizer_config.json", CONFIG_BYTES_MAX)?;
+        let map = json(model, "special_tokens_map.json", CONFIG_BYTES_MAX)?;
+        let tokenizer = json(model, "tokenizer.json", TOKENIZER_BYTES_MAX)?;
+        let mut tokens = BTreeMap::new();
+        let pairs = [&map, &config].into_iter().filter_map(Value::as_object).flatten();
+        for (name, token) in pairs.filter(|(name, _)| name.ends_with("_token")) {
+            if let Some(text) = token_text(token) {
+                tokens.insert(name.clone(), text.to_owned());
+            }
+        }
+        let listed = tokenizer["added_tokens"].as_array().into_iter().flatten();
+        let decoded =
+            config["added_tokens_decoder"].as_object().into_iter().flat_map(|m| m.values());
+        let mut added: Vec<String> =
+            listed.chain(decoded).filter_map(token_text).map(str::to_owned).collect();
+        added.sort();
+        added.dedup();
+        let file = model.try_read("chat_template.jinja", SOURCE_BYTES_MAX as u64)?;
+        let template = match file {
+            Some(bytes) => Some(utf8(bytes, "chat_template.jinja")?),
+            None => default_template(&config["chat_template"]),
+        };
+        Ok(Tokenizer { tokens, added, template })
+    }
+}
+
+/// The text of a token that is written as a text or as an object with one.
+fn token_text(token: &Value) -> Option<&str> {
+    token.as_str().or_else(|| token["content"].as_str())
+}
+
+/// The template of a `tokenizer_config.json`: a text, or a list of named ones.
+fn default_template(value: &Value) -> Option<String> {
+    let named = |wanted: &str| {
+        let list = value.as_array()?;
+        list.iter().find(|entry| entry["name"] == wanted)?["template"].as_str()
+    };
+    value.as_str().or_else(|| named("default")).map(str::to_owned)
+}
+
+fn json(model: &ModelDir, name: &str, bytes_max: u64) -> Result<Value, Failure> {
+    let Some(bytes) = model.try_read(name, bytes_max)? else {
+        return Ok(Value::Null);
+    };
+    let path = model.dir().join(name);
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Failure::input(format!("{}: not JSON: {e}", path.display())))
+}
+
+fn utf8(bytes: Vec<u8>, name: &str) -> Result<String, Failure> {
+    String::from_utf8(bytes).map_err(|_| Failure::input(format!("{name}: not UTF-8")))
+}
+
+/// The model's files that decide what is rendered, as an input.
+///
+/// # Errors
+/// A file cannot be read.
+pub(crate) fn model_input(model: &ModelDir) -> Result<InputRef, Failure> {
+    Ok(model.input_of("base", &FILES)?)
+}
+
+/// A template file as an input.
+pub(crate) fn file_input(source: &Source) -> InputRef {
+    InputRef { role: "template".to_owned(), sha256: sha256(source.text.as_bytes()) }
+}
+
+/// Finds the template that is meant.
+///
+/// # Errors
+/// There is none of that name, or none that comes with the model.
+pub(crate) fn find(choice: &Choice, tokenizer: &Tokenizer) -> Result<Source, Failure> {
+    match choice {
+        Choice::File { file } => {
+            let bytes = input::read(file, SOURCE_BYTES_MAX as u64)?;
+            let name = file.display().to_string();
+            Ok(Source { text: utf8(bytes, &name)?, name })
+        }
+        Choice::Name(name) if name == "auto" => {
+            let text = tokenizer.template.clone().ok_or_else(|| {
+                Failure::input("the base model has no chat template").hint(format!(
+                    "choose a built-in one with `--set template.template=chatml` (there are {})",
+                    names().join(", ")
+                ))
+            })?;
+            Ok(Source { name: name.clone(), text })
+        }
+        Choice::Name(name) => {
+            let text = builtin(name).ok_or_else(|| unknown(name))?;
+            Ok(Source { name: name.clone(), text: text.to_owned() })
+        }
+    }
+}
+
+/// What a flag names: `auto`, a built-in template, else a file.
+pub(crate) fn choice(name: &str) -> Choice {
+    if name == "auto" || builtin(name).is_some() || !Path::new(name).exists() {
+        Choice::Name(name.to_owned())
+    } else {
+        Choice::File { file: name.into() }
+    }
+}
+
+fn names() -> Vec<&'static str> {
+    BUILTINS.iter().map(|(name, _)| *name).collect()
+}
+
+fn unknown(name: &str) -> Failure {
+    let failure = Failure::usage(format!("there is no built-in template `{name}`"));
+    failure.hint(match nearest(name, names().into_iter().chain(["auto"])) {
+        Some(near) => {
+            format!("did you mean `{near}`? A file is given as `{{ file = \"x.jinja\" }}`")
+        }
+        None => format!("there are auto, {}; or `{{ file = \"x.jinja\" }}`", names().join(", ")),
+    })
+}
