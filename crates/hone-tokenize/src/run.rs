@@ -286,8 +286,14 @@ fn nothing_left(tally: &Tally) -> Failure {
                 "none of {} rows can be trained: {n} of them for `{reason}`",
                 tally.ledger.rows_in()
             );
-            Failure::input(message)
-                .hint("`hone-tokenize show` prints a row with the reason why it is not taken")
+            let hint = match Reason::ALL.into_iter().find(|r| r.as_str() == *reason) {
+                Some(Reason::TooLong | Reason::ResponseCutOff) => "raise tokenize.max_len",
+                Some(Reason::StopInPieces | Reason::NoStop) => {
+                    "choose a template that ends its responses with a token of this tokenizer"
+                }
+                _ => "`hone-tokenize show` prints a row with the reason why it is not taken",
+            };
+            Failure::input(message).hint(hint)
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! This looks at tokens and at the template's spans, not at how the mask was made, so that a mistake there is found here:
 //! no token begins a text twice; every trained response has a stop marker, that marker is one token, and that token is
-//! trained; no trained token holds a byte of a header or of a message that the policy leaves out; at least one is trained.
+//! trained; no trained token holds a byte of a header or of a message that is not to be trained; at least one is trained.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -33,8 +33,7 @@ pub(crate) fn certify(vocab: &Vocab, work: &Work, rules: &Rules) -> Result<Proof
         return Err((Reason::NoTrainedToken, detail));
     }
     one_bos(work, rules.bos)?;
-    no_foreign_byte(work, rules.train_on)?;
-    no_header(vocab, work)?;
+    nothing_else(vocab, work, rules.train_on)?;
     stops(work)
 }
 
@@ -64,83 +63,29 @@ fn one_bos(work: &Work, bos: Option<u32>) -> Result<(), Fault> {
     Ok(())
 }
 
-fn no_foreign_byte(work: &Work, train_on: TrainOn) -> Result<(), Fault> {
-    if work.row.kind == Kind::Text || train_on == TrainOn::All {
-        return Ok(());
-    }
-    let last = work.row.spans.iter().rev().find(|s| s.role == RESPONSE);
-    let last = last.and_then(|span| span.message);
-    let is_foreign = |span: &&Span| {
-        span.part != Part::Scaffold
-            && (span.role != RESPONSE || (train_on == TrainOn::Last && span.message != last))
-    };
-    for span in work.row.spans.iter().filter(is_foreign) {
-        for token in tokens_of(work, &bytes(span)) {
-            if work.weights[token] > 0.0 {
-                let detail = format!("token {token} has bytes of a {} message", span.role);
-                return Err((Reason::ForeignByteTrained, detail));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// A header is what the template writes before a message speaks and a served model is given: no control token of it, and
-/// nothing of it but blanks, may be trained.
-fn no_header(vocab: &Vocab, work: &Work) -> Result<(), Fault> {
+/// No trained token holds a byte that is not to be trained; of scaffold, blanks before trained bytes may be in it.
+fn nothing_else(vocab: &Vocab, work: &Work, train_on: TrainOn) -> Result<(), Fault> {
     let row = work.row;
-    let fault = |token: usize| {
-        let detail = format!("token {token}, {:?}", &row.text[work.encoded.offsets[token].clone()]);
-        Err((Reason::HeaderTrained, detail))
-    };
-    let own_end =
-        |span: &Span| {
-            // Behind its first content a message's scaffold is part of what it says, up to its stop.
-            let spoke = row.spans.iter().any(|s| {
-                s.message == span.message && s.part == Part::Content && s.end <= span.start
-            });
-            let stops = row.spans.iter().any(|s| {
-                s.message == span.message && s.part != Part::Scaffold && s.start >= span.end
-            });
-            span.message.is_some() && spoke && stops
-        };
-    let given = lead_len(work);
-    for (idx, span) in row.spans.iter().enumerate() {
-        if span.part != Part::Scaffold || own_end(span) {
+    for span in &row.spans {
+        let is_taken = train_on.takes(row, span);
+        // A stop marker is trained with its response, whatever its own weight.
+        if is_taken && (span.weight > 0.0 || span.part == Part::Stop) {
             continue;
         }
-        let header = header_of(&row.spans[idx..], given);
-        for token in tokens_of(work, &header) {
-            let at = &work.encoded.offsets[token];
-            let inside = at.start.max(header.start)..at.end.min(header.end);
-            let is_text = !row.text[inside].trim().is_empty();
-            let is_control = vocab.is_control(work.encoded.ids[token]);
-            if work.weights[token] > 0.0 && (is_text || is_control) {
-                return fault(token);
+        let bytes = bytes(span);
+        for token in tokens_of(work, &bytes).filter(|token| work.weights[*token] > 0.0) {
+            let at = work.encoded.offsets[token].clone();
+            let detail = format!("token {token}, {:?}", &row.text[at.clone()]);
+            if span.part != Part::Scaffold {
+                return Err((Reason::ForeignByteTrained, detail));
+            }
+            let inside = &row.text[at.start.max(bytes.start)..at.end.min(bytes.end)];
+            if !inside.trim().is_empty() || vocab.is_control(work.encoded.ids[token]) {
+                return Err((Reason::HeaderTrained, detail));
             }
         }
     }
     Ok(())
-}
-
-/// The bytes of the first of `spans`, a scaffold, that are a header: not those just before a response that are part of it.
-fn header_of(spans: &[Span], given: usize) -> Range<usize> {
-    let Range { start, end } = bytes(&spans[0]);
-    let speaks = spans.iter().find(|span| span.part != Part::Scaffold);
-    match speaks.filter(|span| span.role == RESPONSE) {
-        Some(span) => start..end.min((span.start as usize).saturating_sub(given)).max(start),
-        None => start..end,
-    }
-}
-
-/// Length of what the template writes between the prompt that a served model is given and the response.
-fn lead_len(work: &Work) -> usize {
-    let first = crate::mask::first_of_last_response(work.row);
-    let prompt_len = work.row.prompt_len.map(|len| len as usize);
-    match (first, prompt_len) {
-        (Some(first), Some(len)) => (work.row.spans[first].start as usize).saturating_sub(len),
-        _ => 0,
-    }
 }
 
 fn stops(work: &Work) -> Result<Proof, Fault> {
@@ -158,8 +103,9 @@ fn stops(work: &Work) -> Result<Proof, Fault> {
     for message in trained {
         proof.turns += 1;
         let mut stops = row.spans.iter().filter(|s| s.message == message && s.part == Part::Stop);
-        // A text may go on where its row ends; a response may not.
-        if row.kind != Kind::Text && stops.clone().next().is_none() {
+        // A text may go on where its row ends, and what others say is not the model's to end; a response is.
+        let is_response = row.spans.iter().any(|s| s.message == message && s.role == RESPONSE);
+        if is_response && row.kind != Kind::Text && stops.clone().next().is_none() {
             let detail = message.map_or_else(String::new, |m| format!("message {m}"));
             return Err((Reason::NoStop, detail));
         }
@@ -182,4 +128,79 @@ fn stop(work: &Work, span: &Span, proof: &mut Proof) -> Result<(), Fault> {
     }
     proof.stops.insert(work.encoded.ids[tokens.start]);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{TooLong, VocabSpec, train_vocab};
+    use hone_schema::{Rendered, Split};
+
+    const MARKERS: [&str; 4] = ["<s>", "<u>", "<a>", "<e>"];
+
+    /// A vocabulary of bytes and markers, and `<s><u>q<e><a>. r<e>` with its spans.
+    fn world() -> (Vocab, Rendered) {
+        let specials = MARKERS.map(str::to_owned).to_vec();
+        let spec =
+            VocabSpec::new(260, specials).expect("260 tokens hold 256 bytes and four markers");
+        let none: [&str; 0] = [];
+        let vocab = Vocab::from_json(&train_vocab(none, &spec)).expect("train_vocab writes one");
+        let bits = [
+            ("<s><u>", None, "", Part::Scaffold, 0.0),
+            ("q", Some(0), "user", Part::Content, 1.0),
+            ("<e><a>. ", None, "", Part::Scaffold, 0.0),
+            ("r", Some(1), "assistant", Part::Content, 1.0),
+            ("<e>", Some(1), "assistant", Part::Stop, 1.0),
+        ];
+        let mut row = Rendered {
+            id: "r".into(),
+            source: "s".into(),
+            split: Split::Train,
+            kind: Kind::Sft,
+            text: String::new(),
+            spans: Vec::new(),
+            prompt_len: None,
+            meta: None,
+        };
+        for (text, message, role, part, weight) in bits {
+            let start = row.text.len() as u32;
+            row.text.push_str(text);
+            let end = row.text.len() as u32;
+            let role = role.to_owned();
+            row.spans.push(Span { start, end, message, role, part, weight });
+        }
+        (vocab, row)
+    }
+
+    /// The certificate of a mask: one digit a token of `<s> <u> q <e> <a> . _ r <e>`.
+    fn check(mask: &str, expect: Result<(u32, usize), Reason>) {
+        let (vocab, row) = world();
+        let written = crate::row::written(&row, row.text.len());
+        let encoded = vocab.encode(&row.text, &written).expect("bytes can be written");
+        let weights: Vec<f32> = mask.bytes().map(|b| f32::from(b - b'0')).collect();
+        assert_eq!(weights.len(), encoded.ids.len(), "one digit a token");
+        let work = Work { row: &row, encoded, weights };
+        let rules =
+            Rules { max_len: 9, too_long: TooLong::Drop, train_on: TrainOn::Assistant, bos: None };
+        let found = certify(&vocab, &work, &rules);
+        let found =
+            found.map(|proof| (proof.turns, proof.stops.len())).map_err(|(reason, _)| reason);
+        assert_eq!(found, expect, "{mask}");
+    }
+
+    /// Masks that are wrong in one token each: the certificate finds them all, whatever made them.
+    #[test]
+    fn planted_faults_are_found() {
+        check("000000011", Ok((1, 1)));
+        check("000000000", Err(Reason::NoTrainedToken));
+        check("000000010", Err(Reason::StopNotTrained));
+        check("001000011", Err(Reason::ForeignByteTrained));
+        check("000100011", Err(Reason::HeaderTrained));
+        check("000010011", Err(Reason::HeaderTrained));
+        check("000001011", Err(Reason::HeaderTrained));
+        check("010000011", Err(Reason::HeaderTrained));
+        check("100000011", Err(Reason::HeaderTrained));
+        // A blank of the template may stand before what is trained.
+        check("000000111", Ok((1, 1)));
+    }
 }

@@ -39,7 +39,8 @@ pub fn prompt_of(
     let question = asked.map_or_else(String::new, |span| content(row, span.message));
     let mut bare_ids: Vec<u32> = bos.into_iter().collect();
     bare_ids.extend(vocab.encode_text(&question)?);
-    let is_prefix = ids.starts_with(&prompt_ids);
+    // A row that was cut may be shorter than its prompt.
+    let is_prefix = ids.iter().zip(&prompt_ids).all(|(a, b)| a == b);
     let prompt = Prompt {
         id: row.id.clone(),
         source: row.source.clone(),

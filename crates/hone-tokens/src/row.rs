@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::certificate::certify;
 use crate::encode::{EncodeError, Encoded};
-use crate::mask::{TrainOn, bytes, segments, token_weights};
+use crate::mask::{TrainOn, bytes, span_weights, token_weights};
 use crate::vocab::Vocab;
 
 /// What happens to a row that is longer than a pack.
@@ -55,7 +55,7 @@ pub enum Reason {
     StopNotTrained,
     /// A trained token with bytes of a header.
     HeaderTrained,
-    /// A trained token with bytes of a message that is not trained.
+    /// A trained token with bytes of a message that is not to be trained.
     ForeignByteTrained,
     /// The model of the vocabulary itself made a control token of a message's text.
     ForgedControl,
@@ -90,7 +90,7 @@ impl Reason {
             Reason::StopInPieces => "stop marker is not one token",
             Reason::StopNotTrained => "stop token not trained",
             Reason::HeaderTrained => "header trained",
-            Reason::ForeignByteTrained => "other message's text trained",
+            Reason::ForeignByteTrained => "untrained text trained",
             Reason::ForgedControl => "forged control token",
             Reason::NotEncodable => "not encodable",
         }
@@ -228,8 +228,7 @@ pub fn tokenize(vocab: &Vocab, row: &Rendered, rules: &Rules) -> Result<Row, Ref
             detail: error.to_string(),
             counts: Counts::default(),
         })?;
-    let segments = segments(row, rules.train_on);
-    let weights = token_weights(row, &segments, &encoded);
+    let weights = token_weights(row, &span_weights(row, rules.train_on), &encoded);
     let work = Work { row, encoded, weights };
     let before = Counts::of(&work.weights);
     let refuse = |reason, detail: String| Refusal { reason, detail, counts: before };

@@ -34,8 +34,8 @@ fn the_response_and_its_stop_token() {
 fn policies() {
     check(&chat(&TWO), "·yo<e>·no<e>·");
     check_on(TrainOn::Last, &chat(&TWO), "·no<e>·");
-    check_on(TrainOn::All, &chat(&TWO), "·hello<e>·yo<e>·there<e>·no<e>·");
-    check_on(TrainOn::All, &chat(&[("s", "x"), ("u", "y"), ("a", "z")]), "·x<e>·y<e>·z<e>·");
+    check_on(TrainOn::All, &chat(&TWO), "·hello·yo<e>·there·no<e>·");
+    check_on(TrainOn::All, &chat(&[("s", "x"), ("u", "y"), ("a", "z")]), "·x·y·z<e>·");
     // The last response, though a user speaks after it.
     check_on(TrainOn::Last, &chat(&[("u", "a"), ("a", "b"), ("u", "c")]), "·b<e>·");
 }
@@ -51,7 +51,13 @@ fn response(spans: &[(&str, Part, f32)], prompt_len: Option<usize>) -> Rendered 
         ("<u>", Some(0), "user", Part::Scaffold, 0.0),
         ("hi", Some(0), "user", Part::Content, 1.0),
     ];
-    bits.extend(spans.iter().map(|(t, part, w)| (*t, Some(1), "assistant", *part, *w)));
+    bits.extend(spans.iter().map(|(text, part, weight)| {
+        // A header belongs to no message.
+        match (*part, *weight) {
+            (Part::Scaffold, 0.0) => (*text, None, "", *part, *weight),
+            _ => (*text, Some(1), "assistant", *part, *weight),
+        }
+    }));
     rendered(Kind::Sft, &bits, prompt_len)
 }
 
@@ -91,31 +97,24 @@ fn tokens_across_a_border() {
 
 #[test]
 fn what_the_template_writes_inside_a_response() {
-    // Between content and stop; between two contents; not behind the stop.
-    let space = [("<a>", S, 0.0), ("yo", C, 1.0), (" ", S, 0.0), ("<e>", E, 1.0), ("\n", S, 0.0)];
-    check(&response(&space, None), "·yo <e>·");
-    let think =
-        [("<a>", S, 0.0), ("hm", C, 1.0), ("</t>", S, 0.0), ("yo", C, 1.0), ("<e>", E, 1.0)];
-    check(&response(&think, None), "·hm</t>yo<e>");
-    // Behind the prompt that a served model is given.
-    let lead = [("<a>\n<think>\n\n", S, 0.0), ("yo", C, 1.0), ("<e>", E, 1.0)];
-    check(&response(&lead, Some("<u>hi<a>\n".len())), "·<think>⏎⏎yo<e>");
-    check(&response(&lead, None), "·yo<e>");
-}
-
-#[test]
-fn what_is_written_before_the_last_response_is_so_before_the_others() {
-    let turn = |message: u32, answer: &'static str| -> [Bit<'static>; 4] {
-        [
-            ("<u>hi", Some(message), "user", Part::Scaffold, 0.0),
-            ("<a>  ", Some(message + 1), "assistant", Part::Scaffold, 0.0),
-            (answer, Some(message + 1), "assistant", Part::Content, 1.0),
-            ("<e>", Some(message + 1), "assistant", Part::Stop, 1.0),
-        ]
-    };
-    let bits = [turn(0, "y"), turn(2, "z")].concat();
-    let prompt_len = "<u>hi<a>  y<e><u>hi<a>".len();
-    check(&rendered(Kind::Sft, &bits, Some(prompt_len)), "·  y<e>·  z<e>");
+    // Before it, inside it, and before its stop; not behind the stop.
+    let lead = [
+        ("<a>\n", S, 0.0),
+        ("<think>\n\n", S, 1.0),
+        ("yo", C, 1.0),
+        ("<e>", E, 1.0),
+        ("\n", S, 0.0),
+    ];
+    check(&response(&lead, None), "·<think>⏎⏎yo<e>·");
+    let inside =
+        [("<a>", S, 0.0), ("hm", C, 1.0), ("</t>", S, 1.0), ("yo", C, 1.0), ("<e>", E, 1.0)];
+    check(&response(&inside, None), "·hm</t>yo<e>");
+    let space = [("<a>", S, 0.0), ("yo", C, 1.0), (" ", S, 1.0), ("<e>", E, 1.0)];
+    check(&response(&space, None), "·yo <e>");
+    // A template that marks what it generates may leave out its own stop and parts of the answer.
+    let marked =
+        [("<a>", S, 0.0), ("hm", C, 0.0), ("</t>", S, 0.0), ("yo", C, 1.0), ("<e>", E, 0.0)];
+    check(&response(&marked, None), "·yo<e>");
 }
 
 #[test]

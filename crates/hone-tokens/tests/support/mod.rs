@@ -149,7 +149,8 @@ pub(crate) fn rendered(kind: Kind, bits: &[Bit], prompt_len: Option<usize>) -> R
     row
 }
 
-/// A conversation under a template in the manner of ChatML: `<u>\n` or `<a>\n` or `<sys>\n`, content, `<e>`, `\n`.
+/// A conversation under a template in the manner of ChatML: `<u>\n` or `<a>\n` or `<sys>\n`, content, `<e>`, `\n`. The spans are
+/// those that hone-chat writes: headers and separators belong to no message, stop markers to responses alone.
 pub(crate) fn chat(messages: &[(&str, &str)]) -> Rendered {
     let mut bits: Vec<Bit> = Vec::new();
     let mut prompt_len = None;
@@ -161,10 +162,13 @@ pub(crate) fn chat(messages: &[(&str, &str)]) -> Rendered {
             _ => ("system", "<sys>\n"),
         };
         let message = Some(idx as u32);
-        bits.push((header, message, role, Part::Scaffold, 0.0));
+        bits.push((header, None, "", Part::Scaffold, 0.0));
         bits.push((content, message, role, Part::Content, 1.0));
-        bits.push(("<e>", message, role, Part::Stop, 1.0));
-        bits.push(("\n", message, role, Part::Scaffold, 0.0));
+        bits.push(match role {
+            "assistant" => ("<e>", message, role, Part::Stop, 1.0),
+            _ => ("<e>", None, "", Part::Scaffold, 0.0),
+        });
+        bits.push(("\n", None, "", Part::Scaffold, 0.0));
         prompt_len = (role == "assistant").then_some(len + header.len());
         len += header.len() + content.len() + "<e>\n".len();
     }
