@@ -183,6 +183,7 @@ impl<B: Backend> Head<B> {
 
     /// The loss sums of a batch whose last layer gave `x`, and, with `grad`, all gradients down to that output. `row_loss`
     /// receives the cross-entropy of each row.
+    #[allow(clippy::too_many_arguments, reason = "a forward, its targets and its backward at once")]
     pub(crate) fn loss(
         &mut self,
         (backend, dims): (&B, &Dims),

@@ -50,7 +50,7 @@ fn check(change: impl Fn(&mut Tensors), expected: &str) {
     let mut tensors = weights(&config, 3);
     change(&mut tensors);
     let result = Decoder::load(Cpu::new(), &config, &tensors, Training::Frozen);
-    let message = result.err().expect("the weights are wrong").to_string();
+    let message = result.expect_err("the weights are wrong").to_string();
     assert!(message.contains(expected), "{message}");
 }
 
