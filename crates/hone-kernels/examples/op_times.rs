@@ -1,5 +1,6 @@
-//! Prints the milliseconds and rates of each operator at the shapes of two models: the tiny base (hidden 128,
-//! 4 heads of 32, SwiGLU 320, vocabulary 2048) and SmolLM2-135M (hidden 576, 9 heads of 64 over 3, SwiGLU 1536).
+//! Prints the milliseconds and rates of each operator at the shapes of two models: the tiny base
+//! (hidden 128, 4 heads of 32, SwiGLU 320, vocabulary 2048) and SmolLM2-135M (hidden 576, 9 heads
+//! of 64 over 3, SwiGLU 1536).
 //!
 //! `cargo run --release -p hone-kernels --example op_times`; `RAYON_NUM_THREADS` sets the threads.
 

@@ -1,14 +1,17 @@
 //! The operators of a decoder as one trait.
 //!
-//! Dimensions: T tokens of a batch (documents laid end to end), D model width, H query heads, G key/value heads,
-//! K head width, I width of the feed-forward layer, V vocabulary, N rows of a matrix.
+//! Dimensions: T tokens of a batch (documents laid end to end), D model width, H query heads, G
+//! key/value heads, K head width, I width of the feed-forward layer, V vocabulary, N rows of a
+//! matrix.
 //!
-//! A backend owns flat buffers. A matrix argument is a view ([`Mat`], [`MatMut`]) into one: row-major rows of `cols`
-//! values, `stride` values apart, so that a slice of columns needs no copy. Three backends are meant to exist: [`crate::Cpu`] is
-//! fast, [`crate::Reference`] is its plain twin (simple loops, f64 inside), and a CUDA one follows. The decoder is written once
+//! A backend owns flat buffers. A matrix argument is a view ([`Mat`], [`MatMut`]) into one:
+//! row-major rows of `cols` values, `stride` values apart, so that a slice of columns needs no
+//! copy. Three backends are meant to exist: [`crate::Cpu`] is fast, [`crate::Reference`] is its
+//! plain twin (simple loops, f64 inside), and a CUDA one follows. The decoder is written once
 //! against this trait; the tests run every operator on a table of cases through both twins.
 //!
-//! Shapes are checked by the implementations with `assert!`: they are the caller's proof, never user input.
+//! Shapes are checked by the implementations with `assert!`: they are the caller's proof, never
+//! user input.
 
 /// A read-only row-major matrix view: `rows` x `cols`, row `i` starts at `offset + i * stride`.
 pub struct Mat<'a, B: Backend> {
@@ -95,8 +98,8 @@ pub enum Op {
     T,
 }
 
-/// Head counts and widths of an attention layer. A row of its packed `qkv` buffer is H query heads, then G key heads, then
-/// G value heads, each K wide: `(H + 2 G) * K` values.
+/// Head counts and widths of an attention layer. A row of its packed `qkv` buffer is H query heads,
+/// then G key heads, then G value heads, each K wide: `(H + 2 G) * K` values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
     /// H, the number of query heads; a multiple of `n_kv`.
@@ -128,7 +131,8 @@ pub struct AttnMask {
     pub scale: f32,
 }
 
-/// One AdamW update; see [`Backend::adamw`]. The rates are f64 as in PyTorch: 1 - 0.999 is off by 1e-5 of itself in f32.
+/// One AdamW update; see [`Backend::adamw`]. The rates are f64 as in PyTorch: 1 - 0.999 is off by
+/// 1e-5 of itself in f32.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     /// Learning rate of this step.
@@ -160,11 +164,13 @@ pub struct LossSums {
     pub n_rows: u64,
 }
 
-/// The operators of a decoder over buffers of f32. Every implementation gives the same bytes for any number of threads.
+/// The operators of a decoder over buffers of f32. Every implementation gives the same bytes for
+/// any number of threads.
 pub trait Backend: Clone + Send + Sync + 'static {
     /// Flat memory of f32 values on the device.
     type Buf: Send + Sync;
-    /// A weight matrix (out, in) that will not change, in whatever form the device multiplies fastest.
+    /// A weight matrix (out, in) that will not change, in whatever form the device multiplies
+    /// fastest.
     type Frozen: Send + Sync;
 
     /// Name for reports: `cpu`, `reference`.
@@ -193,7 +199,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     // ------------------------------------------------------------------ matrix products
 
-    /// `C <- alpha * op(A) op(B) + beta * C`; with `beta = 0`, C may hold anything (NaN too) before.
+    /// `C <- alpha * op(A) op(B) + beta * C`; with `beta = 0`, C may hold anything (NaN too)
+    /// before.
     #[allow(clippy::too_many_arguments, reason = "the seven arguments of BLAS")]
     fn gemm(
         &self,
@@ -205,7 +212,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
         alpha: f32,
         beta: f32,
     );
-    /// Takes a weight (out, in), dense and row-major, that only [`Backend::linear`] and [`Backend::linear_dx`] will read.
+    /// Takes a weight (out, in), dense and row-major, that only [`Backend::linear`] and
+    /// [`Backend::linear_dx`] will read.
     fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> Self::Frozen;
     /// The values given to [`Backend::freeze`], (out, in) row-major: exact while weights are f32.
     fn thaw(&self, weight: &Self::Frozen) -> Vec<f32>;
@@ -226,8 +234,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn add_bias(&self, y: MatMut<'_, Self>, bias: &Self::Buf);
     /// `dbias (cols) <- dbias + sum over rows of dy`, rows in a fixed order.
     fn bias_grad(&self, dy: Mat<'_, Self>, dbias: &mut Self::Buf);
-    /// Inverted dropout of probability `p`: `y[i] <- x[i] * keep(seed, i) / (1 - p)`, with `keep` a function of `seed` and the
-    /// index alone (see [`crate::rng::keep`]). Its own backward: apply it to dy with the same seed.
+    /// Inverted dropout of probability `p`: `y[i] <- x[i] * keep(seed, i) / (1 - p)`, with `keep` a
+    /// function of `seed` and the index alone (see [`crate::rng::keep`]). Its own backward: apply
+    /// it to dy with the same seed.
     fn dropout(&self, x: Mat<'_, Self>, y: MatMut<'_, Self>, p: f32, seed: u64);
 
     // ------------------------------------------------------------------ rows
@@ -237,10 +246,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// `dtable[ids[i]] <- dtable[ids[i]] + dy[i]`; rows that meet are added in the order of `i`.
     fn scatter_add_rows(&self, dy: &Self::Buf, ids: &[u32], d: usize, dtable: &mut Self::Buf);
 
-    // ------------------------------------------------------------------ normalisation, position, activation
+    // ------------------------------------------------------- normalisation, position, activation
 
-    /// RMSNorm (Zhang and Sennrich 2019): `y = x * r * w`, `r = 1 / sqrt(mean(x^2) + eps)`; `r` (T) is kept for the backward.
-    /// `rows_d` is (T, D).
+    /// RMSNorm (Zhang and Sennrich 2019): `y = x * r * w`, `r = 1 / sqrt(mean(x^2) + eps)`; `r` (T)
+    /// is kept for the backward. `rows_d` is (T, D).
     fn rms_norm(
         &self,
         x: &Self::Buf,
@@ -250,8 +259,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
         y: &mut Self::Buf,
         r: &mut Self::Buf,
     );
-    /// With z = dy * w and n = x * r: `dx <- dx + r (z - n mean(z n))`, and `dw <- dw + sum over rows of dy n` when asked for.
-    /// `rows_d` is (T, D).
+    /// With z = dy * w and n = x * r: `dx <- dx + r (z - n mean(z n))`, and `dw <- dw + sum over
+    /// rows of dy n` when asked for. `rows_d` is (T, D).
     #[allow(clippy::too_many_arguments, reason = "what the formula names")]
     fn rms_norm_backward(
         &self,
@@ -263,9 +272,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
         dx: &mut Self::Buf,
         dw: Option<&mut Self::Buf>,
     );
-    /// Rotary positions in place (Su et al. 2021, the half-split layout of Hugging Face) on the query and key heads of a packed
-    /// `qkv` buffer: (a, b) -> (a cos - b sin, b cos + a sin) with a, b the halves of a head. `cos_sin` is (P, K): for each
-    /// position K/2 cosines, then K/2 sines. `inverse` rotates back, which is the backward.
+    /// Rotary positions in place (Su et al. 2021, the half-split layout of Hugging Face) on the
+    /// query and key heads of a packed `qkv` buffer: (a, b) -> (a cos - b sin, b cos + a sin) with
+    /// a, b the halves of a head. `cos_sin` is (P, K): for each position K/2 cosines, then K/2
+    /// sines. `inverse` rotates back, which is the backward.
     fn rope(
         &self,
         qkv: &mut Self::Buf,
@@ -274,16 +284,17 @@ pub trait Backend: Clone + Send + Sync + 'static {
         cos_sin: &Self::Buf,
         inverse: bool,
     );
-    /// SwiGLU (Shazeer 2020): rows of `gate_up` are I gates, then I ups; `h = gate * sigmoid(gate) * up`, (T, I).
-    /// `rows_i` is (T, I).
+    /// SwiGLU (Shazeer 2020): rows of `gate_up` are I gates, then I ups; `h = gate * sigmoid(gate)
+    /// * up`, (T, I). `rows_i` is (T, I).
     fn swiglu(&self, gate_up: &Self::Buf, rows_i: (usize, usize), h: &mut Self::Buf);
     /// Overwrites `gate_up` with its gradient, given `dh` (T, I); `rows_i` is (T, I).
     fn swiglu_backward(&self, dh: &Self::Buf, rows_i: (usize, usize), gate_up: &mut Self::Buf);
 
     // ------------------------------------------------------------------ attention
 
-    /// Causal attention inside each document (online softmax, after FlashAttention-2): `out` (T, H K), and the log-sum-exp of
-    /// each row's scores in `lse` (T, H). `seq_lens` are the documents' lengths, their sum is T. Never holds T x T.
+    /// Causal attention inside each document (online softmax, after FlashAttention-2): `out` (T, H
+    /// K), and the log-sum-exp of each row's scores in `lse` (T, H). `seq_lens` are the documents'
+    /// lengths, their sum is T. Never holds T x T.
     fn attention(
         &self,
         qkv: &Self::Buf,
@@ -306,8 +317,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
         mask: AttnMask,
         dqkv: &mut Self::Buf,
     );
-    /// One new token per sequence against its cache: `q` rows are the query heads of the B newest tokens, (B, H K); `k_cache` and
-    /// `v_cache` are (B, capacity, G K); `lens[b]` positions of sequence b are valid, the newest included. Writes `out` (B, H K).
+    /// One new token per sequence against its cache: `q` rows are the query heads of the B newest
+    /// tokens, (B, H K); `k_cache` and `v_cache` are (B, capacity, G K); `lens[b]` positions of
+    /// sequence b are valid, the newest included. Writes `out` (B, H K).
     #[allow(clippy::too_many_arguments, reason = "what the formula names")]
     fn attention_decode(
         &self,
@@ -323,9 +335,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     // ------------------------------------------------------------------ loss and update
 
-    /// Weighted cross-entropy over rows of logits (N, V), which become their own gradient when `grad_scale` is given:
-    /// `L = sum_i w_i (lse_i - z_i[y_i])`, `dz_ij = grad_scale * w_i (softmax(z_i)_j - [j = y_i])`. With `None` the logits stay.
-    /// `row_loss`, when given, receives each row's unweighted cross-entropy. Sums are f64, in the order of the rows.
+    /// Weighted cross-entropy over rows of logits (N, V), which become their own gradient when
+    /// `grad_scale` is given: `L = sum_i w_i (lse_i - z_i[y_i])`, `dz_ij = grad_scale * w_i
+    /// (softmax(z_i)_j - [j = y_i])`. With `None` the logits stay. `row_loss`, when given, receives
+    /// each row's unweighted cross-entropy. Sums are f64, in the order of the rows.
     fn cross_entropy(
         &self,
         logits: MatMut<'_, Self>,
@@ -336,8 +349,14 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ) -> LossSums;
     /// Sum of squares of `x` in f64, in a fixed order.
     fn sum_squares(&self, x: &Self::Buf) -> f64;
-    /// AdamW (Loshchilov and Hutter 2019) in PyTorch's order: p <- p (1 - lr wd); m <- lerp(m, g, 1 - b1);
-    /// v <- b2 v + (1 - b2) g^2; p <- p - (lr / (1 - b1^t)) m / (sqrt(v) / sqrt(1 - b2^t) + eps).
+    /// AdamW (Loshchilov and Hutter 2019) in PyTorch's order, all buffers of one length:
+    ///
+    /// ```text
+    /// p <- p (1 - lr wd)
+    /// m <- lerp(m, g, 1 - b1)
+    /// v <- b2 v + (1 - b2) g^2
+    /// p <- p - (lr / (1 - b1^t)) m / (sqrt(v) / sqrt(1 - b2^t) + eps)
+    /// ```
     fn adamw(
         &self,
         p: &mut Self::Buf,

@@ -1,8 +1,8 @@
 //! The numeric operators of hone.
 //!
-//! [`Backend`] names every operator of a decoder, with its formula. [`Cpu`] is the fast implementation,
-//! [`Reference`] its plain twin; a test runs both on one table of cases. Alone of all crates this one may hold
-//! `unsafe` code.
+//! [`Backend`] names every operator of a decoder, with its formula. [`Cpu`] is the fast
+//! implementation, [`Reference`] its plain twin; a test runs both on one table of cases. Alone of
+//! all crates this one may hold `unsafe` code.
 
 mod backend;
 mod cpu;

@@ -20,9 +20,11 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
-/// Maps a file read-only. Pages are read when they are touched and never count as this process's own.
+/// Maps a file read-only. Pages are read when they are touched and never count as this process's
+/// own.
 ///
-/// The file must not be changed or cut while it is mapped: artefacts of hone never are, since a new one appears by renaming.
+/// The file must not be changed or cut while it is mapped: artefacts of hone never are, since a new
+/// one appears by renaming.
 ///
 /// # Errors
 /// The file cannot be mapped.
@@ -30,9 +32,10 @@ pub fn map(file: &File) -> io::Result<Mapped> {
     if file.metadata()?.len() == 0 {
         return Ok(Mapped { map: None });
     }
-    // SAFETY: the map is read-only, and the bytes are only ever parsed with bounds checks as plain data. A writer that changes
-    // the file in place would change what is read, or end the process when it cuts the file; it cannot break memory safety of
-    // what is derived here, since no reference into the map is given a type with invalid bit patterns.
+    // SAFETY: the map is read-only, and the bytes are only ever parsed with bounds checks as plain
+    // data. A writer that changes the file in place would change what is read, or end the process
+    // when it cuts the file; it cannot break memory safety of what is derived here, since no
+    // reference into the map is given a type with invalid bit patterns.
     let map = unsafe { Mmap::map(file)? };
     Ok(Mapped { map: Some(map) })
 }

@@ -1,8 +1,9 @@
 //! Random numbers as functions of a seed and a counter.
 //!
-//! There is no state to save or to hand from thread to thread: value number `index` of the stream `seed` is a
-//! pure function of the two, so neither the order of work nor a restart can change it. The mixing is that of
-//! SplitMix64 (Steele, Lea and Flood 2014), applied once to the seed and once to the counter.
+//! There is no state to save or to hand from thread to thread: value number `index` of the stream
+//! `seed` is a pure function of the two, so neither the order of work nor a restart can change it.
+//! The mixing is that of SplitMix64 (Steele, Lea and Flood 2014), applied once to the seed and once
+//! to the counter.
 
 /// The odd constant closest to 2^64 over the golden ratio: the step of SplitMix64's counter.
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -10,7 +11,8 @@ const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Number of distinct values of [`uniform`].
 const UNIFORM_STEPS: f64 = (1_u64 << 53) as f64;
 
-/// The finaliser of SplitMix64: a bijection of 64 bits in which every output bit depends on every input bit.
+/// The finaliser of SplitMix64: a bijection of 64 bits in which every output bit depends on every
+/// input bit.
 #[inline(always)]
 pub(crate) fn finalise(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -18,7 +20,8 @@ pub(crate) fn finalise(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Where the counter of stream `seed` starts: mixed, so that neighbouring seeds do not give overlapping streams.
+/// Where the counter of stream `seed` starts: mixed, so that neighbouring seeds do not give
+/// overlapping streams.
 #[inline(always)]
 pub(crate) fn stream(seed: u64) -> u64 {
     finalise(seed.wrapping_add(GAMMA))
@@ -42,7 +45,8 @@ pub fn uniform(seed: u64, index: u64) -> f64 {
     (mix(seed, index) >> 11) as f64 / UNIFORM_STEPS
 }
 
-/// A value of the standard normal distribution (Box and Muller 1958), from draws `2 index` and `2 index + 1`.
+/// A value of the standard normal distribution (Box and Muller 1958), from draws `2 index` and `2
+/// index + 1`.
 pub fn normal(seed: u64, index: u64) -> f64 {
     // One minus a value below one is never zero, so the logarithm is finite.
     let radius = (-2.0 * (1.0 - uniform(seed, index.wrapping_mul(2))).ln()).sqrt();
@@ -56,7 +60,8 @@ pub(crate) fn drop_below(p: f32) -> u64 {
     (f64::from(p).clamp(0.0, 1.0) * (1_u64 << 32) as f64) as u64
 }
 
-/// Whether dropout of probability `p` keeps value `index`: true with probability 1 - p, to within 2^-32.
+/// Whether dropout of probability `p` keeps value `index`: true with probability 1 - p, to within
+/// 2^-32.
 #[inline]
 pub fn keep(seed: u64, index: u64, p: f32) -> bool {
     mix(seed, index) >> 32 >= drop_below(p)
@@ -78,7 +83,8 @@ mod tests {
 
     #[test]
     fn values_are_fixed_for_ever() {
-        // The first three outputs of SplitMix64 started at stream(7) - GAMMA; resuming an old run relies on them.
+        // The first three outputs of SplitMix64 started at stream(7) - GAMMA; resuming an old run
+        // relies on them.
         let got: Vec<u64> = (0..3).map(|i| mix(7, i)).collect();
         let mut state = stream(7).wrapping_sub(GAMMA);
         for value in got {

@@ -43,7 +43,8 @@ pub(crate) fn layout_mut<B: Backend>(backend: &B, m: &MatMut<'_, B>) -> Layout {
         .check(backend.len(m.buf))
 }
 
-/// (start, length) of each document; checks that T tokens of `qkv` and of an (T, H K) buffer are there.
+/// (start, length) of each document; checks that T tokens of `qkv` and of an (T, H K) buffer are
+/// there.
 pub(crate) fn documents(
     heads: Heads,
     seq_lens: &[usize],

@@ -1,9 +1,10 @@
-//! Attention by tiles, after FlashAttention-2 (Dao 2023): online softmax forward, probabilities recomputed from
-//! the log-sum-exp backward.
+//! Attention by tiles, after FlashAttention-2 (Dao 2023): online softmax forward, probabilities
+//! recomputed from the log-sum-exp backward.
 //!
-//! Scores are held transposed, (keys, queries): the keys are then read as they lie, the running maximum and sum
-//! of a query are lanes of a vector, and only a tile of queries is ever transposed. A forward task is a tile of
-//! queries of one head; a backward task is one head of one document, which walks over its key tiles in order.
+//! Scores are held transposed, (keys, queries): the keys are then read as they lie, the running
+//! maximum and sum of a query are lanes of a vector, and only a tile of queries is ever transposed.
+//! A forward task is a tile of queries of one head; a backward task is one head of one document,
+//! which walks over its key tiles in order.
 
 use rayon::prelude::*;
 
@@ -45,7 +46,7 @@ impl Plan {
     }
 
     /// The first key that query `i` sees.
-    fn first_key(&self, i: usize) -> usize {
+    pub(super) fn first_key(&self, i: usize) -> usize {
         self.mask.window.map_or(0, |w| (i + 1).saturating_sub(w))
     }
 
@@ -64,7 +65,8 @@ fn heads_of(plan: Plan, docs: &[(usize, usize)]) -> Vec<HeadOf> {
     all.filter(|h| h.len > 0).collect()
 }
 
-/// Transposes `n` rows of `x`, `stride` apart and `dim` wide, into columns of `y`, `pitch` apart, times `factor`.
+/// Transposes `n` rows of `x`, `stride` apart and `dim` wide, into columns of `y`, `pitch` apart,
+/// times `factor`.
 #[inline(always)]
 fn transpose(
     x: &[f32],
@@ -107,7 +109,8 @@ simd_fn! {
         let [q_at, k_at, v_at] = plan.columns(of.head).map(|c| of.start * width + c);
         let n_q = (of.len - first).min(SHORT);
         scratch.q.fill(0.0);
-        transpose(&qkv[q_at + first * width..], width, n_q, dim, plan.mask.scale, &mut scratch.q, SHORT);
+        let queries = &qkv[q_at + first * width..];
+        transpose(queries, width, n_q, dim, plan.mask.scale, &mut scratch.q, SHORT);
         scratch.out.fill(0.0);
         let mut tile = plan.first_key(first);
         while tile < first + n_q {
@@ -146,8 +149,8 @@ fn mask_scores(plan: Plan, tile: usize, first: usize, n_q: usize, scores: &mut [
     }
 }
 
-/// Folds a tile of scores into the running maxima and sums; scores become probabilities up to the final sum, and
-/// the output so far is brought to the new maxima.
+/// Folds a tile of scores into the running maxima and sums; scores become probabilities up to the
+/// final sum, and the output so far is brought to the new maxima.
 #[inline(always)]
 fn softmax_tile<S: Simd>(
     s: S,
@@ -158,7 +161,8 @@ fn softmax_tile<S: Simd>(
     dim: usize,
 ) {
     let mut shrink = [1.0; SHORT];
-    // A query that has seen no key yet has maximum minus infinity; this stands in so that differences are numbers.
+    // A query that has seen no key yet has maximum minus infinity; this stands in so that
+    // differences are numbers.
     let lowest = s.splat(f32::MIN);
     for at in (0..SHORT).step_by(S::LANES) {
         let old = s.load(&max[at..]);
@@ -211,8 +215,8 @@ pub(super) fn forward(
         forward_tile(level, plan, qkv, of, first, scratch, &mut max, &mut sum);
         for (i, row) in scratch.out.chunks(dim).take(of.len - first).enumerate() {
             let t = of.start + first + i;
-            // SAFETY: the caller has checked that `out` and `lse` hold every token; this task alone writes the columns
-            // of this head in the rows of this tile.
+            // SAFETY: the caller has checked that `out` and `lse` hold every token; this task alone
+            // writes the columns of this head in the rows of this tile.
             let to = unsafe {
                 *lse.at(t * n_heads + of.head) = max[i] + sum[i].ln();
                 std::slice::from_raw_parts_mut(out.at(t * out_width + of.head * dim), dim)
@@ -389,8 +393,8 @@ fn accumulate<S: Simd>(
     product(s, by_query, columns(&scratch.dscores), Right { data: k, stride: width }, dq);
 }
 
-/// See [`crate::Backend::attention_backward`]. Each query head of a group makes its own gradients of keys and
-/// values; they are then added in the order of the heads.
+/// See [`crate::Backend::attention_backward`]. Each query head of a group makes its own gradients
+/// of keys and values; they are then added in the order of the heads.
 #[allow(unsafe_code, reason = "tasks write disjoint columns of the same rows")]
 pub(super) fn backward(
     level: Level,
@@ -420,8 +424,9 @@ pub(super) fn backward(
                 };
                 let to = [whole.at(t * width + q_col), k_to, v_to];
                 for (from, to) in [&scratch.dq, &scratch.dk, &scratch.dv].into_iter().zip(to) {
-                    // SAFETY: the caller has checked that both buffers hold every token; this task alone writes these
-                    // columns (of its head, or of its key/value head where it is the only one) of its document.
+                    // SAFETY: the caller has checked that both buffers hold every token; this task
+                    // alone writes these columns (of its head, or of its key/value head where it is
+                    // the only one) of its document.
                     let to = unsafe { std::slice::from_raw_parts_mut(to, dim) };
                     to.copy_from_slice(&from[i * dim..(i + 1) * dim]);
                 }
@@ -443,83 +448,5 @@ pub(super) fn backward(
                 }
             }
         });
-    }
-}
-
-simd_fn! {
-    /// One query head against its cache of `len` rows, `stride` apart.
-    fn decode_head<s>(
-        q: &[f32],
-        keys: &[f32],
-        values: &[f32],
-        stride: usize,
-        len: usize,
-        scale: f32,
-        scores: &mut Vec<f32>,
-        out: &mut [f32],
-    ) {
-        let dim = q.len();
-        scores.clear();
-        scores.resize(len.next_multiple_of(S::LANES), f32::NEG_INFINITY);
-        let mut max = f32::MIN;
-        for (score, key) in scores[..len].iter_mut().zip(keys.chunks(stride)) {
-            let mut sum = s.splat(0.0);
-            for (q, k) in q.chunks(S::LANES).zip(key[..dim].chunks(S::LANES)) {
-                sum = s.fma(s.load_part(q, 0.0), s.load_part(k, 0.0), sum);
-            }
-            *score = s.sum_lanes(sum) * scale;
-            max = if *score > max { *score } else { max };
-        }
-        let (shift, mut total) = (s.splat(max), s.splat(0.0));
-        for scores in scores.chunks_exact_mut(S::LANES) {
-            let p = exp(s, s.sub(s.load(scores), shift));
-            total = s.add(total, p);
-            s.store(scores, p);
-        }
-        let sides = Sides { m: 1, n: dim, k: len };
-        let probs = Left { data: scores, row_stride: len, col_stride: 1 };
-        let right = Right { data: values, stride };
-        product(s, sides, probs, right, Out { data: out, stride: dim, add: false });
-        let factor = 1.0 / s.sum_lanes(total);
-        out.iter_mut().for_each(|o| *o *= factor);
-    }
-}
-
-/// The caches of keys and values, (B, capacity, G K) each.
-#[derive(Clone, Copy)]
-pub(super) struct Cache<'a> {
-    pub(super) keys: &'a [f32],
-    pub(super) values: &'a [f32],
-    pub(super) capacity: usize,
-    pub(super) lens: &'a [usize],
-}
-
-/// See [`crate::Backend::attention_decode`]; `q(b)` gives the query heads of sequence `b`.
-pub(super) fn decode<'a>(
-    level: Level,
-    plan: Plan,
-    q: impl Fn(usize) -> &'a [f32] + Sync + Send,
-    cache: Cache<'_>,
-    out: &mut [f32],
-) {
-    let Heads { n_q, n_kv, dim } = plan.heads;
-    let stride = n_kv * dim;
-    let work = |(b, out): (usize, &mut [f32])| {
-        let len = cache.lens[b];
-        let first = plan.first_key(len - 1);
-        let mut scores = Vec::new();
-        for (h, out) in out.chunks_mut(dim).enumerate() {
-            let at = (b * cache.capacity + first) * stride + h / (n_q / n_kv) * dim;
-            let (q, n) = (&q(b)[h * dim..][..dim], len - first);
-            let (keys, values) = (&cache.keys[at..], &cache.values[at..]);
-            decode_head(level, q, keys, values, stride, n, plan.mask.scale, &mut scores, out);
-        }
-    };
-    // A few thousand multiply-adds a sequence are not worth waking a thread.
-    let n_positions: usize = cache.lens.iter().sum();
-    if n_positions * n_q * dim < 1 << 16 {
-        out.chunks_mut(n_q * dim).enumerate().for_each(work);
-    } else {
-        out.par_chunks_mut(n_q * dim).enumerate().for_each(work);
     }
 }

@@ -37,7 +37,8 @@ impl Deref for CpuBuf {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        // SAFETY: `Line` is `repr(C)` of LINE values without padding, and `len` is at most LINE times their number.
+        // SAFETY: `Line` is `repr(C)` of LINE values without padding, and `len` is at most LINE
+        // times their number.
         unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
 }

@@ -92,7 +92,8 @@ simd_fn! {
     }
 }
 
-/// What [`rows_mut`] leaves of a row: its cross-entropy, and whether its largest logit is the target's.
+/// What [`rows_mut`] leaves of a row: its cross-entropy, and whether its largest logit is the
+/// target's.
 #[derive(Clone, Copy, Default)]
 struct Row {
     loss: f32,
@@ -122,7 +123,8 @@ pub(super) fn cross_entropy(
             }
             None => sum_exp(level, z, max),
         };
-        // The loss is taken relative to the maximum, so that large logits do not swallow the logarithm.
+        // The loss is taken relative to the maximum, so that large logits do not swallow the
+        // logarithm.
         let loss = (f64::from(sum).ln() + (f64::from(max) - f64::from(at_target))) as f32;
         let row = Row { loss, correct: at_target == max };
         assert!(rows[i].set(row).is_ok(), "each row is handled once");

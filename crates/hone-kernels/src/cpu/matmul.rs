@@ -1,7 +1,7 @@
 //! Matrix products: the `gemm` crate on blocks of the result.
 //!
-//! The result is cut into blocks by its shape alone and every block is computed by one thread, so the bytes do
-//! not depend on the number of threads.
+//! The result is cut into blocks by its shape alone and every block is computed by one thread, so
+//! the bytes do not depend on the number of threads.
 
 use rayon::prelude::*;
 
@@ -79,8 +79,8 @@ pub(super) fn product(
     let out = SharedPtr(c.as_mut_ptr());
     let run = |task: usize| {
         let (i, j) = (task / n_across * rows, task % n_across * cols);
-        // SAFETY: the block starts inside A, B and C, whose extents were checked above, and ends with them; blocks of
-        // C do not overlap, and A and B are borrowed for reading.
+        // SAFETY: the block starts inside A, B and C, whose extents were checked above, and ends
+        // with them; blocks of C do not overlap, and A and B are borrowed for reading.
         unsafe {
             gemm::gemm(
                 rows.min(m - i),

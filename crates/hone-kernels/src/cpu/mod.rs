@@ -1,11 +1,13 @@
 //! The fast backend: vectors, tiles and threads.
 //!
-//! Work is cut into tasks by the shapes alone and sums are added in the order of the tasks, so the bytes do not
-//! depend on the number of threads. Tasks run on the rayon pool of the caller; a program that calls many small
-//! operators does so from inside `ThreadPool::install`, which saves waking a thread for each.
+//! Work is cut into tasks by the shapes alone and sums are added in the order of the tasks, so the
+//! bytes do not depend on the number of threads. Tasks run on the rayon pool of the caller; a
+//! program that calls many small operators does so from inside `ThreadPool::install`, which saves
+//! waking a thread for each.
 
 mod attention;
 mod buffer;
+mod decode;
 mod loss;
 mod matmul;
 mod norm;
@@ -14,8 +16,9 @@ mod pointwise;
 pub(crate) mod simd;
 mod tile;
 
-use attention::{Cache, Plan, Saved};
+use attention::{Plan, Saved};
 pub use buffer::CpuBuf;
+use decode::Cache;
 use matmul::Factor;
 use simd::Level;
 
@@ -277,7 +280,7 @@ impl Backend for Cpu {
         let rows = |b: usize| &q.buf[l.row(b)..][..l.cols];
         let cache = Cache { keys: k_cache, values: v_cache, capacity, lens };
         let out = &mut out[..l.rows * l.cols];
-        attention::decode(self.level, Plan { heads, mask }, rows, cache, out);
+        decode::decode(self.level, Plan { heads, mask }, rows, cache, out);
     }
 
     fn cross_entropy(

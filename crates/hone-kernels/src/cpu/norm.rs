@@ -35,7 +35,8 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// `dx <- dx + r (z - n mean(z n))` on a row, with z = dy w and n = x r; `dw <- dw + dy n` unless it is empty.
+    /// `dx <- dx + r (z - n mean(z n))` on a row, with z = dy w and n = x r; `dw <- dw + dy n`
+    /// unless it is empty.
     fn backward_row<s>(dy: &[f32], x: &[f32], w: &[f32], r: f32, dx: &mut [f32], dw: &mut [f32]) {
         let lanes = S::LANES;
         let (factor, mut sums) = (s.splat(r), [s.splat(0.0); 2]);
@@ -92,7 +93,8 @@ pub(super) fn forward(level: Level, x: &[f32], w: &[f32], eps: f32, y: &mut [f32
     });
 }
 
-/// See [`crate::Backend::rms_norm_backward`]; `dw`'s sums of each task are added in the order of the tasks.
+/// See [`crate::Backend::rms_norm_backward`]; `dw`'s sums of each task are added in the order of
+/// the tasks.
 pub(super) fn backward(
     level: Level,
     [dy, x, w, r]: [&[f32]; 4],

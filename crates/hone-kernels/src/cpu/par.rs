@@ -33,7 +33,8 @@ pub(super) fn map<T: Send>(n: usize, f: impl Fn(usize) -> T + Sync + Send) -> Ve
 #[derive(Clone, Copy)]
 pub(super) struct SharedPtr(pub(super) *mut f32);
 
-// SAFETY: it is only a number; every use that reads or writes through it states why its parts are disjoint.
+// SAFETY: it is only a number; every use that reads or writes through it states why its parts are
+// disjoint.
 #[allow(unsafe_code, reason = "tasks write disjoint parts of one buffer")]
 unsafe impl Send for SharedPtr {}
 // SAFETY: as above.

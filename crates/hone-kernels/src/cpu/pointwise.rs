@@ -140,7 +140,8 @@ pub(super) fn gather_rows(table: &[f32], ids: &[u32], d: usize, y: &mut [f32]) {
     });
 }
 
-/// See [`crate::Backend::scatter_add_rows`]. On one thread: rows may meet, and it is one pass over memory.
+/// See [`crate::Backend::scatter_add_rows`]. On one thread: rows may meet, and it is one pass over
+/// memory.
 pub(super) fn scatter_add_rows(level: Level, dy: &[f32], ids: &[u32], d: usize, table: &mut [f32]) {
     for (dy, &id) in dy.chunks(d).zip(ids) {
         add_piece(level, dy, &mut table[id as usize * d..][..d]);

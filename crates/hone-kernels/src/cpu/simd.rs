@@ -1,9 +1,9 @@
 //! Vectors of f32 at three levels of the x86-64 instruction set, chosen once at run time.
 //!
-//! A kernel is written once, generic over [`Simd`], and `simd_fn!` compiles it for each level: 16 lanes of
-//! AVX-512, 8 lanes of AVX2 with FMA, and 8 lanes of plain arrays, which the compiler turns into whatever the
-//! target has. A value of [`Avx512`] or [`Avx2`] is the proof that the machine has the instructions, so the
-//! methods are safe to call.
+//! A kernel is written once, generic over [`Simd`], and `simd_fn!` compiles it for each level: 16
+//! lanes of AVX-512, 8 lanes of AVX2 with FMA, and 8 lanes of plain arrays, which the compiler
+//! turns into whatever the target has. A value of [`Avx512`] or [`Avx2`] is the proof that the
+//! machine has the instructions, so the methods are safe to call.
 
 /// Lanes of the widest level: partial sums are laid out for it.
 pub(crate) const MAX_LANES: usize = 16;
@@ -124,15 +124,16 @@ const LN2_HIGH: f32 = 0.693_359_4;
 /// The rest of ln 2.
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
-/// Minimax polynomial of (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, found by Remez exchange in 50 digits; it
-/// makes exp wrong by at most 3.1e-9 of itself, a twentieth of a unit in the last place.
+/// Minimax polynomial of (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, found by Remez exchange in 50
+/// digits; it makes exp wrong by at most 3.1e-9 of itself, a twentieth of a unit in the last place.
 const EXP_POLY: [f32; 5] =
     [0.499_999_93, 0.166_665_2, 0.041_668_39, 0.008_368_717, 0.001_381_459_9];
 
-/// exp(x) in each lane: 0 below -104, infinite above 88.73, NaN of NaN; within two units in the last place.
+/// exp(x) in each lane: 0 below -104, infinite above 88.73, NaN of NaN; within two units in the
+/// last place.
 ///
-/// exp(x) = 2^k exp(r) with k = round(x / ln 2); 2^k is applied in two halves, so that neither over- nor
-/// underflows by itself.
+/// exp(x) = 2^k exp(r) with k = round(x / ln 2); 2^k is applied in two halves, so that neither
+/// over- nor underflows by itself.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     // The bound is the first argument, so that NaN, the second, stays.
@@ -152,8 +153,9 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     s.mul(s.mul(p, s.pow2(half_plus_magic)), s.pow2(s.add(rest, magic)))
 }
 
-/// Declares a function for every [`Level`]: its first argument is the level, and inside it the named value is
-/// the [`Simd`] in use. This is the only place where a kernel meets an instruction set.
+/// Declares a function for every [`Level`]: its first argument is the level, and inside it the
+/// named value is the [`Simd`] in use. This is the only place where a kernel meets an instruction
+/// set.
 macro_rules! simd_fn {
     ($(#[$meta:meta])* $vis:vis fn $name:ident<$simd:ident>(
         $($arg:ident: $ty:ty),* $(,)?

@@ -1,7 +1,8 @@
 //! Products of small matrices that lie in the nearest caches: what attention is made of.
 //!
-//! `C (m, n) <- A (m, k) B (k, n)`, or added to C. A is read value by value in any layout, so its transpose costs
-//! nothing; rows of B and C are contiguous. Nothing is packed and nothing is allocated.
+//! `C (m, n) <- A (m, k) B (k, n)`, or added to C. A is read value by value in any layout, so its
+//! transpose costs nothing; rows of B and C are contiguous. Nothing is packed and nothing is
+//! allocated.
 
 use super::simd::Simd;
 
@@ -104,7 +105,8 @@ fn block<S: Simd, const ROWS: usize, const VECS: usize>(
     let whole = width == VECS * S::LANES;
     let mut sums = [[s.splat(0.0); VECS]; ROWS];
     for l in 0..k {
-        // SAFETY: row l < k of B ends at l * stride + n >= l * stride + at + width, which `product` has checked.
+        // SAFETY: row l < k of B ends at l * stride + n >= l * stride + at + width, which `product`
+        // has checked.
         let row = unsafe { b.data.get_unchecked(l * b.stride + at..l * b.stride + at + width) };
         let mut right = [s.splat(0.0); VECS];
         for (v, right) in right.iter_mut().enumerate() {

@@ -1,7 +1,8 @@
 //! The plain twin of every operator: one loop a formula, buffers and arithmetic in f64.
 //!
-//! It is written to be read against the formulas of [`Backend`], not to be fast. Because nothing is rounded to
-//! f32 between operators, finite differences through it are accurate enough to check a whole decoder's backward.
+//! It is written to be read against the formulas of [`Backend`], not to be fast. Because nothing is
+//! rounded to f32 between operators, finite differences through it are accurate enough to check a
+//! whole decoder's backward.
 
 mod attention;
 
@@ -195,12 +196,12 @@ impl Backend for Reference {
         dx: &mut Vec<f64>,
         mut dw: Option<&mut Vec<f64>>,
     ) {
-        for i in 0..rows {
+        for (i, &r) in r[..rows].iter().enumerate() {
             let at = i * d;
-            let mean = (0..d).map(|j| dy[at + j] * w[j] * x[at + j] * r[i]).sum::<f64>() / d as f64;
+            let mean = (0..d).map(|j| dy[at + j] * w[j] * x[at + j] * r).sum::<f64>() / d as f64;
             for j in 0..d {
-                let n = x[at + j] * r[i];
-                dx[at + j] += r[i] * (dy[at + j] * w[j] - n * mean);
+                let n = x[at + j] * r;
+                dx[at + j] += r * (dy[at + j] * w[j] - n * mean);
                 if let Some(dw) = dw.as_deref_mut() {
                     dw[j] += dy[at + j] * n;
                 }

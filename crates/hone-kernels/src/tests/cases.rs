@@ -2,7 +2,8 @@
 
 use crate::{AdamW, AttnMask, Backend, Heads, Mat, MatMut, Op, rng};
 
-/// What of a case is compared: a name, its values, and the error allowed relative to their largest magnitude.
+/// What of a case is compared: a name, its values, and the error allowed relative to their largest
+/// magnitude.
 pub(super) struct Output {
     pub(super) name: &'static str,
     pub(super) values: Vec<f32>,
@@ -94,7 +95,8 @@ pub(super) fn all() -> Vec<Case> {
     cases
 }
 
-/// Products: odd sides, one row, one column, every transpose, views with gaps, sizes that are cut into blocks.
+/// Products: odd sides, one row, one column, every transpose, views with gaps, sizes that are cut
+/// into blocks.
 fn gemms() -> Vec<Case> {
     let mut cases = Vec::new();
     let sides = [
@@ -303,7 +305,8 @@ fn attention<B: Backend>(
     let mask = AttnMask { window, scale: 1.0 / (heads.dim as f32).sqrt() };
     b.attention(&qkv, heads, lens, mask, &mut out, &mut lse);
     b.attention_backward(&dout, &qkv, &out, &lse, heads, lens, mask, &mut dqkv);
-    // Scores of 1e4 are themselves only known to 1e-3 in f32, and probabilities are their exponentials.
+    // Scores of 1e4 are themselves only known to 1e-3 in f32, and probabilities are their
+    // exponentials.
     let loose = if magnitude > 1.0 { 2e-2 } else { 2e-6 };
     vec![
         output("out", b.download(&out), loose),

@@ -6,7 +6,8 @@ use crate::{AttnMask, Backend, Heads, Mat, MatMut, Op, Reference};
 /// Step of the central differences.
 const STEP: f64 = 1e-5;
 
-/// Largest error relative to the largest gradient: the differences' own, with three decimal places to spare.
+/// Largest error relative to the largest gradient: the differences' own, with three decimal places
+/// to spare.
 const TOLERANCE: f64 = 1e-7;
 
 /// `n` normal values of stream `seed`.

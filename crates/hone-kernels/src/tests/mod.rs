@@ -1,5 +1,5 @@
-//! What the operators are held to: the plain twin, finite differences, other people's gradients, and equal
-//! bytes for any number of threads.
+//! What the operators are held to: the plain twin, finite differences, other people's gradients,
+//! and equal bytes for any number of threads.
 
 mod cases;
 mod gradients;

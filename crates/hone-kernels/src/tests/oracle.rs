@@ -1,4 +1,5 @@
-//! Forward and gradients of the fast backend against candle's autograd in f64: a second opinion on the formulas.
+//! Forward and gradients of the fast backend against candle's autograd in f64: a second opinion on
+//! the formulas.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::ops::{silu, softmax};
