@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 
 use crate::{Common, Context, Exit, Failure};
 
+/// Key of a report that says that a gate failed, so that a fresh output fails again.
+const GATE_FAILED: &str = "gate_failed";
+
 /// What a stage is about to do, resolved: everything that decides its bytes.
 #[derive(Clone, Debug)]
 pub struct StagePlan {
@@ -30,7 +33,8 @@ pub struct Outcome {
     pub ledger: Ledger,
     /// What it has to say; the same for the same work, so no times here.
     pub report: Value,
-    /// [`Exit::Done`], or [`Exit::GateFailed`] with the reason already said.
+    /// [`Exit::Done`], or [`Exit::GateFailed`] with the reason already said; then the report, an object, is marked so that the
+    /// output fails again while it is fresh.
     pub exit: Exit,
     /// One line for people.
     pub summary: String,
@@ -64,7 +68,7 @@ pub fn run_stage(
             if !common.force || common.why {
                 ctx.note(format!("{}: fresh  {}", plan.stage, dir.display()));
                 print_json(ctx, common, &plan, &dir, "fresh", old.manifest());
-                return Ok(Exit::Done);
+                return Ok(fresh_exit(ctx, &plan, old.manifest()));
             }
             vec!["--force was given".to_owned()]
         }
@@ -79,7 +83,10 @@ pub fn run_stage(
     }
     let _span = tracing::info_span!("stage", name = plan.stage, key = key.short()).entered();
     let mut draft = Draft::open(&dir)?;
-    let outcome = work(&mut draft, &key)?;
+    let mut outcome = work(&mut draft, &key)?;
+    if outcome.exit == Exit::GateFailed && outcome.report.is_object() {
+        outcome.report[GATE_FAILED] = true.into();
+    }
     let sealed = draft.seal(Seal {
         kind: plan.kind,
         stage: plan.stage.to_owned(),
@@ -93,6 +100,18 @@ pub fn run_stage(
     ctx.note(format!("{}: {}  {}", plan.stage, outcome.summary, dir.display()));
     print_json(ctx, common, &plan, &dir, "done", sealed.manifest());
     Ok(outcome.exit)
+}
+
+/// What is fresh may have failed a gate when it was made; it has not got better since. A report says which in `gate.failed`.
+fn fresh_exit(ctx: &Context, plan: &StagePlan, manifest: &Manifest) -> Exit {
+    let report = &manifest.report;
+    if report[GATE_FAILED] != Value::Bool(true) {
+        return Exit::Done;
+    }
+    ctx.warn(format!("{}: a gate failed when this was made", plan.stage));
+    let failed = report["gate"]["failed"].as_array();
+    failed.into_iter().flatten().filter_map(Value::as_str).for_each(|text| ctx.warn(text));
+    Exit::GateFailed
 }
 
 fn print_json(
@@ -204,6 +223,24 @@ mod tests {
         assert_eq!(run(dir.clone(), 0.25, &force), (true, Exit::Done));
         let bytes = Sealed::open(&dir, ArtefactKind::Files).unwrap().read("x.txt").unwrap();
         assert_eq!(bytes, b"0.25");
+    }
+
+    #[test]
+    fn a_failed_gate_stays_failed_while_fresh() {
+        let temp = tempfile::tempdir().unwrap();
+        let quiet = Common { quiet: true, ..Common::default() };
+        let ctx = Context::new(&quiet);
+        for _ in 0..2 {
+            let exit = run_stage(&ctx, &quiet, plan(temp.path().join("x"), 0.5), |_, _| {
+                Ok(Outcome {
+                    ledger: Ledger::default(),
+                    report: json!({}),
+                    exit: Exit::GateFailed,
+                    summary: String::new(),
+                })
+            });
+            assert_eq!(exit.unwrap(), Exit::GateFailed);
+        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! The stage: two passes over the sources, one decision between them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use hone_cli::{Common, Context, Exit, Failure, Outcome, Pipeline, Progress, StagePlan, run_stage};
 use hone_schema::{ArtefactKind, Conversation, InputRef, Ledger, Reject, sha256};
-use hone_store::{Draft, ParquetFile, Sealed, input};
+use hone_store::{Draft, ParquetFile, input};
 use rayon::prelude::*;
 
 use crate::args::{Args, Command, Config};
@@ -62,23 +62,7 @@ pub(crate) fn stage(common: &Common, ctx: &Context) -> Result<Exit, Failure> {
         config: serde_json::to_value(&config).map_err(|e| Failure::usage(e.to_string()))?,
         inputs,
     };
-    let dir = common.out.clone().unwrap_or_else(|| stage_plan.dir.clone());
-    let mut worked = false;
-    let exit = run_stage(ctx, common, stage_plan, |draft, _| {
-        worked = true;
-        work(ctx, &plan, files, draft)
-    })?;
-    if worked || common.why { Ok(exit) } else { still_failed(ctx, &dir, exit) }
-}
-
-/// What is fresh may have failed the gate when it was made; it has not got better since.
-fn still_failed(ctx: &Context, dir: &Path, exit: Exit) -> Result<Exit, Failure> {
-    let sealed = Sealed::open(dir, ArtefactKind::Conversations)?;
-    let failed = sealed.manifest().report["gate"]["failed"].as_array().cloned().unwrap_or_default();
-    for text in failed.iter().filter_map(|text| text.as_str()) {
-        ctx.error(text, Some(GATE_HINT));
-    }
-    Ok(if failed.is_empty() { exit } else { Exit::GateFailed })
+    run_stage(ctx, common, stage_plan, |draft, _| work(ctx, &plan, files, draft))
 }
 
 /// The files of a source; of a directory those whose names say rows.
