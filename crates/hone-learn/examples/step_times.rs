@@ -1,8 +1,9 @@
 //! How long a training step takes, and which operators take it.
 //!
-//! `cargo run --release -p hone-learn --example step_times [tiny|smollm2] [steps]` trains from random weights on random tokens: first as
-//! it is, then with every operator timed. `tiny` is full training of the quick start's base (hidden 128, 4 layers, vocabulary
-//! 2048, 2048 tokens a step); `smollm2` is LoRA of rank 16 on all linear maps in the shape of SmolLM2-135M (4 x 512 tokens).
+//! `cargo run --release -p hone-learn --example step_times [tiny|smollm2] [steps]` trains from
+//! random weights on random tokens: first as it is, then with every operator timed. `tiny` is full
+//! training of the quick start's base (hidden 128, 4 layers, vocabulary 2048, 2048 tokens a step);
+//! `smollm2` is LoRA of rank 16 on all linear maps in the shape of SmolLM2-135M (4 x 512 tokens).
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -49,9 +50,13 @@ const SHAPES: [Shape; 2] = [
 /// Steps before the clock starts: buffers are made in the first.
 const WARM_UP: usize = 2;
 
+/// Calls and time by operator.
+type Times = BTreeMap<&'static str, (u64, Duration)>;
+
 thread_local! {
-    /// Calls and time of each operator. Operators are called from one thread; what they do inside is theirs.
-    static TIMES: RefCell<BTreeMap<&'static str, (u64, Duration)>> = const { RefCell::new(BTreeMap::new()) };
+    /// Calls and time of each operator. Operators are called from one thread; what they do inside
+    /// is theirs.
+    static TIMES: RefCell<Times> = const { RefCell::new(BTreeMap::new()) };
 }
 
 fn main() -> std::io::Result<()> {

@@ -28,9 +28,7 @@ pub enum LearnError {
         weight: f64,
     },
     /// The loss or a gradient is NaN or infinite; the parameters are as they were before the step.
-    #[error(
-        "step {step}: the {what} is {value}; lower the learning rate or look at the rows of this step"
-    )]
+    #[error("step {step}: the {what} is {value}; lower the rate or look at the step's rows")]
     NotFinite {
         /// The step.
         step: u64,

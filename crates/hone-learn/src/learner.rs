@@ -55,7 +55,8 @@ impl Evaluation {
     }
 }
 
-/// Loss, perplexity and accuracy of a model over batches, without dropout; `None` when they have no target.
+/// Loss, perplexity and accuracy of a model over batches, without dropout; `None` when they have no
+/// target.
 pub fn evaluate<'a, B: Backend>(
     decoder: &mut Decoder<B>,
     batches: impl IntoIterator<Item = &'a Batch>,
@@ -144,8 +145,9 @@ impl<B: Backend> Learner<B> {
         self.schedule.lr(self.step)
     }
 
-    /// Adds a micro-batch's gradients to the step under way. `step_weight` is the sum of [`Batch::weight`] over all micro-batches
-    /// of the step. A batch without targets changes nothing.
+    /// Adds a micro-batch's gradients to the step under way. `step_weight` is the sum of
+    /// [`Batch::weight`] over all micro-batches of the step. A batch without targets changes
+    /// nothing.
     pub fn accumulate(&mut self, batch: &Batch, step_weight: f64) -> Result<LossSums, LearnError> {
         if !(step_weight > 0.0 && step_weight.is_finite()) {
             return Err(LearnError::NoTarget { step: self.step, weight: step_weight });
@@ -158,8 +160,8 @@ impl<B: Backend> Learner<B> {
         Ok(sums)
     }
 
-    /// Ends the step: clips, updates, and sets the gradients to zero. Errors leave the parameters as they are: no target at all,
-    /// or a loss or a gradient that is not finite.
+    /// Ends the step: clips, updates, and sets the gradients to zero. Errors leave the parameters
+    /// as they are: no target at all, or a loss or a gradient that is not finite.
     pub fn apply(&mut self) -> Result<StepReport, LearnError> {
         let (step, sums) = (self.step, self.sums);
         if sums.weight <= 0.0 {

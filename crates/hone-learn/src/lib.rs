@@ -1,8 +1,10 @@
-//! How a model learns: the objective's normaliser, AdamW, learning-rate schedules, clipping, the state of a run, the self-test.
+//! How a model learns: the objective's normaliser, AdamW, learning-rate schedules, clipping, the
+//! state of a run, the self-test.
 //!
-//! A step is: sum the loss weights of all its micro-batches, [`Learner::accumulate`] each with that sum as the normaliser, then
-//! [`Learner::apply`]. The loss of a step is sum(w CE) / sum(w) over the whole step, however it is cut. Nothing here opens a
-//! file or draws a random number that is not a function of a seed and a counter.
+//! A step is: sum the loss weights of all its micro-batches, [`Learner::accumulate`] each with that
+//! sum as the normaliser, then [`Learner::apply`]. The loss of a step is sum(w CE) / sum(w) over
+//! the whole step, however it is cut. Nothing here opens a file or draws a random number that is
+//! not a function of a seed and a counter.
 //!
 //! | file | holds |
 //! |---|---|

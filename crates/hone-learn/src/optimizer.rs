@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::LearnError;
 
-/// AdamW (Loshchilov and Hutter 2019) with PyTorch's order of operations, f32 moments, and clipping by the global norm.
+/// AdamW (Loshchilov and Hutter 2019) with PyTorch's order of operations, f32 moments, and clipping
+/// by the global norm.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OptimizerConfig {
     /// Decay of the first moment.
@@ -13,7 +14,8 @@ pub struct OptimizerConfig {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay of matrices (embeddings and adapters included); norms and biases have none.
+    /// Decoupled weight decay of matrices (embeddings and adapters included); norms and biases have
+    /// none.
     pub weight_decay: f64,
     /// Largest global norm of a step's gradient; `None` never clips.
     pub max_grad_norm: Option<f64>,

@@ -2,7 +2,8 @@
 
 use hone_kernels::rng;
 
-/// The indexes 0 to `n` - 1 in an order that is a function of `seed` and `epoch` alone: sorted by a random key of each index.
+/// The indexes 0 to `n` - 1 in an order that is a function of `seed` and `epoch` alone: sorted by a
+/// random key of each index.
 ///
 /// No state is carried from epoch to epoch, so a resumed run finds its place by counting.
 pub fn shuffle(n: usize, seed: u64, epoch: u64) -> Vec<usize> {

@@ -1,7 +1,9 @@
-//! The self-test of the first step: every trained tensor gets a gradient, and it is the one expected.
+//! The self-test of the first step: every trained tensor gets a gradient, and it is the one
+//! expected.
 //!
-//! A model that trains nothing, or half of what it should, runs as fast and prints as plausible a loss as one that trains. So the
-//! gradients of step 0 are looked at, tensor by tensor, before the first update.
+//! A model that trains nothing, or half of what it should, runs as fast and prints as plausible a
+//! loss as one that trains. So the gradients of step 0 are looked at, tensor by tensor, before the
+//! first update.
 
 use hone_kernels::Backend;
 use hone_model::ParamKind;
@@ -20,7 +22,8 @@ pub struct SelfTestRow {
     pub value_norm: f64,
     /// Norm of its gradient.
     pub grad_norm: f64,
-    /// Whether that gradient must be zero now: of an adapter's A while its B is zero, and only then.
+    /// Whether that gradient must be zero now: of an adapter's A while its B is zero, and only
+    /// then.
     pub expects_zero: bool,
     /// Whether it is as expected: finite, and zero or not as it should.
     pub passed: bool,
@@ -50,7 +53,8 @@ impl SelfTest {
 }
 
 impl<B: Backend> Learner<B> {
-    /// Looks at the gradients accumulated so far: call it between [`Learner::accumulate`] and [`Learner::apply`].
+    /// Looks at the gradients accumulated so far: call it between [`Learner::accumulate`] and
+    /// [`Learner::apply`].
     pub fn self_test(&self) -> SelfTest {
         let values = self.decoder.trained();
         let gradients = self.decoder.gradients();

@@ -16,8 +16,9 @@ const FIRST: &str = "exp_avg.";
 const SECOND: &str = "exp_avg_sq.";
 
 impl<B: Backend> Learner<B> {
-    /// Everything that a resumed run needs, taken between steps: values and both moments of every trained tensor, f32 and exact,
-    /// and the number of steps applied. The place in the data is the caller's.
+    /// Everything that a resumed run needs, taken between steps: values and both moments of every
+    /// trained tensor, f32 and exact, and the number of steps applied. The place in the data is the
+    /// caller's.
     pub fn state(&self) -> (Tensors, Value) {
         let mut tensors = Tensors::new();
         for tensor in self.decoder.trained().iter() {
@@ -36,8 +37,8 @@ impl<B: Backend> Learner<B> {
         (tensors, json!({"version": VERSION, "step": self.step}))
     }
 
-    /// Goes back to a state. Errors: another version, or tensors that are missing, too many or of another shape; the learner is then
-    /// unchanged.
+    /// Goes back to a state. Errors: another version, or tensors that are missing, too many or of
+    /// another shape; the learner is then unchanged.
     pub fn restore(&mut self, tensors: &Tensors, state: &Value) -> Result<(), LearnError> {
         let bad = |what: String| Err(LearnError::State(what));
         if state.get("version").and_then(Value::as_u64) != Some(VERSION) {

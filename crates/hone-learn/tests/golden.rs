@@ -1,4 +1,5 @@
-//! Our numbers against PyTorch's, transformers' and PEFT's: tests/golden/README.md says what the files hold and how they were made.
+//! Our numbers against PyTorch's, transformers' and PEFT's: tests/golden/README.md says what the
+//! files hold and how they were made.
 
 use std::path::PathBuf;
 
@@ -382,7 +383,8 @@ const SCHEDULES: usize = 9;
 
 // ---------------------------------------------------------------------- generation
 
-/// Greedy ids with the cache, side by side and one by one, with and without stop tokens; and the logits of the whole forward.
+/// Greedy ids with the cache, side by side and one by one, with and without stop tokens; and the
+/// logits of the whole forward.
 fn check_generation<B: Backend>(backend: B, variant: &'static str) {
     let golden = Golden::open(variant);
     let mut decoder = golden.decoder(backend.clone(), Training::Frozen);

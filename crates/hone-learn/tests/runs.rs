@@ -1,4 +1,5 @@
-//! Whole runs: the same bytes for any number of threads and after any stop, refusals, the self-test.
+//! Whole runs: the same bytes for any number of threads and after any stop, refusals, the
+//! self-test.
 
 use hone_kernels::{Backend, Cpu, rng};
 use hone_learn::{LearnError, Learner, OptimizerConfig, ScheduleConfig, ScheduleKind, Warmup};

@@ -4,8 +4,9 @@ use crate::{ModelConfig, ModelError};
 
 /// Documents laid end to end, with the target of each token and its weight.
 ///
-/// Position i of a document predicts token i + 1 of the same document; the last token of a document predicts nothing. Lengths:
-/// the first four fields T, `seq_lens` the number of documents, `rows` N.
+/// Position i of a document predicts token i + 1 of the same document; the last token of a document
+/// predicts nothing. Lengths: the first four fields T, `seq_lens` the number of documents, `rows`
+/// N.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Token ids (T).
@@ -28,7 +29,8 @@ impl Batch {
         Self::default()
     }
 
-    /// One pack: `loss_weights[i]` is the weight of token i **as a target**, so that of a document's first token counts for nothing.
+    /// One pack: `loss_weights[i]` is the weight of token i **as a target**, so that of a
+    /// document's first token counts for nothing.
     pub fn from_pack(
         input_ids: &[u32],
         loss_weights: &[f32],
@@ -39,7 +41,8 @@ impl Batch {
         Ok(batch)
     }
 
-    /// Adds a pack behind the documents that are there. Errors: lengths that do not agree, a weight that is negative or not finite.
+    /// Adds a pack behind the documents that are there. Errors: lengths that do not agree, a weight
+    /// that is negative or not finite.
     pub fn push_pack(
         &mut self,
         input_ids: &[u32],

@@ -1,8 +1,9 @@
 //! What a model is: the knobs of `config.json`, and which of its keys are refused.
 //!
-//! Keys fall into four tables: those read into [`ModelConfig`], those that must have one value because the decoder computes
-//! nothing else, those that do not change what a decoder computes, and the rest. The rest are refused by name unless they are
-//! null or false: a knob that is silently ignored is a model that is silently wrong.
+//! Keys fall into four tables: those read into [`ModelConfig`], those that must have one value
+//! because the decoder computes nothing else, those that do not change what a decoder computes, and
+//! the rest. The rest are refused by name unless they are null or false: a knob that is silently
+//! ignored is a model that is silently wrong.
 
 use serde_json::{Map, Value, json};
 
@@ -12,7 +13,8 @@ use crate::{ModelError, TensorEntry};
 /// Name of the file in messages.
 const FILE: &str = "config.json";
 
-/// Longest context that a configuration may claim: the table of positions is sized by what is used, this only stops nonsense.
+/// Longest context that a configuration may claim: the table of positions is sized by what is used,
+/// this only stops nonsense.
 const POSITIONS_MAX: usize = 1 << 24;
 
 /// Largest value accepted for a width or a count: products of three of them stay inside usize.
@@ -171,7 +173,8 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// The text of a `config.json` that [`ModelConfig::from_json`] and transformers read back, indented.
+    /// The text of a `config.json` that [`ModelConfig::from_json`] and transformers read back,
+    /// indented.
     pub fn to_json(&self) -> String {
         let eos = match self.eos_token_ids.as_slice() {
             [] => Value::Null,
@@ -256,8 +259,9 @@ impl ModelConfig {
         self.tensors().iter().map(|entry| entry.shape.iter().product::<usize>()).sum()
     }
 
-    /// Checks a source's names and shapes against this configuration, before any tensor is read. A head beside a tied embedding
-    /// and precomputed rotary frequencies are allowed: older files carry them.
+    /// Checks a source's names and shapes against this configuration, before any tensor is read. A
+    /// head beside a tied embedding and precomputed rotary frequencies are allowed: older files
+    /// carry them.
     pub fn check_source(&self, source: &dyn TensorSource) -> Result<(), ModelError> {
         let found = source.entries();
         let expected = self.tensors();
@@ -373,7 +377,8 @@ fn refuse_unknown(keys: &Keys<'_>) -> Result<(), ModelError> {
     }
 }
 
-/// The base of the rotary frequencies, from `rope_theta` or from the newer `rope_parameters`; refuses scalings.
+/// The base of the rotary frequencies, from `rope_theta` or from the newer `rope_parameters`;
+/// refuses scalings.
 fn rope_theta(keys: &Keys<'_>) -> Result<f64, ModelError> {
     for key in ["rope_scaling", "rope_parameters"] {
         let Some(value) = keys.present(key) else {

@@ -14,7 +14,8 @@ use crate::{Adapter, Batch, ModelConfig, ModelError};
 /// Whether the base weights are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Training {
-    /// No: they are packed once for multiplication and get no gradient. An adapter may still be trained.
+    /// No: they are packed once for multiplication and get no gradient. An adapter may still be
+    /// trained.
     Frozen,
     /// All of them.
     Full,
@@ -26,7 +27,8 @@ pub enum Recompute {
     /// Every layer's activations are kept: the fastest.
     #[default]
     None,
-    /// Only each layer's input is kept, and its forward is run again in the backward: about a third more time, a fraction of the memory.
+    /// Only each layer's input is kept, and its forward is run again in the backward: about a third
+    /// more time, a fraction of the memory.
     Layer,
 }
 
@@ -46,7 +48,8 @@ pub struct Decoder<B: Backend> {
 }
 
 impl<B: Backend> Decoder<B> {
-    /// Reads the weights of a model. Errors: names or shapes that do not fit `config`, values that are not finite.
+    /// Reads the weights of a model. Errors: names or shapes that do not fit `config`, values that
+    /// are not finite.
     pub fn load(
         backend: B,
         config: &ModelConfig,
@@ -92,8 +95,8 @@ impl<B: Backend> Decoder<B> {
         }
     }
 
-    /// Makes the buffers for batches of up to `n_tokens` tokens now. Without it they grow with the largest batch seen; either way,
-    /// a pass over a batch that fits allocates nothing.
+    /// Makes the buffers for batches of up to `n_tokens` tokens now. Without it they grow with the
+    /// largest batch seen; either way, a pass over a batch that fits allocates nothing.
     pub fn reserve(&mut self, n_tokens: usize) {
         if self.workspace.as_ref().is_none_or(|workspace| workspace.rows < n_tokens) {
             // The old ones go before the new ones are made.
@@ -105,7 +108,8 @@ impl<B: Backend> Decoder<B> {
 
     // ------------------------------------------------------------------ adapters
 
-    /// Puts an adapter on, in place of any other; `trained` gives it gradients. The adapter is checked first.
+    /// Puts an adapter on, in place of any other; `trained` gives it gradients. The adapter is
+    /// checked first.
     pub fn attach(&mut self, adapter: &Adapter, trained: bool) -> Result<(), ModelError> {
         adapter.check(&self.config)?;
         self.detach();
@@ -140,7 +144,8 @@ impl<B: Backend> Decoder<B> {
         infos
     }
 
-    /// Calls `update(backend, buffer index, kind, values, gradient)` for every trained buffer, always in the same order.
+    /// Calls `update(backend, buffer index, kind, values, gradient)` for every trained buffer,
+    /// always in the same order.
     pub fn for_each_trained(
         &mut self,
         mut update: impl FnMut(&B, usize, ParamKind, &mut B::Buf, &mut B::Buf),
@@ -172,7 +177,8 @@ impl<B: Backend> Decoder<B> {
         tensors
     }
 
-    /// Overwrites what is trained. Errors: a name or a shape that does not fit; what came before it is then overwritten already.
+    /// Overwrites what is trained. Errors: a name or a shape that does not fit; what came before it
+    /// is then overwritten already.
     pub fn set_trained(&mut self, tensors: &Tensors) -> Result<(), ModelError> {
         let backend = self.backend.clone();
         let mut result = Ok(());
@@ -195,7 +201,8 @@ impl<B: Backend> Decoder<B> {
         tensors
     }
 
-    /// All base weights under Hugging Face's names; without a head of its own where it is tied. Adapters are not in them.
+    /// All base weights under Hugging Face's names; without a head of its own where it is tied.
+    /// Adapters are not in them.
     pub fn export(&self) -> Tensors {
         let mut tensors = Tensors::new();
         self.embed.export(&self.backend, &self.embed.value, &mut tensors);
@@ -218,9 +225,10 @@ impl<B: Backend> Decoder<B> {
 
     // ------------------------------------------------------------------ passes
 
-    /// Adds the gradients of `grad_scale * sum(w * CE)` over a batch to those accumulated, and returns the batch's sums. With
-    /// `grad_scale` one over the whole step's sum of weights, the step's loss does not depend on how it is cut into batches.
-    /// `dropout_seed` turns the adapters' dropout on.
+    /// Adds the gradients of `grad_scale * sum(w * CE)` over a batch to those accumulated, and
+    /// returns the batch's sums. With `grad_scale` one over the whole step's sum of weights, the
+    /// step's loss does not depend on how it is cut into batches. `dropout_seed` turns the
+    /// adapters' dropout on.
     pub fn accumulate(
         &mut self,
         batch: &Batch,
@@ -239,8 +247,8 @@ impl<B: Backend> Decoder<B> {
         Ok(sums)
     }
 
-    /// The loss sums of a batch, without gradients or dropout. `row_losses`, when given, becomes the cross-entropy of each of
-    /// `batch.rows`.
+    /// The loss sums of a batch, without gradients or dropout. `row_losses`, when given, becomes
+    /// the cross-entropy of each of `batch.rows`.
     pub fn loss(
         &mut self,
         batch: &Batch,
@@ -298,7 +306,8 @@ impl<B: Backend> Decoder<B> {
             backend.read(logits, 0, &mut out[start * v..(start + n) * v]);
         };
         let Workspace { streams, head: acts, rows: capacity, .. } = &mut workspace;
-        // The head's buffers hold as many rows as the batch has tokens; rows may repeat, so more are taken in turns.
+        // The head's buffers hold as many rows as the batch has tokens; rows may repeat, so more
+        // are taken in turns.
         for (i, part) in rows.chunks(*capacity).enumerate() {
             let base = i * *capacity;
             let on = (backend, &self.dims);
@@ -416,7 +425,8 @@ impl<B: Backend> Decoder<B> {
             let ends = [idx, idx + 1];
             let [x, out] = streams.get_disjoint_mut(ends).expect("neighbours are two streams");
             if self.recompute == Recompute::Layer {
-                // The output is the next layer's input and no longer needed: the same values are written over it.
+                // The output is the next layer's input and no longer needed: the same values are
+                // written over it.
                 layer.forward(&pass, x, acts, scratch, out);
             }
             layer.backward(&pass, x, acts, scratch, &mut back.layer, &mut back.dx, needs_dx);

@@ -1,6 +1,7 @@
 //! What can be wrong with a model, an adapter or a batch.
 
-/// Why a model, an adapter or a batch was refused. Every message names the thing and what to do about it.
+/// Why a model, an adapter or a batch was refused. Every message names the thing and what to do
+/// about it.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// A configuration file is not JSON, or a key has the wrong type.
@@ -99,7 +100,8 @@ mod tests {
         let error = ModelError::Names { missing, unexpected: vec!["x".into()] };
         assert_eq!(
             error.to_string(),
-            "the weights do not fit the configuration: missing t0, t1, t2, t3, t4, t5, t6, t7 and 2 more; unexpected x"
+            "the weights do not fit the configuration: missing t0, t1, t2, t3, t4, t5, t6, t7 \
+             and 2 more; unexpected x"
         );
     }
 }

@@ -1,4 +1,5 @@
-//! Generation with a key/value cache: prompts are read in one packed forward, then every sequence grows by one token a step.
+//! Generation with a key/value cache: prompts are read in one packed forward, then every sequence
+//! grows by one token a step.
 
 use hone_kernels::{Backend, Mat, MatMut, rng};
 
@@ -7,7 +8,8 @@ use crate::layer::{Acts, Dims, Scratch};
 use crate::workspace::{Layout, scratch};
 use crate::{Batch, Decoder, ModelError};
 
-/// Sequences generated side by side when nothing else is said: enough for the products to be worth their weights' reading.
+/// Sequences generated side by side when nothing else is said: enough for the products to be worth
+/// their weights' reading.
 const BATCH_SIZE: usize = 32;
 
 /// How the next token is chosen.
@@ -15,8 +17,9 @@ const BATCH_SIZE: usize = 32;
 pub enum Sampling {
     /// The largest logit; of equal ones the lowest id.
     Greedy,
-    /// Drawn from the smallest set of tokens whose probabilities sum to `top_p` or more (Holtzman et al. 2020), after dividing the logits by
-    /// `temperature`. A draw depends on `seed`, the prompt's index and the token's position alone.
+    /// Drawn from the smallest set of tokens whose probabilities sum to `top_p` or more (Holtzman
+    /// et al. 2020), after dividing the logits by `temperature`. A draw depends on `seed`, the
+    /// prompt's index and the token's position alone.
     Sampled {
         /// Above 0; 1 leaves the model's distribution.
         temperature: f64,
@@ -52,7 +55,8 @@ pub struct Generator {
     pub stop_ids: Vec<u32>,
     /// Most new tokens of a sequence.
     pub max_new: usize,
-    /// Sequences generated side by side. The result does not depend on it, the memory of the cache does.
+    /// Sequences generated side by side. The result does not depend on it, the memory of the cache
+    /// does.
     pub batch_size: usize,
 }
 
@@ -75,8 +79,8 @@ impl Generator {
         Generator { sampling, ..Self::greedy(max_new, stop_ids) }
     }
 
-    /// Continues every prompt. Errors: a setting out of range, an empty prompt, a prompt that fills the model's context, logits
-    /// that are not finite.
+    /// Continues every prompt. Errors: a setting out of range, an empty prompt, a prompt that fills
+    /// the model's context, logits that are not finite.
     pub fn run<B: Backend>(
         &self,
         decoder: &mut Decoder<B>,
@@ -145,7 +149,8 @@ impl Generator {
                 done[b].ids.push(id);
                 cache.ids[b] = id;
                 is_live[b] = done[b].ids.len() < self.max_new && cache.lens[b] < cache.capacity;
-                // A finished sequence stays in the batch and is computed again at its last position.
+                // A finished sequence stays in the batch and is computed again at its last
+                // position.
                 cache.lens[b] += usize::from(is_live[b]);
             }
             if !is_live.contains(&true) {
@@ -221,7 +226,8 @@ struct Cache<B: Backend> {
 }
 
 impl<B: Backend> Cache<B> {
-    /// Runs the prompts, keeps their keys and values, and writes the logits after each one's last token.
+    /// Runs the prompts, keeps their keys and values, and writes the logits after each one's last
+    /// token.
     fn prefill(
         decoder: &mut Decoder<B>,
         prompts: &[Vec<u32>],
@@ -271,7 +277,8 @@ impl<B: Backend> Cache<B> {
         })
     }
 
-    /// Takes `ids` through the model at the last of each sequence's `lens` positions; writes the logits after them.
+    /// Takes `ids` through the model at the last of each sequence's `lens` positions; writes the
+    /// logits after them.
     fn step(&mut self, decoder: &Decoder<B>, logits: &mut [f32]) {
         let Decoder { backend: b, dims, embed, layers, head, cos_sin, .. } = decoder;
         let (n, d, heads) = (self.ids.len(), dims.d, dims.heads);
@@ -306,7 +313,8 @@ impl<B: Backend> Cache<B> {
     }
 }
 
-/// Copies keys and values of `len` rows of `qkv` from row `start` into a layer's cache from position `to` of all its positions.
+/// Copies keys and values of `len` rows of `qkv` from row `start` into a layer's cache from
+/// position `to` of all its positions.
 fn keep<B: Backend>(
     backend: &B,
     dims: &Dims,
@@ -330,7 +338,8 @@ fn keep<B: Backend>(
 mod tests {
     use super::*;
 
-    /// Shares of the ids over an even grid of draws, in thousandths, each within one of the expected.
+    /// Shares of the ids over an even grid of draws, in thousandths, each within one of the
+    /// expected.
     fn check_shares(logits: &[f32], temperature: f64, top_p: f64, expected: [i64; 3]) {
         let mut counts = [0; 3];
         for i in 0..1000 {
@@ -352,7 +361,8 @@ mod tests {
         check_shares(&logits, 0.5, 1.0, [167, 667, 167]);
     }
 
-    /// Logits of every step with the cache are those of one forward over the whole text, on both backends.
+    /// Logits of every step with the cache are those of one forward over the whole text, on both
+    /// backends.
     fn check_cache<B: Backend>(backend: B) {
         let text = r#"{"model_type": "llama", "vocab_size": 41, "hidden_size": 20,
             "intermediate_size": 28, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -1,7 +1,9 @@
-//! The end of the decoder: final norm, LM head and loss, over the rows that have a target and in chunks of them.
+//! The end of the decoder: final norm, LM head and loss, over the rows that have a target and in
+//! chunks of them.
 //!
-//! Rows of weight 0 are left out before the norm. The logits of a chunk become their own gradient in place, which is multiplied
-//! back at once, so that of all logits only one chunk ever exists (the fused linear cross-entropy of Liger, kernels.md 5.2).
+//! Rows of weight 0 are left out before the norm. The logits of a chunk become their own gradient
+//! in place, which is multiplied back at once, so that of all logits only one chunk ever exists
+//! (the fused linear cross-entropy of Liger, kernels.md 5.2).
 
 use hone_kernels::{Backend, LossSums, Mat, MatMut, Op};
 
@@ -11,7 +13,8 @@ use crate::param::{Param, ParamKind};
 use crate::tensors::{TensorSource, Tensors};
 use crate::{Batch, ModelConfig, ModelError};
 
-/// Logits held at once, as far as [`CHUNK_ROWS_MIN`] allows: 4 MiB, to stay in the second-level caches.
+/// Logits held at once, as far as [`CHUNK_ROWS_MIN`] allows: 4 MiB, to stay in the second-level
+/// caches.
 const CHUNK_VALUES: usize = 1 << 20;
 
 /// Fewest rows of a chunk: below it the product with the head is bound by reading the head.
@@ -163,7 +166,8 @@ impl<B: Backend> Head<B> {
         }
     }
 
-    /// Logits of the given rows of `x`, chunk by chunk: `take(first, n, logits)` reads (n, V) values of the rows from `first`.
+    /// Logits of the given rows of `x`, chunk by chunk: `take(first, n, logits)` reads (n, V)
+    /// values of the rows from `first`.
     pub(crate) fn logits(
         &self,
         (backend, dims): (&B, &Dims),
@@ -181,8 +185,8 @@ impl<B: Backend> Head<B> {
         }
     }
 
-    /// The loss sums of a batch whose last layer gave `x`, and, with `grad`, all gradients down to that output. `row_loss`
-    /// receives the cross-entropy of each row.
+    /// The loss sums of a batch whose last layer gave `x`, and, with `grad`, all gradients down to
+    /// that output. `row_loss` receives the cross-entropy of each row.
     #[allow(clippy::too_many_arguments, reason = "a forward, its targets and its backward at once")]
     pub(crate) fn loss(
         &mut self,
@@ -232,7 +236,8 @@ impl<B: Backend> Head<B> {
         sums
     }
 
-    /// Multiplies the logits' gradient back: rows of `dnormed`, and the head's own gradient where it is trained.
+    /// Multiplies the logits' gradient back: rows of `dnormed`, and the head's own gradient where
+    /// it is trained.
     fn project_backward(
         &mut self,
         (backend, dims): (&B, &Dims),

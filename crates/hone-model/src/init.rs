@@ -6,7 +6,8 @@ use rayon::prelude::*;
 use crate::ModelConfig;
 use crate::tensors::{NamedTensor, Tensors};
 
-/// Weights to pre-train from: matrices N(0, `initializer_range`), norms one, biases zero, as transformers initialises Llama.
+/// Weights to pre-train from: matrices N(0, `initializer_range`), norms one, biases zero, as
+/// transformers initialises Llama.
 ///
 /// Every value is a function of `seed`, the tensor's name and the index alone.
 pub fn init_weights(config: &ModelConfig, seed: u64) -> Tensors {
@@ -26,10 +27,12 @@ pub fn init_weights(config: &ModelConfig, seed: u64) -> Tensors {
     config.tensors().into_iter().map(tensor).collect()
 }
 
-/// Draws rows of an embedding matrix anew: N(0, s), with s the root mean square of the rows that stay.
+/// Draws rows of an embedding matrix anew: N(0, s), with s the root mean square of the rows that
+/// stay.
 ///
-/// Rows of tokens that never occur in pre-training are all pushed the same way by the softmax and end up nearly parallel, so
-/// that fine-tuning cannot tell them apart; drawing them again before the model is used undoes that.
+/// Rows of tokens that never occur in pre-training are all pushed the same way by the softmax and
+/// end up nearly parallel, so that fine-tuning cannot tell them apart; drawing them again before
+/// the model is used undoes that.
 pub fn reinit_rows(matrix: &mut NamedTensor, rows: &[u32], seed: u64) {
     let width = *matrix.shape.last().expect("an embedding matrix has two dimensions");
     let is_drawn = |row: usize| rows.contains(&(row as u32));

@@ -1,4 +1,5 @@
-//! One layer of the decoder: attention and feed-forward, each behind a norm and added to the residual stream.
+//! One layer of the decoder: attention and feed-forward, each behind a norm and added to the
+//! residual stream.
 //!
 //!   m = x + o(attention(rope(qkv(norm1(x)))))        y = m + down(swiglu(gate_up(norm2(m))))
 
@@ -225,8 +226,9 @@ impl<B: Backend> Layer<B> {
         self.down.forward(b, (h, t), (out, 1.0), lora, self.seed(pass, 3));
     }
 
-    /// Given `dx`, the gradient at the layer's output (T, D), makes it the gradient at its input `x` and adds to the gradients of
-    /// what is trained. `needs_dx` = false leaves `dx` unfinished where nothing below is trained.
+    /// Given `dx`, the gradient at the layer's output (T, D), makes it the gradient at its input
+    /// `x` and adds to the gradients of what is trained. `needs_dx` = false leaves `dx` unfinished
+    /// where nothing below is trained.
     #[allow(clippy::too_many_arguments, reason = "the buffers of one backward pass")]
     pub(crate) fn backward(
         &mut self,

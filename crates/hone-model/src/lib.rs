@@ -1,11 +1,13 @@
 //! The decoder of hone: its configuration, its weights, its adapters, and what runs on them.
 //!
-//! One decoder, driven by `config.json`, is trained, evaluated and generated from. Forward and backward are explicit and go layer
-//! by layer through the operators of [`hone_kernels::Backend`], so that the same code runs on every backend. Nothing here knows a
-//! path or a flag: weights come as bytes or as [`Tensors`], configuration as JSON text.
+//! One decoder, driven by `config.json`, is trained, evaluated and generated from. Forward and
+//! backward are explicit and go layer by layer through the operators of [`hone_kernels::Backend`],
+//! so that the same code runs on every backend. Nothing here knows a path or a flag: weights come
+//! as bytes or as [`Tensors`], configuration as JSON text.
 //!
-//! Dimensions, one letter each: T tokens of a batch (documents laid end to end), D model width, H query heads, G key/value heads,
-//! K head width, I width of the feed-forward layer, V vocabulary, N rows that have a target, R summed rank of adapters.
+//! Dimensions, one letter each: T tokens of a batch (documents laid end to end), D model width, H
+//! query heads, G key/value heads, K head width, I width of the feed-forward layer, V vocabulary, N
+//! rows that have a target, R summed rank of adapters.
 //!
 //! | file | holds |
 //! |---|---|
@@ -13,7 +15,7 @@
 //! | `tensors`, `safetensors` | named tensors on the host, and their file format |
 //! | `init` | random weights for pre-training |
 //! | `batch` | [`Batch`]: packed documents with shifted targets and weights |
-//! | `decoder`, `layer`, `head`, `linear`, `param`, `workspace` | the model: forward, backward, buffers |
+//! | `decoder`, `layer`, `head`, `linear`, `param`, `workspace` | the model |
 //! | `lora` | [`LoraConfig`], [`Adapter`]: PEFT's adapter layout |
 //! | `generate` | [`Generator`]: decoding with a key/value cache |
 //! | `merge` | [`Merge`]: an adapter folded into its base, tensor by tensor |

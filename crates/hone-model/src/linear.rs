@@ -1,12 +1,15 @@
-//! A linear map, with its bias and its adapter: Y = X Wt + b + s (X At) Bt, and the gradients of it.
+//! A linear map, with its bias and its adapter: Y = X Wt + b + s (X At) Bt, and the gradients of
+//! it.
 //!
-//! Maps that read the same input (q, k, v; gate, up) are one map here whose rows lie one below the other, and their adapters
-//! share one product with X. A frozen W gets no gradient: with u = X At and du_m = s dY_m B_m for each module m,
+//! Maps that read the same input (q, k, v; gate, up) are one map here whose rows lie one below the
+//! other, and their adapters share one product with X. A frozen W gets no gradient: with u = X At
+//! and du_m = s dY_m B_m for each module m,
 //!
 //!   dB_m = s dY_mt u_m,   dA = dut X,   dX = dY W + du A
 //!
-//! so that everything goes through the r-wide side first (Hu et al. 2021; the order is Unsloth's), and u is computed again in the
-//! backward instead of being kept. Dropout, on the adapters' input alone, draws one mask for the modules that share an input.
+//! so that everything goes through the r-wide side first (Hu et al. 2021; the order is Unsloth's),
+//! and u is computed again in the backward instead of being kept. Dropout, on the adapters' input
+//! alone, draws one mask for the modules that share an input.
 
 use hone_kernels::{Backend, Mat, MatMut, Op};
 
@@ -15,7 +18,8 @@ use crate::lora::Adapter;
 use crate::param::{Param, ParamKind};
 use crate::tensors::{NamedTensor, TensorSource, Tensors};
 
-/// The matrix of a map: packed for multiplication when frozen, a buffer with its gradient when trained.
+/// The matrix of a map: packed for multiplication when frozen, a buffer with its gradient when
+/// trained.
 enum Weight<B: Backend> {
     Frozen(B::Frozen),
     Trained(Param<B>),
@@ -68,7 +72,8 @@ pub(crate) struct LoraScratch<B: Backend> {
 }
 
 impl<B: Backend> LoraScratch<B> {
-    /// Room for `rows` tokens of adapters of summed rank `rank`; `width` is the widest input, 0 without dropout.
+    /// Room for `rows` tokens of adapters of summed rank `rank`; `width` is the widest input, 0
+    /// without dropout.
     pub(crate) fn new(backend: &B, rows: usize, rank: usize, width: usize) -> Self {
         LoraScratch {
             u: backend.zeros(rows * rank),
@@ -149,8 +154,8 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// Adds to the gradients of what is trained, and overwrites `dx` (rows, in) when it is asked for. `x` and `seed` are those
-    /// of the forward.
+    /// Adds to the gradients of what is trained, and overwrites `dx` (rows, in) when it is asked
+    /// for. `x` and `seed` are those of the forward.
     pub(crate) fn backward(
         &mut self,
         backend: &B,

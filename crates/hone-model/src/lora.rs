@@ -1,7 +1,7 @@
 //! Low-rank adapters as PEFT lays them out: `adapter_config.json` and named tensors.
 //!
-//! An adapter adds s B A to a frozen matrix W (Hu et al. 2021): A is (r, in), B is (out, r), s = alpha / r, or alpha / sqrt(r) with
-//! rank-stabilised scaling (Kalajdzievski 2023).
+//! An adapter adds s B A to a frozen matrix W (Hu et al. 2021): A is (r, in), B is (out, r), s =
+//! alpha / r, or alpha / sqrt(r) with rank-stabilised scaling (Kalajdzievski 2023).
 
 use hone_kernels::rng;
 use serde_json::{Map, Value, json};
@@ -50,7 +50,8 @@ pub struct LoraConfig {
     pub lora_alpha: f64,
     /// Probability of dropping a value of an adapter's input in training.
     pub lora_dropout: f32,
-    /// Names of the modules that get an adapter, or the ends of them after a dot: `q_proj`, `mlp.down_proj`.
+    /// Names of the modules that get an adapter, or the ends of them after a dot: `q_proj`,
+    /// `mlp.down_proj`.
     pub target_modules: Vec<String>,
     /// Whether the scaling is alpha / sqrt(r).
     pub use_rslora: bool,
@@ -90,7 +91,8 @@ impl LoraConfig {
         })
     }
 
-    /// Reads the text of an `adapter_config.json`. What would change the result and is not computed here is refused by name.
+    /// Reads the text of an `adapter_config.json`. What would change the result and is not computed
+    /// here is refused by name.
     pub fn from_json(text: &str) -> Result<Self, ModelError> {
         let value: Value =
             serde_json::from_str(text).map_err(|error| bad(format!("not JSON: {error}")))?;
@@ -231,7 +233,8 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// A fresh adapter, as PEFT starts it: A uniform in +-1/sqrt(in), B zeros, so that it changes nothing yet.
+    /// A fresh adapter, as PEFT starts it: A uniform in +-1/sqrt(in), B zeros, so that it changes
+    /// nothing yet.
     pub fn init(model: &ModelConfig, config: LoraConfig, seed: u64) -> Result<Self, ModelError> {
         config.check()?;
         let mut tensors = Tensors::new();
@@ -259,7 +262,8 @@ impl Adapter {
         Ok(Adapter { config, tensors })
     }
 
-    /// Checks names and shapes against a model: both factors of every targeted module, and nothing else.
+    /// Checks names and shapes against a model: both factors of every targeted module, and nothing
+    /// else.
     pub fn check(&self, model: &ModelConfig) -> Result<(), ModelError> {
         let mut n_expected = 0;
         for (module, shape) in modules(model).filter(|(module, _)| self.config.targets(module)) {

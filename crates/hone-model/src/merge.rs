@@ -6,8 +6,8 @@ use crate::lora::modules;
 use crate::tensors::{NamedTensor, TensorSource};
 use crate::{Adapter, ModelConfig, ModelError, TensorEntry};
 
-/// A base model seen through an adapter. It is a [`TensorSource`]: a decoder can be loaded from it, and a streaming writer fed
-/// with it, in the memory of its largest tensor.
+/// A base model seen through an adapter. It is a [`TensorSource`]: a decoder can be loaded from it,
+/// and a streaming writer fed with it, in the memory of its largest tensor.
 pub struct Merge<'a> {
     base: &'a dyn TensorSource,
     adapter: &'a Adapter,

@@ -60,7 +60,8 @@ pub(crate) struct Piece {
     pub(crate) shape: Vec<usize>,
 }
 
-/// A buffer of one or more named tensors laid end to end, with their gradient when they are trained.
+/// A buffer of one or more named tensors laid end to end, with their gradient when they are
+/// trained.
 pub(crate) struct Param<B: Backend> {
     pub(crate) value: B::Buf,
     pub(crate) grad: Option<B::Buf>,
@@ -106,7 +107,8 @@ impl<B: Backend> Param<B> {
         })
     }
 
-    /// Copies the named tensors of `buf` (this parameter's value, its gradient, or a moment of the same shape) to the host.
+    /// Copies the named tensors of `buf` (this parameter's value, its gradient, or a moment of the
+    /// same shape) to the host.
     pub(crate) fn export(&self, backend: &B, buf: &B::Buf, into: &mut Tensors) {
         for info in self.infos(0) {
             let mut data = vec![0.0; info.n_values()];

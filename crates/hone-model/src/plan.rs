@@ -19,7 +19,8 @@ pub enum Method<'a> {
     Lora(&'a LoraConfig),
 }
 
-/// Bytes held during a run, by purpose. The source of the weights (a mapped file) and the program itself are not in it.
+/// Bytes held during a run, by purpose. The source of the weights (a mapped file) and the program
+/// itself are not in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// Base weights and adapters.

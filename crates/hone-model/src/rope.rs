@@ -2,10 +2,12 @@
 
 use crate::ModelConfig;
 
-/// Cosines and sines of positions 0 to `n_positions` - 1: row p is K/2 cosines, then K/2 sines, of the angles p theta^(-2i/K).
+/// Cosines and sines of positions 0 to `n_positions` - 1: row p is K/2 cosines, then K/2 sines, of
+/// the angles p theta^(-2i/K).
 ///
-/// Angles are rounded to f32 where transformers rounds them (the inverse frequency and the product), because at a position in the
-/// thousands the product's rounding is the larger part of a logit's difference.
+/// Angles are rounded to f32 where transformers rounds them (the inverse frequency and the
+/// product), because at a position in the thousands the product's rounding is the larger part of a
+/// logit's difference.
 pub(crate) fn cos_sin(config: &ModelConfig, n_positions: usize) -> Vec<f32> {
     let half = config.head_dim / 2;
     let inverse = |i: usize| {

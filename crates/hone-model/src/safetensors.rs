@@ -1,8 +1,9 @@
 //! Reading and writing the safetensors file format.
 //!
-//! A file is a little-endian u64 (length of the header), a JSON header {name: {dtype, shape, data_offsets}}, and the tensors' bytes.
-//! Reading checks the header's length before the parser sees it; writing streams one tensor at a time, so that a model of any
-//! size is written in the memory of its largest tensor.
+//! A file is a little-endian u64 (length of the header), a JSON header {name: {dtype, shape,
+//! data_offsets}}, and the tensors' bytes. Reading checks the header's length before the parser
+//! sees it; writing streams one tensor at a time, so that a model of any size is written in the
+//! memory of its largest tensor.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -64,7 +65,8 @@ pub struct SafetensorsRegions<'a> {
 }
 
 impl<'a> SafetensorsRegions<'a> {
-    /// Reads the headers. Errors: a malformed file, a value type other than f32, bf16 and f16, one name in two files.
+    /// Reads the headers. Errors: a malformed file, a value type other than f32, bf16 and f16, one
+    /// name in two files.
     pub fn new(regions: &[&'a [u8]]) -> Result<Self, ModelError> {
         let mut files = Vec::with_capacity(regions.len());
         let mut file_of = BTreeMap::new();
@@ -148,8 +150,8 @@ pub struct SafetensorsWriter<W: Write> {
 }
 
 impl<W: Write> SafetensorsWriter<W> {
-    /// Writes the header. Tensors lie in the order of `entries`, which must be the order of the calls of
-    /// [`SafetensorsWriter::put`].
+    /// Writes the header. Tensors lie in the order of `entries`, which must be the order of the
+    /// calls of [`SafetensorsWriter::put`].
     pub fn new(
         mut out: W,
         entries: &[TensorEntry],
@@ -178,7 +180,8 @@ impl<W: Write> SafetensorsWriter<W> {
         Ok(SafetensorsWriter { out, stored, pending })
     }
 
-    /// Writes the next tensor. Errors: it is not the next, its shape is another, or the writer below fails.
+    /// Writes the next tensor. Errors: it is not the next, its shape is another, or the writer
+    /// below fails.
     pub fn put(&mut self, tensor: &NamedTensor) -> Result<(), ModelError> {
         match self.pending.pop() {
             Some(next) if next.name == tensor.name && next.shape == tensor.shape => {}

@@ -34,7 +34,8 @@ impl NamedTensor {
     }
 }
 
-/// Where a model's tensors are read from, one at a time: files need not be in memory as f32 all at once.
+/// Where a model's tensors are read from, one at a time: files need not be in memory as f32 all at
+/// once.
 pub trait TensorSource {
     /// Names and shapes, sorted by name.
     fn entries(&self) -> Vec<TensorEntry>;
@@ -64,7 +65,8 @@ impl Tensors {
         source.entries().iter().map(|entry| source.tensor(&entry.name)).collect()
     }
 
-    /// Writes all tensors as one safetensors file, sorted by name, with `{"format": "pt"}` as its metadata.
+    /// Writes all tensors as one safetensors file, sorted by name, with `{"format": "pt"}` as its
+    /// metadata.
     pub fn write_safetensors(&self, out: impl Write, stored: StoredType) -> Result<(), ModelError> {
         let mut writer = SafetensorsWriter::new(out, &self.entries(), stored)?;
         for tensor in self.iter() {

@@ -9,7 +9,8 @@ use crate::linear::LoraScratch;
 /// How many of the buffers a decoder needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// Copies of the residual stream: every layer's input and the last one's output, or two to go back and forth between.
+    /// Copies of the residual stream: every layer's input and the last one's output, or two to go
+    /// back and forth between.
     pub(crate) n_streams: usize,
     /// Sets of activations: one a layer, or one for all.
     pub(crate) n_acts: usize,

@@ -14,8 +14,8 @@ const BOUND: f64 = 1e-5;
 fn logits_are_those_of_candle() {
     for (tied, n_kv) in [(true, 4), (false, 2), (true, 1)] {
         let text = format!(
-            r#"{{"model_type": "llama", "vocab_size": 67, "hidden_size": 32, "intermediate_size": 48,
-                "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": {n_kv},
+            r#"{{"model_type": "llama", "vocab_size": 67, "hidden_size": 32,
+                "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": {n_kv},
                 "tie_word_embeddings": {tied}, "max_position_embeddings": 64,
                 "rope_theta": 5000.0, "initializer_range": 0.2}}"#
         );

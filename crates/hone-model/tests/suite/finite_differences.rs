@@ -1,11 +1,12 @@
-//! Every gradient against the loss itself: (L(p + h d) - L(p - h d)) / 2h for a random direction d in each tensor.
+//! Every gradient against the loss itself: (L(p + h d) - L(p - h d)) / 2h for a random direction d
+//! in each tensor.
 
 use crate::common::*;
 use hone_kernels::{Reference, rng};
 use hone_model::{Batch, Decoder, LoraConfig, Tensors, Training};
 
-/// Difference of the two slopes allowed, over the larger of the slope and [`FLOOR`]. The loss is summed in f64 from f32
-/// activations, so a slope has an error of about 1e-6 / h.
+/// Difference of the two slopes allowed, over the larger of the slope and [`FLOOR`]. The loss is
+/// summed in f64 from f32 activations, so a slope has an error of about 1e-6 / h.
 const RELATIVE: f64 = 5e-3;
 const FLOOR: f64 = 2e-2;
 

@@ -129,7 +129,8 @@ fn cpu_is_its_reference() {
     });
 }
 
-/// A frozen base with an adapter computes what the merged weights compute, for every choice of targets.
+/// A frozen base with an adapter computes what the merged weights compute, for every choice of
+/// targets.
 #[test]
 fn merged_is_unmerged() {
     let targets: [&[&str]; 5] = [
