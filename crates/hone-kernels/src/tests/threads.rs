@@ -13,7 +13,7 @@ fn bits(case: &Case, n: usize) -> Vec<Vec<u32>> {
 #[test]
 fn bytes_do_not_depend_on_the_number_of_threads() {
     let mut cases = cases::all();
-    // Large enough to be cut in both directions.
+    // Large enough to be cut, along rows and along columns.
     cases.extend([Case::Linear(600, 1152, 576), Case::Linear(8, 20_000, 128)]);
     cases.push(Case::CrossEntropy(300, 5000, 1.0));
     for case in cases {
