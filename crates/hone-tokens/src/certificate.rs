@@ -45,20 +45,28 @@ fn tokens_of(work: &Work, bytes: &Range<usize>) -> Range<usize> {
     from..from + n
 }
 
-/// A beginning-of-text token stands first, or behind the stop of the turn before (as Llama-2's template has it).
+/// A beginning-of-text token stands first, or behind the token that ends the turn before: as in Llama-2's template, and in
+/// SmolLM2's, where it is the marker that opens every turn. A turn that is not trained ends in scaffold, so what ends a turn
+/// is known from the stops of those that are.
 fn one_bos(work: &Work, bos: Option<u32>) -> Result<(), Fault> {
     let Some(bos) = bos else { return Ok(()) };
     let spans = &work.row.spans;
-    let mut text_begins = true;
-    for (id, at) in work.encoded.ids.iter().zip(&work.encoded.offsets) {
+    let part_at = |at: &Range<usize>| {
         let span = spans.partition_point(|s| (s.end as usize) <= at.start);
-        let part = spans.get(span).map(|s| s.part);
+        spans.get(span).map(|s| s.part)
+    };
+    let tokens = || work.encoded.ids.iter().zip(&work.encoded.offsets);
+    let stops: BTreeSet<u32> =
+        tokens().filter(|(_, at)| part_at(at) == Some(Part::Stop)).map(|(id, _)| *id).collect();
+    let mut text_begins = true;
+    for (id, at) in tokens() {
+        let part = part_at(at);
         if *id == bos && part == Some(Part::Scaffold) && !text_begins {
             let detail = format!("again at byte {}", at.start);
             return Err((Reason::DoubledBos, detail));
         }
         let is_blank = work.row.text[at.clone()].trim().is_empty();
-        text_begins = part == Some(Part::Stop) || (text_begins && is_blank && *id != bos);
+        text_begins = stops.contains(id) || (text_begins && is_blank && *id != bos);
     }
     Ok(())
 }

@@ -185,6 +185,9 @@ fn one_beginning_of_text() {
     check(&["<s><a>", "<s><a>"], "·yo<e>·yo<e>");
     check(&["<s><a>", "\n<s><a>"], "·yo<e>·yo<e>");
     check(&["<s><a>", "<a><s>"], "refused: doubled beginning-of-text token");
+    // SmolLM2 opens every turn with it, also behind a turn that is not trained.
+    check(&["<s><u>hi<e>\n<s><a>", "\n<s><u>hi<e>\n<s><a>"], "·yo<e>·yo<e>");
+    check(&["<s><u>hi\n<s><a>"], "refused: doubled beginning-of-text token");
 }
 
 #[test]
