@@ -105,7 +105,7 @@ impl Search<'_> {
         masked: &Masked,
         decoded: Decoded,
     ) -> Result<(Vec<Block>, Vec<Range<usize>>), TemplateError> {
-        let blocks = merged(&decoded.items, &masked.leaves, self.text);
+        let blocks = merged(&decoded.items, &masked.leaves, self.text, false);
         let generated = decoded.generated;
         if !self.has_open_ends(&blocks, &masked.leaves) {
             return Ok((blocks, generated));
@@ -121,35 +121,36 @@ impl Search<'_> {
                 .filter(|item| !item.is_guard)
                 .map(|item| (item.leaf, &item.range))
                 .eq(words.iter().map(|item| (item.leaf, &item.range)));
-            let found = merged(&guarded.items, &guarded_mask.leaves, &guarded.text);
+            let leaves = &guarded_mask.leaves;
+            let found = merged(&guarded.items, leaves, &guarded.text, true);
             if same_words && let Some(blocks) = fit(&found, &guarded.text, &words, self.text) {
-                return Ok((blocks, generated));
+                return Ok((rejoined(blocks, leaves, self.text), generated));
             }
         }
-        // White space in question counts as the template's. Literals that were kept may hold a control token: which of the two
-        // wrote it is not known.
+        // White space in question counts as the template's. In an answer so do literals such as `</think>`, which a template that
+        // looks for them writes itself; in what others say they could be forged.
         let holds_control = |leaf: &Leaf| {
             let mut literals = leaf.literals.iter().map(|range| &leaf.text[range.clone()]);
-            literals.any(|literal| self.template.control_token_in(literal).is_some())
+            !self.is_answer(leaf)
+                && literals.any(|literal| self.template.control_token_in(literal).is_some())
         };
         if masked.leaves.iter().any(holds_control) {
-            return Err(self.unknown(
-                "a message holds a control token that the template looks for",
-                self.text,
-            ));
+            let why = "a message holds a control token that the template looks for";
+            return Err(self.unknown(why, self.text));
         }
         Ok((blocks, generated))
     }
 
+    fn is_answer(&self, leaf: &Leaf) -> bool {
+        let role = leaf.message.and_then(|at| self.messages[at].get("role"));
+        role.and_then(Value::as_str) == Some(ANSWER)
+    }
+
     /// Whether there is text of messages that no word bounds.
     fn has_open_ends(&self, blocks: &[Block], leaves: &[Leaf]) -> bool {
-        let is_answer = |leaf: &Leaf| {
-            let role = leaf.message.and_then(|at| self.messages[at].get("role"));
-            role.and_then(Value::as_str) == Some(ANSWER)
-        };
         let is_blank = |leaf: &Leaf| leaf.text.chars().all(is_space);
         blocks.iter().any(|b| b.range != (0..leaves[b.leaf].text.len()))
-            || leaves.iter().any(|l| is_blank(l) && (is_answer(l) || !l.text.is_empty()))
+            || leaves.iter().any(|l| is_blank(l) && (self.is_answer(l) || !l.text.is_empty()))
             || leaves.iter().any(|l| !l.literals.is_empty())
     }
 
@@ -176,8 +177,9 @@ fn around(text: &str, at: usize) -> String {
     text[start..end].to_owned()
 }
 
-/// Step 3: joins neighbouring items of a leaf that have between them what the leaf has there.
-fn merged(items: &[Item], leaves: &[Leaf], text: &str) -> Vec<Block> {
+/// Step 3: joins neighbouring items of a leaf that have between them what the leaf has there; with `apart`, not across a literal
+/// that was kept, because a template that looks for it may trim what stands beside it.
+fn merged(items: &[Item], leaves: &[Leaf], text: &str, apart: bool) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
     for item in items {
         let n_words = item.n_before + usize::from(!item.is_guard);
@@ -186,6 +188,7 @@ fn merged(items: &[Item], leaves: &[Leaf], text: &str) -> Vec<Block> {
             && last.leaf == item.leaf
             && last.n_words == item.n_before
             && last.range.end <= item.range.start
+            && !(apart && leaves[item.leaf].has_literal_in(last.range.end..item.range.start))
             && is_same(
                 &leaves[item.leaf].text[last.range.end..item.range.start],
                 &text[last.at.end..item.at.start],
@@ -211,6 +214,45 @@ fn merged(items: &[Item], leaves: &[Leaf], text: &str) -> Vec<Block> {
         });
     }
     blocks
+}
+
+/// Joins blocks across literals that stand in the text as they stand in the message, and gives blocks the literals that begin or
+/// end their message: what equals the message's text is the message's, so that no token can be forged.
+fn rejoined(blocks: Vec<Block>, leaves: &[Leaf], text: &str) -> Vec<Block> {
+    let mut joined: Vec<Block> = Vec::new();
+    for mut block in blocks {
+        let leaf = &leaves[block.leaf];
+        let free = joined.last().map_or(0, |last| last.at.end)..block.at.start;
+        let head = leaf.text[..block.range.start].trim_start_matches(is_space);
+        if !head.is_empty() && text[free].ends_with(head) {
+            block.at.start -= head.len();
+            block.range.start = 0;
+        }
+        match joined.last_mut() {
+            Some(last)
+                if last.leaf == block.leaf
+                    && last.range.end <= block.range.start
+                    && last.at.end <= block.at.start
+                    && is_same(
+                        &leaf.text[last.range.end..block.range.start],
+                        &text[last.at.end..block.at.start],
+                    ) =>
+            {
+                last.at.end = block.at.end;
+                last.range.end = block.range.end;
+            }
+            _ => joined.push(block),
+        }
+    }
+    for at in 0..joined.len() {
+        let end = joined.get(at + 1).map_or(text.len(), |next| next.at.start);
+        let block = &mut joined[at];
+        let tail = leaves[block.leaf].text[block.range.end..].trim_end_matches(is_space);
+        if !tail.is_empty() && text[block.at.end..end].starts_with(tail) {
+            block.at.end += tail.len();
+        }
+    }
+    joined
 }
 
 /// Whether the template wrote `kept` as it is, or as JSON writes it.

@@ -151,10 +151,12 @@ impl Writer<'_> {
         if let Some(len) = prompt_len.filter(|len| is_last && gap.contains(len)) {
             return len;
         }
+        let before = &self.text[gap.clone()];
         let header = self.template.generation_prompt().filter(|header| !header.is_empty());
-        let found =
-            header.and_then(|header| Some(self.text[gap.clone()].rfind(header)? + header.len()));
-        found.map_or(gap.end, |offset| gap.start + offset)
+        let behind_header = header.and_then(|header| Some(before.rfind(header)? + header.len()));
+        let lead = self.template.turns.lead.as_deref().filter(|lead| before.ends_with(lead));
+        let offset = behind_header.or_else(|| lead.map(|lead| before.len() - lead.len()));
+        gap.start + offset.unwrap_or(before.len())
     }
 
     fn role_and_weight(&self, message: Option<usize>) -> (String, f32) {

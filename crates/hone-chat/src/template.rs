@@ -147,6 +147,9 @@ impl ChatTemplate {
             turns: Turns::default(),
         };
         chat.turns = Turns::learn(&chat);
+        // A token of the frame in a message stays a word to be found, whatever the template looks for.
+        let frame = &chat.turns.frame;
+        chat.literals.retain(|literal| !frame.iter().any(|token| literal.contains(token.as_str())));
         Ok(chat)
     }
 

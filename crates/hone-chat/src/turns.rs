@@ -13,15 +13,19 @@
 use serde_json::{Map, Value, json};
 
 use crate::locate::{Block, blocks};
-use crate::template::ChatTemplate;
+use crate::template::{ChatTemplate, TemplateError};
 
 /// What was learned.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Turns {
     /// What `add_generation_prompt` adds.
     pub(crate) header: Option<String>,
+    /// What stands between that and an answer.
+    pub(crate) lead: Option<String>,
     /// What ends an answer, the longest first.
     pub(crate) stops: Vec<String>,
+    /// Control tokens that make the frame of a conversation: those that begin it, stand in its headers or end an answer.
+    pub(crate) frame: Vec<String>,
     /// Nothing ends the last answer, and there is an `eos_token`.
     pub(crate) appends_eos: bool,
     /// Control tokens, the longest first, none empty; without `bos_token` unless it is the same as `eos_token`.
@@ -37,7 +41,13 @@ impl Turns {
         control.retain(|token| bos.as_ref() != Some(token));
         control.extend(eos.clone());
         longest_first(&mut control);
-        let mut turns = Turns { header: header(template), control, ..Turns::default() };
+        let mut turns = Turns { control, ..Turns::default() };
+        if exceeds_limits(template) {
+            turns.stops.extend(eos);
+            return turns;
+        }
+        turns.header = header(template);
+        turns.lead = lead(template);
         let last = behind_answer(template, 1);
         let middle = behind_answer(template, 2);
         let mut stops: Vec<String> = Vec::new();
@@ -56,6 +66,13 @@ impl Turns {
         }
         stops.extend(eos);
         longest_first(&mut stops);
+        let before = before_question(template).unwrap_or_default();
+        turns.frame = stops.iter().chain(&bos).cloned().collect();
+        turns.frame.extend(turns.control.iter().filter(|t| before.contains(*t)).cloned());
+        // Only the first of the header: behind it there may be the beginning of a thought.
+        let header = turns.header.as_deref().unwrap_or_default();
+        let first = turns.first_control(header).map(|(_, token)| token.to_owned());
+        turns.frame.extend(first);
         turns.stops = stops;
         turns
     }
@@ -107,6 +124,35 @@ fn behind_answer(template: &ChatTemplate, n_answers: usize) -> Option<String> {
         let at = blocks.iter().rposition(|block: &Block| block.message == Some(answer))?;
         let end = blocks.get(at + 1).map_or(text.len(), |next| next.at.start);
         Some(text[blocks[at].at.end..end].to_owned())
+    })
+}
+
+/// Whether even a small conversation is too much for the limits: then there is nothing to learn, and no need to try again.
+fn exceeds_limits(template: &ChatTemplate) -> bool {
+    let messages = small(1, false, false).into_iter().map(Value::Object).collect();
+    let rendered = template.render_json(&Value::Array(messages), None, false, None);
+    matches!(rendered, Err(TemplateError::Limit(_)))
+}
+
+/// What the template writes between the prompt and an answer.
+fn lead(template: &ChatTemplate) -> Option<String> {
+    SHAPES.into_iter().find_map(|(system, parts)| {
+        let messages = small(1, system, parts);
+        let (text, blocks, _) = blocks(template, &messages, None).ok()?;
+        let answer = messages.len() - 1;
+        let before = messages[..answer].iter().cloned().map(Value::Object).collect();
+        let prompt = template.render_json(&Value::Array(before), None, true, None).ok()?;
+        let first = blocks.iter().find(|block| block.message == Some(answer))?;
+        Some(text[..first.at.start].strip_prefix(prompt.as_str())?.to_owned())
+    })
+}
+
+/// What the template writes before the first question.
+fn before_question(template: &ChatTemplate) -> Option<String> {
+    SHAPES.into_iter().find_map(|(system, parts)| {
+        let (text, blocks, _) = blocks(template, &small(1, system, parts), None).ok()?;
+        let first = blocks.iter().find(|block| block.message == Some(usize::from(system)))?;
+        Some(text[..first.at.start].to_owned())
     })
 }
 

@@ -50,6 +50,13 @@ pub(crate) struct Leaf {
     pub(crate) literals: Vec<Range<usize>>,
 }
 
+impl Leaf {
+    /// Whether one of its literals lies in `range`.
+    pub(crate) fn has_literal_in(&self, range: Range<usize>) -> bool {
+        self.literals.iter().any(|l| l.start < range.end && range.start < l.end)
+    }
+}
+
 /// What a symbol stands for.
 #[derive(Clone)]
 struct Symbol {
