@@ -24,7 +24,8 @@ impl AsRef<Common> for Args {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Dtype {
-    /// As in the source: bf16 where all of its tensors are, f32 otherwise (which holds f16 exactly).
+    /// As in the source: bf16 where all of its tensors are, f32 otherwise (which holds f16
+    /// exactly).
     #[default]
     Base,
     /// Exact.
@@ -52,11 +53,13 @@ pub(crate) struct MergeConfig {
     pub(crate) dtype: Dtype,
     /// Documents that the check runs.
     pub(crate) check_rows: usize,
-    /// Largest difference of a logit that an f32 merge may make. W + s B A is the same sum in another order, so what is left is
-    /// rounding: about 1e-5 on logits of size 10. A wrong scaling or a transposed factor makes a difference of 0.1 and more.
+    /// Largest difference of a logit that an f32 merge may make. W + s B A is the same sum in
+    /// another order, so what is left is rounding: about 1e-5 on logits of size 10. A wrong scaling
+    /// or a transposed factor makes a difference of 0.1 and more.
     pub(crate) max_logit_diff: f64,
-    /// Largest mean divergence, in nats a token, that rounding to bfloat16 may make. A weight keeps 8 bits, which moves logits by
-    /// about 0.05 and costs about 1e-3 nats; ten times that is no rounding any more.
+    /// Largest mean divergence, in nats a token, that rounding to bfloat16 may make. A weight keeps
+    /// 8 bits, which moves logits by about 0.05 and costs about 1e-3 nats; ten times that is no
+    /// rounding any more.
     pub(crate) max_kl: f64,
 }
 

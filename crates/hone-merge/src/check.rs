@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use crate::inputs::Document;
 
-/// Bytes of logits kept of the reference; with more documents or a larger vocabulary fewer positions of each are looked at.
+/// Bytes of logits kept of the reference; with more documents or a larger vocabulary fewer
+/// positions of each are looked at.
 const LOGIT_BYTES_MAX: usize = 64 << 20;
 
 /// A document with the positions that are compared.
@@ -124,7 +125,8 @@ fn spread(len: usize, n: usize) -> Vec<u32> {
     (1..=n).map(|i| (i * len / n - 1) as u32).collect()
 }
 
-/// Adds the difference of one position's logits. A logit that is not finite makes the difference infinite.
+/// Adds the difference of one position's logits. A logit that is not finite makes the difference
+/// infinite.
 fn add(sum: &mut Difference, p: &[f32], q: &[f32]) {
     let worst = p
         .iter()
@@ -138,7 +140,8 @@ fn add(sum: &mut Difference, p: &[f32], q: &[f32]) {
     sum.same_choice += f64::from(u8::from(likeliest(p) == likeliest(q)));
 }
 
-/// KL(p, q) = sum_i p_i (log p_i - log q_i) of two rows of logits, in f64; never below 0 by rounding.
+/// KL(p, q) = sum_i p_i (log p_i - log q_i) of two rows of logits, in f64; never below 0 by
+/// rounding.
 fn divergence(p: &[f32], q: &[f32]) -> f64 {
     let (norm_p, norm_q) = (log_sum_exp(p), log_sum_exp(q));
     let term = |(a, b): (&f32, &f32)| {

@@ -1,7 +1,8 @@
 //! The files beside the weights.
 //!
-//! A tuned model is as good as what it is served with: the template that its rows were rendered with, and the tokens that
-//! end its answers. Both are written from what training really used, in every place where a loader looks for them.
+//! A tuned model is as good as what it is served with: the template that its rows were rendered
+//! with, and the tokens that end its answers. Both are written from what training really used, in
+//! every place where a loader looks for them.
 
 use hone_cli::Failure;
 use hone_model::StoredType;
@@ -110,7 +111,8 @@ fn set_dtype(config: &mut Map<String, Value>, stored: StoredType) {
     config.remove("quantization_config");
 }
 
-/// Settings of generation: the base's own, ended by all of `stops` and by whatever ended the base's texts.
+/// Settings of generation: the base's own, ended by all of `stops` and by whatever ended the base's
+/// texts.
 fn generation_config(
     mut settings: Map<String, Value>,
     config: &Map<String, Value>,
@@ -139,8 +141,8 @@ fn generation_config(
     settings
 }
 
-/// Older loaders read the template here, newer ones from its own file: both get the same. A model that saw no conversation keeps
-/// what its base had.
+/// Older loaders read the template here, newer ones from its own file: both get the same. A model
+/// that saw no conversation keeps what its base had.
 fn set_template(tokenizer: &mut Map<String, Value>, template: Option<&str>) {
     if let Some(template) = template {
         tokenizer.insert("chat_template".to_owned(), template.into());

@@ -1,4 +1,5 @@
-//! What a merge reads: the base, what was trained on it, its packs and its template; opened, and shown to belong together.
+//! What a merge reads: the base, what was trained on it, its packs and its template; opened, and
+//! shown to belong together.
 
 use std::path::Path;
 
@@ -73,7 +74,8 @@ impl Inputs {
     pub(crate) fn refs(&self) -> Result<Vec<InputRef>, Failure> {
         let base = match self.trained {
             Trained::Adapter(_) => self.base.input("base")?,
-            // Only its tokenizer and its settings are read; its weights may be the older copy of what is written.
+            // Only its tokenizer and its settings are read; its weights may be the older copy of
+            // what is written.
             Trained::Weights => {
                 let is_text = |name: &&str| !name.ends_with(".safetensors");
                 let names: Vec<&str> =
@@ -87,7 +89,8 @@ impl Inputs {
         Ok(std::iter::once(base).chain(sealed).collect())
     }
 
-    /// The files of the weights that are the merge's starting point: the base's, or those that were trained.
+    /// The files of the weights that are the merge's starting point: the base's, or those that were
+    /// trained.
     pub(crate) fn weights(&self) -> Result<Vec<Mapped>, Failure> {
         let files = match self.trained {
             Trained::Adapter(_) => self.base.weights()?,
@@ -96,7 +99,8 @@ impl Inputs {
         files.iter().map(|(name, file)| mapping::map(file).map_err(|e| no_map(name, &e))).collect()
     }
 
-    /// Every document of the packs, in the order of eval, test, train, and whether training saw a conversation.
+    /// Every document of the packs, in the order of eval, test, train, and whether training saw a
+    /// conversation.
     pub(crate) fn documents(&self) -> Result<(Vec<Document>, bool), Failure> {
         let mut all = Vec::new();
         let mut is_chat = false;
@@ -157,8 +161,8 @@ fn adapter(sealed: &Sealed) -> Result<Adapter, Failure> {
         .map_err(|e| refused(sealed.dir(), &e))
 }
 
-/// Refuses an artefact that was made from another state of its input: a model would be given a template, or a base, that it
-/// was not trained with.
+/// Refuses an artefact that was made from another state of its input: a model would be given a
+/// template, or a base, that it was not trained with.
 fn same(
     made: &Sealed,
     role: &str,

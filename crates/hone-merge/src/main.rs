@@ -8,8 +8,8 @@
 //! | `files` | the files beside the weights: configuration, tokenizer, template, stop tokens |
 //! | `check` | the written weights against base and adapter, by their logits on real rows |
 //!
-//! Weights are streamed tensor by tensor from mapped files: merging holds the largest tensor a few times over, whatever the size
-//! of the model. The check then loads one model at a time.
+//! Weights are streamed tensor by tensor from mapped files: merging holds the largest tensor a few
+//! times over, whatever the size of the model. The check then loads one model at a time.
 
 mod args;
 mod check;

@@ -1,0 +1,184 @@
+//! The stage: measures one model after the other, seals, says the table.
+
+use hone_cli::{Context, Exit, Failure, Outcome, StagePlan, run_stage};
+use hone_kernels::Cpu;
+use hone_model::{Decoder, Generator};
+use hone_schema::{ArtefactKind, Ledger, Pack, Prompt};
+use hone_store::{Draft, Sealed};
+use hone_tokens::Vocab;
+use serde_json::Value;
+
+use crate::answers::ask;
+use crate::args::{Args, EvalPlan, Format};
+use crate::gates::gates;
+use crate::groups::fields;
+use crate::inputs::{Inputs, load};
+use crate::report::{self, Drawn, Page};
+use crate::results::{Answers, Model, Results};
+use crate::rows;
+
+/// Name of the results.
+const RESULTS: &str = "results.json";
+
+/// Name of the page.
+const REPORT: &str = "report.html";
+
+/// Runs the stage.
+pub(crate) fn eval(args: Args, ctx: &Context) -> Result<Exit, Failure> {
+    let plan = EvalPlan::resolve(&args.common)?;
+    let inputs = Inputs::open(ctx, &plan)?;
+    let stage = StagePlan {
+        stage: "eval",
+        kind: ArtefactKind::Report,
+        dir: plan.out.clone(),
+        config: serde_json::to_value(&plan).expect("a plan has only string keys"),
+        inputs: inputs.refs.clone(),
+    };
+    let exit = run_stage(ctx, &args.common, stage, |draft, _| work(ctx, &plan, &inputs, draft))?;
+    if args.common.why {
+        return Ok(exit);
+    }
+    // Said from what is sealed, so that a fresh stage shows its table too, and fails its gates
+    // again.
+    let sealed = Sealed::open(&plan.out, ArtefactKind::Report)?;
+    let results: Value = serde_json::from_slice(&sealed.read(RESULTS)?)
+        .map_err(|e| Failure::input(format!("`{}`: {e}", sealed.path(RESULTS).display())))?;
+    ctx.note(report::table(&results));
+    ctx.note(format!("report: {}", sealed.path(REPORT).display()));
+    let failed = report::failed_gates(&results);
+    if !failed.is_empty() {
+        ctx.warn(format!("eval: these gates failed: {}", failed.join(", ")));
+    }
+    Ok(exit)
+}
+
+/// What both models are measured on.
+struct Test {
+    packs: Vec<Pack>,
+    prompts: Vec<Prompt>,
+    vocab: Vocab,
+    generator: Generator,
+    is_json: bool,
+}
+
+fn work(
+    ctx: &Context,
+    plan: &EvalPlan,
+    inputs: &Inputs,
+    draft: &Draft,
+) -> Result<Outcome, Failure> {
+    let config = &plan.config;
+    let generator = Generator::greedy(config.max_new, &inputs.stop_ids()?);
+    let test = Test {
+        packs: inputs.packs()?,
+        prompts: inputs.prompts(config.max_prompts)?,
+        vocab: inputs.vocab()?,
+        generator: Generator { batch_size: config.batch_size, ..generator },
+        is_json: config.format == Format::Json,
+    };
+    if test.packs.is_empty() && test.prompts.is_empty() {
+        let at = inputs.packs.dir().display();
+        return Err(Failure::input(format!("`{at}` has no row of the test split"))
+            .hint("give a source `split = \"test\"`, or set `ingest.test_share`"));
+    }
+    let template = inputs.tuned_manifest.file("chat_template.jinja");
+    let mut results = Results {
+        fields: fields(&test.prompts),
+        template_sha256: template.map(|file| file.sha256.to_string()),
+        ..Results::default()
+    };
+    {
+        let mut base = load(&inputs.base)?;
+        results.base = test.measure(ctx, &mut base)?;
+        results.bare = test.ask(ctx, &mut base, |prompt| &prompt.bare_ids)?;
+    }
+    let mut tuned = load(&inputs.tuned)?;
+    results.tuned = test.measure(ctx, &mut tuned)?;
+    results.gates = gates(config, &results.values());
+    let shown = report::choose(&results.tuned.asked.scores, config.samples);
+    let drawn = test.draw(ctx, &mut tuned, plan, &shown)?;
+    drop(tuned);
+
+    let page = Page { plan, inputs, results: &results, prompts: &test.prompts, shown, drawn };
+    write(draft, &page)?;
+    Ok(Outcome {
+        ledger: ledger(inputs),
+        summary: summary(&results),
+        exit: if results.passed() { Exit::Done } else { Exit::GateFailed },
+        report: results.to_json(),
+    })
+}
+
+impl Test {
+    fn measure(&self, ctx: &Context, decoder: &mut Decoder<Cpu>) -> Result<Model, Failure> {
+        let losses = crate::losses::measure(ctx, decoder, &self.packs)?;
+        let asked = self.ask(ctx, decoder, |prompt| &prompt.prompt_ids)?;
+        Ok(Model { losses, asked })
+    }
+
+    fn ask(
+        &self,
+        ctx: &Context,
+        decoder: &mut Decoder<Cpu>,
+        ids: impl Fn(&Prompt) -> &Vec<u32>,
+    ) -> Result<Answers, Failure> {
+        let ids: Vec<Vec<u32>> = self.prompts.iter().map(|prompt| ids(prompt).clone()).collect();
+        let answers = ask(ctx, decoder, &self.vocab, &self.generator, &ids)?;
+        Ok(Answers::new(answers, &self.prompts, self.is_json))
+    }
+
+    /// Draws answers to the first of the shown prompts.
+    fn draw(
+        &self,
+        ctx: &Context,
+        decoder: &mut Decoder<Cpu>,
+        plan: &EvalPlan,
+        shown: &[usize],
+    ) -> Result<Drawn, Failure> {
+        let config = &plan.config;
+        let (temperature, top_p) = (config.temperature, config.top_p);
+        let stop_ids = &self.generator.stop_ids;
+        let generator = Generator::sampled(config.max_new, stop_ids, temperature, top_p, plan.seed);
+        let generator = Generator { batch_size: config.batch_size, ..generator };
+        let rows = shown.iter().take(config.sampled);
+        let ids: Vec<Vec<u32>> = rows.map(|row| self.prompts[*row].prompt_ids.clone()).collect();
+        ask(ctx, decoder, &self.vocab, &generator, &ids)
+    }
+}
+
+fn write(draft: &Draft, page: &Page<'_>) -> Result<(), Failure> {
+    let results = page.results.to_json();
+    let text = serde_json::to_string_pretty(&results).expect("JSON values have only string keys");
+    draft.write(RESULTS, format!("{text}\n").as_bytes(), None)?;
+    let table = rows::table(page.prompts, page.results)?;
+    let mut file = draft.parquet("rows.parquet", table.schema())?;
+    file.write(&table)?;
+    file.finish()?;
+    Ok(draft.write(REPORT, page.html()?.as_bytes(), None)?)
+}
+
+fn summary(results: &Results) -> String {
+    let values = results.values();
+    let mut parts = Vec::new();
+    if let Some(exact) = values.exact_match {
+        let n = results.tuned.asked.answers.len();
+        parts.push(format!("{} of {n} answers exact", report::percent(Some(exact))));
+    }
+    if let Some(rise) = values.plain_perplexity_rise_percent {
+        parts.push(format!("plain perplexity {rise:+.1} %"));
+    }
+    if let Some(loss) = results.tuned.losses.total.mean() {
+        parts.push(format!("held-out loss {loss:.4}"));
+    }
+    parts.join(", ")
+}
+
+/// Every row of the packs passes through; those of the test split are measured.
+fn ledger(inputs: &Inputs) -> Ledger {
+    let mut ledger = Ledger::default();
+    for (source, before) in &inputs.packs.manifest().ledger.sources {
+        let account = ledger.source(source);
+        (account.rows_in, account.rows_out) = (before.rows_out, before.rows_out);
+    }
+    ledger
+}
