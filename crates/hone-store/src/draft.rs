@@ -19,7 +19,7 @@ use parquet::file::properties::WriterProperties;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::{Sealed, StoreError, sync};
+use crate::{Sealed, StoreError, sync, tidy};
 
 /// Most rows of a Parquet row group: bounds what a reader must hold at once.
 const ROW_GROUP_ROWS: usize = 65_536;
@@ -75,7 +75,7 @@ impl Draft {
         refuse_foreign(target)?;
         let lock = sync::lock(&parent.join(format!(".{name}.lock")), target)?;
         let prefix = format!(".{name}.draft-");
-        clear(&parent, &prefix)?;
+        tidy::clear(&parent, &prefix)?;
         let scratch = parent.join(format!("{prefix}{}", std::process::id()));
         fs::create_dir(&scratch).map_err(|e| StoreError::io("create", &scratch, e))?;
         Ok(Draft {
@@ -132,7 +132,7 @@ impl Draft {
             .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
             .build();
         let writer = ArrowWriter::try_new(file, schema, Some(properties))
-            .map_err(|e| StoreError::table(&path, e))?;
+            .map_err(|e| StoreError::write(&path, &e))?;
         Ok(ParquetFile { writer, path, rows: 0 })
     }
 
@@ -143,7 +143,8 @@ impl Draft {
     pub fn ipc(&self, name: &str, schema: SchemaRef) -> Result<IpcFile, StoreError> {
         let file = self.file(name)?;
         let path = file.path.clone();
-        let writer = FileWriter::try_new(file, &schema).map_err(|e| StoreError::table(&path, e))?;
+        let writer =
+            FileWriter::try_new(file, &schema).map_err(|e| StoreError::write(&path, &e))?;
         Ok(IpcFile { writer, path, rows: 0 })
     }
 
@@ -227,19 +228,6 @@ fn refuse_foreign(target: &Path) -> Result<(), StoreError> {
             if entries.next().is_none() { Ok(()) } else { Err(foreign()) }
         }
     }
-}
-
-/// Removes scratch directories that a killed writer left; the lock is held, so none is in use.
-fn clear(parent: &Path, prefix: &str) -> Result<(), StoreError> {
-    let error = |e| StoreError::io("read", parent, e);
-    for entry in fs::read_dir(parent).map_err(error)? {
-        let entry = entry.map_err(error)?;
-        if entry.file_name().to_string_lossy().starts_with(prefix) {
-            let path = entry.path();
-            fs::remove_dir_all(&path).map_err(|e| StoreError::io("remove", &path, e))?;
-        }
-    }
-    Ok(())
 }
 
 /// Hashes and counts what passes through.
@@ -327,7 +315,7 @@ impl ParquetFile {
     /// A batch of another schema, or the file system.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), StoreError> {
         self.rows += batch.num_rows() as u64;
-        self.writer.write(batch).map_err(|e| StoreError::table(&self.path, e))
+        self.writer.write(batch).map_err(|e| StoreError::write(&self.path, &e))
     }
 
     /// Writes the footer and finishes the file.
@@ -335,7 +323,7 @@ impl ParquetFile {
     /// # Errors
     /// The file system.
     pub fn finish(self) -> Result<(), StoreError> {
-        let file = self.writer.into_inner().map_err(|e| StoreError::table(&self.path, e))?;
+        let file = self.writer.into_inner().map_err(|e| StoreError::write(&self.path, &e))?;
         file.finish(Some(self.rows))
     }
 }
@@ -354,7 +342,7 @@ impl IpcFile {
     /// A batch of another schema, or the file system.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), StoreError> {
         self.rows += batch.num_rows() as u64;
-        self.writer.write(batch).map_err(|e| StoreError::table(&self.path, e))
+        self.writer.write(batch).map_err(|e| StoreError::write(&self.path, &e))
     }
 
     /// Writes the footer and finishes the file.
@@ -362,7 +350,7 @@ impl IpcFile {
     /// # Errors
     /// The file system.
     pub fn finish(self) -> Result<(), StoreError> {
-        let file = self.writer.into_inner().map_err(|e| StoreError::table(&self.path, e))?;
+        let file = self.writer.into_inner().map_err(|e| StoreError::write(&self.path, &e))?;
         file.finish(Some(self.rows))
     }
 }

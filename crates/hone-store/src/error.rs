@@ -65,6 +65,14 @@ pub enum StoreError {
         /// The file asked for.
         name: String,
     },
+    /// Not a model directory.
+    #[error("`{}` is not a model directory: {what}", path.display())]
+    NotModel {
+        /// Where.
+        path: PathBuf,
+        /// What it lacks.
+        what: String,
+    },
     /// A file that is not the one that was sealed.
     #[error("`{}` was changed after it was sealed: {what}", path.display())]
     Changed {
@@ -130,6 +138,20 @@ impl StoreError {
         StoreError::Table { path: path.to_owned(), message: source.to_string() }
     }
 
+    /// An error of writing a table: the file system's when it is at the bottom of it, such as a
+    /// full disk.
+    pub(crate) fn write(path: &Path, source: &(dyn std::error::Error + 'static)) -> Self {
+        let mut at = Some(source);
+        while let Some(error) = at {
+            if let Some(io) = error.downcast_ref::<io::Error>() {
+                let copy = io::Error::new(io.kind(), io.to_string());
+                return StoreError::io("write", path, copy);
+            }
+            at = error.source();
+        }
+        StoreError::table(path, source)
+    }
+
     pub(crate) fn hash(path: &Path, sealed: &Sha256Hex, found: &Sha256Hex) -> Self {
         let what = format!("its hash was {}, it is {}", sealed.short(), found.short());
         StoreError::Changed { path: path.to_owned(), what }
@@ -146,10 +168,33 @@ impl StoreError {
         }
     }
 
+    /// The path it is about, when it is about one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            StoreError::Name(_) => None,
+            StoreError::Io { path, .. }
+            | StoreError::NotFound { path }
+            | StoreError::NotSealed { path }
+            | StoreError::Manifest { path, .. }
+            | StoreError::Kind { path, .. }
+            | StoreError::NoFile { path, .. }
+            | StoreError::NotModel { path, .. }
+            | StoreError::Changed { path, .. }
+            | StoreError::Locked { path, .. }
+            | StoreError::Foreign { path }
+            | StoreError::TooLarge { path, .. }
+            | StoreError::Rows { path, .. }
+            | StoreError::Table { path, .. } => Some(path),
+        }
+    }
+
     /// What to do about it, when there is something.
     pub fn hint(&self) -> Option<String> {
         match self {
-            StoreError::NotFound { .. } | StoreError::NotSealed { .. } => {
+            StoreError::NotFound { .. } => {
+                Some("correct the path; it starts where the program is started".to_owned())
+            }
+            StoreError::NotSealed { .. } => {
                 Some("run the stage that writes it, or correct the path".to_owned())
             }
             StoreError::Manifest { source: ManifestError::Schema { .. }, .. } => {
@@ -157,6 +202,11 @@ impl StoreError {
             }
             StoreError::Manifest { .. } | StoreError::Changed { .. } => Some(
                 "run the stage that wrote it again with `--force`; artefacts are not edited by hand"
+                    .to_owned(),
+            ),
+            StoreError::NotModel { .. } => Some(
+                "a model directory has config.json, tokenizer.json and *.safetensors; \
+                 `hone-fetch model` makes one"
                     .to_owned(),
             ),
             StoreError::Locked { .. } => Some("wait for it, or stop it".to_owned()),

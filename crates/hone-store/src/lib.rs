@@ -16,6 +16,7 @@ mod sealed;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod tidy;
 
 pub use draft::{Draft, DraftFile, IpcFile, ParquetFile, Seal};
 pub use error::{ErrorClass, StoreError};
@@ -23,3 +24,4 @@ pub use live::Live;
 pub use model_dir::ModelDir;
 pub use program::program;
 pub use sealed::{Batches, Sealed, children, remove_sealed};
+pub use tidy::{sweep, sweep_all};

@@ -28,8 +28,10 @@ impl ModelDir {
     /// # Errors
     /// It is missing, not a directory, has no `config.json`, or was sealed and changed since.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let lacks =
+            |what: &str| StoreError::NotModel { path: dir.to_owned(), what: what.to_owned() };
         if !dir.is_dir() {
-            return Err(StoreError::NotFound { path: dir.to_owned() });
+            return Err(lacks(if dir.exists() { "it is a file" } else { "it does not exist" }));
         }
         let names: Vec<String> = input::list(dir)?
             .iter()
@@ -41,7 +43,7 @@ impl ModelDir {
             if dir.join(Manifest::FILE).is_file() { Some(Sealed::open_any(dir)?) } else { None };
         let model = ModelDir { dir: dir.to_owned(), sealed, names };
         if !model.has("config.json") {
-            return Err(model.no_file("config.json"));
+            return Err(lacks("it has no `config.json`"));
         }
         Ok(model)
     }
@@ -109,7 +111,11 @@ impl ModelDir {
                 Ok((name.clone(), file))
             })
             .collect::<Result<_, StoreError>>()?;
-        if files.is_empty() { Err(self.no_file("model.safetensors")) } else { Ok(files) }
+        if files.is_empty() {
+            let what = "it has no weights (`*.safetensors`)".to_owned();
+            return Err(StoreError::NotModel { path: self.dir.clone(), what });
+        }
+        Ok(files)
     }
 
     /// The whole model as an input of a stage.

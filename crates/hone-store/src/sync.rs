@@ -1,8 +1,8 @@
 //! The system calls of the protocol: sync a directory, lock, rename without replacing, exchange.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
@@ -16,6 +16,17 @@ pub(crate) fn dir(path: &Path) -> Result<(), StoreError> {
 
 /// Takes the lock file at `path` for as long as the returned file lives. The kernel frees it when the holder dies.
 pub(crate) fn lock(path: &Path, target: &Path) -> Result<File, StoreError> {
+    loop {
+        let file = try_lock(path, target)?;
+        // Who removes a lock file holds it; it may have been removed between our opening and locking it.
+        let is_ours = |there: &Metadata| file.metadata().is_ok_and(|m| m.ino() == there.ino());
+        if std::fs::metadata(path).is_ok_and(|there| is_ours(&there)) {
+            return Ok(file);
+        }
+    }
+}
+
+fn try_lock(path: &Path, target: &Path) -> Result<File, StoreError> {
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)

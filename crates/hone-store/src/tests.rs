@@ -8,7 +8,10 @@ use hone_schema::{ArtefactKind, Conversation, Ledger, Program, Split, sha256};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Draft, ErrorClass, ModelDir, Seal, Sealed, StoreError, children, input, remove_sealed};
+use crate::{
+    Draft, ErrorClass, ModelDir, Seal, Sealed, StoreError, children, input, remove_sealed,
+    sweep_all,
+};
 
 fn seal(stage: &str) -> Seal {
     Seal {
@@ -213,15 +216,31 @@ fn only_sealed_directories_are_removed() {
 }
 
 #[test]
+fn what_a_killed_writer_left_is_swept_unless_somebody_writes() {
+    let temp = TempDir::new().unwrap();
+    let dir = temp.path().join("c");
+    let left = dir.join(".step-1.draft-99");
+    fs::create_dir_all(&left).unwrap();
+    fs::write(left.join("x"), b"half").unwrap();
+    let writer = Draft::open(&dir.join("step-2")).unwrap();
+    sweep_all(&dir).unwrap();
+    assert!(!left.exists() && dir.join(".step-2.lock").exists(), "the other writer goes on");
+    drop(writer);
+    sweep_all(&dir).unwrap();
+    assert!(!dir.exists(), "nothing is left in it");
+    sweep_all(&dir).unwrap();
+}
+
+#[test]
 fn a_model_directory_is_known_by_what_it_holds() {
     let temp = TempDir::new().unwrap();
     let dir = temp.path().join("m");
     fs::create_dir(&dir).unwrap();
-    assert!(matches!(ModelDir::open(&dir), Err(StoreError::NoFile { .. })));
+    assert!(matches!(ModelDir::open(&dir), Err(StoreError::NotModel { .. })));
     fs::write(dir.join("config.json"), b"{}").unwrap();
     fs::write(dir.join("README.md"), b"card").unwrap();
     let before = ModelDir::open(&dir).unwrap();
-    assert!(matches!(before.weights(), Err(StoreError::NoFile { .. })));
+    assert!(matches!(before.weights(), Err(StoreError::NotModel { .. })));
     let hash = |role| ModelDir::open(&dir).unwrap().input(role).unwrap().sha256;
     let empty = hash("base");
     fs::write(dir.join("README.md"), b"another card").unwrap();
