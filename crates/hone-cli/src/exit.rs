@@ -2,6 +2,8 @@
 
 use hone_store::{ErrorClass, StoreError};
 
+use crate::STAGES;
+
 /// How a program of hone ends. A Rust panic (101) is a bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -83,7 +85,24 @@ impl From<StoreError> for Failure {
             ErrorClass::Input => Exit::Input,
             ErrorClass::Environment => Exit::Environment,
         };
-        Failure { exit, message: error.to_string(), hint: error.hint() }
+        let hint = stage_hint(&error).or_else(|| error.hint());
+        Failure { exit, message: error.to_string(), hint }
+    }
+}
+
+/// The command that makes an artefact that is missing or damaged, where its path says whose it is.
+fn stage_hint(error: &StoreError) -> Option<String> {
+    let parts = error.path()?.iter().rev().take(2);
+    let stage = parts.filter_map(|part| part.to_str()).find(|part| STAGES.contains(part))?;
+    match error {
+        StoreError::NotFound { .. } | StoreError::NotSealed { .. } | StoreError::NoFile { .. } => {
+            Some(format!("run `hone-{stage}` first, or say with `--runs` where its output lies"))
+        }
+        StoreError::Manifest { .. } | StoreError::Changed { .. } => Some(format!(
+            "run `hone-{stage} --force` to make it again; artefacts are not edited by hand"
+        )),
+        StoreError::Kind { .. } => Some(format!("run `hone-{stage}` to make it again")),
+        _ => None,
     }
 }
 

@@ -34,8 +34,24 @@ pub struct Pipeline {
     file: String,
     text: String,
     table: Table,
-    overridden: Vec<String>,
+    overrides: Vec<Override>,
     runs: PathBuf,
+}
+
+/// A `--set`.
+#[derive(Clone, Debug)]
+struct Override {
+    /// The key, such as `train.lr`.
+    key: String,
+    /// As it was typed.
+    text: String,
+}
+
+impl Override {
+    /// How a message names it.
+    fn place(&self) -> String {
+        format!("`--set {}`", self.text)
+    }
 }
 
 impl Pipeline {
@@ -57,11 +73,12 @@ impl Pipeline {
         };
         let mut table: Table =
             text.parse().map_err(|e: toml::de::Error| syntax_failure(&file, &text, &e))?;
-        let mut overridden = Vec::new();
+        let mut overrides = Vec::new();
         for set in &common.set {
-            overridden.push(apply(&mut table, set)?);
+            let key = apply(&mut table, set)?;
+            overrides.push(Override { key, text: set.clone() });
         }
-        check_top_keys(&file, &text, &table)?;
+        check_top_keys(&file, &text, &table, &overrides)?;
         let name = top(&table, &file, "name", Value::as_str)?.map_or(stem, str::to_owned);
         if !name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')) {
             let message =
@@ -77,7 +94,7 @@ impl Pipeline {
             file,
             text,
             table,
-            overridden,
+            overrides,
             runs: common.runs.clone(),
         })
     }
@@ -113,35 +130,114 @@ impl Pipeline {
     /// # Errors
     /// An unknown key, named with its line and the nearest known one; a missing or mistyped value.
     pub fn stage<T: DeserializeOwned>(&self, stage: &'static str) -> Result<T, Failure> {
-        let prefix = format!("{stage}.");
-        let is_overridden = self.overridden.iter().any(|key| key.starts_with(&prefix));
-        if self.text.is_empty() || is_overridden || !self.has(stage) {
-            let table =
-                self.table.get(stage).cloned().unwrap_or_else(|| Value::Table(Table::new()));
-            return table
-                .try_into()
-                .map_err(|e: toml::de::Error| self.key_failure(stage, None, e.message()));
+        if self.overrides.is_empty() && self.has(stage) {
+            return self.from_text(stage).map_err(|e| self.key_failure(stage, self.line(&e), &e));
         }
-        // Once more from the text, so that an error knows its line.
-        toml::de::Deserializer::parse(&self.text)
-            .and_then(|toml| OneTable { stage, marker: PhantomData }.deserialize(toml))
-            .map_err(|e| {
-                let line = e.span().map(|span| line_of(&self.text, span.start));
-                self.key_failure(stage, line, e.message())
-            })
+        let empty = || Value::Table(Table::new());
+        let table = self.table.get(stage).cloned().unwrap_or_else(empty);
+        table.try_into().map_err(|e: toml::de::Error| {
+            // What is wrong in the file already has a line there.
+            let in_text = self.has(stage).then(|| self.from_text::<T>(stage).err()).flatten();
+            let same = in_text.filter(|other| other.message() == e.message());
+            self.key_failure(stage, same.and_then(|other| self.line(&other)), &e)
+        })
     }
 
-    fn key_failure(&self, stage: &str, line: Option<usize>, message: &str) -> Failure {
-        let place = line.map_or_else(|| self.file.clone(), |line| format!("{}:{line}", self.file));
-        let failure = Failure::usage(format!("{place}: [{stage}] {}", message.trim()));
-        match unknown_field(message) {
-            Some((word, known)) => match nearest(word, known.iter().copied()) {
-                Some(near) => failure.hint(format!("did you mean `{near}`?")),
-                None => failure,
-            },
-            None => failure,
+    /// The table of `stage` as it stands in the file, so that an error knows its line.
+    fn from_text<T: DeserializeOwned>(&self, stage: &'static str) -> Result<T, toml::de::Error> {
+        toml::de::Deserializer::parse(&self.text)
+            .and_then(|toml| OneTable { stage, marker: PhantomData }.deserialize(toml))
+    }
+
+    fn line(&self, error: &toml::de::Error) -> Option<usize> {
+        error.span().map(|span| line_of(&self.text, span.start))
+    }
+
+    fn key_failure(&self, stage: &str, line: Option<usize>, error: &toml::de::Error) -> Failure {
+        let message = error.message().trim();
+        let at = |key: &str| {
+            let set = self.overrides.iter().rev().find(|set| is_set(set, stage, key));
+            match (line, set) {
+                (None, Some(set)) => set.place(),
+                (Some(line), _) => format!("{}:{line}", self.file),
+                (None, None) => self.file.clone(),
+            }
+        };
+        if let Some((word, known)) = unknown_field(message) {
+            let text = format!("{}: [{stage}] unknown key `{word}`", at(word));
+            return Failure::usage(text).hint(match nearest(word, known.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("known are {}", known.join(", ")),
+            });
+        }
+        if let Some(key) = message.strip_prefix("missing field `").and_then(|m| m.strip_suffix('`'))
+        {
+            let text = format!("{}: [{stage}] `{key}` is not given", at(key));
+            let file = if self.text.is_empty() { "give `--pipeline`" } else { "write it there" };
+            return Failure::usage(text)
+                .hint(format!("it has no default: {file}, or add `--set {stage}.{key}=...`"));
+        }
+        // The library names the key only where it has no text to point into.
+        let shown = error.to_string();
+        let key = shown.split("in `").nth(1).and_then(|rest| rest.split('`').next());
+        let what = in_words(message);
+        Failure::usage(format!("{}: [{stage}] {what}", at(key.unwrap_or_default())))
+    }
+
+    /// A failure of a check of `stage`'s values, with the place of the key that it names in backticks.
+    pub fn at(&self, stage: &str, failure: Failure) -> Failure {
+        let key = failure.message.split('`').nth(1).unwrap_or_default();
+        let set = self.overrides.iter().rev().find(|set| is_set(set, stage, key));
+        let place = match (set, find_key(&self.text, stage, key)) {
+            (Some(set), _) => set.place(),
+            (None, Some(line)) => format!("{}:{line}", self.file),
+            (None, None) => self.file.clone(),
+        };
+        Failure { message: format!("{place}: {}", failure.message), ..failure }
+    }
+}
+
+/// Whether an override sets `key`, a path in the table of `stage` or the end of one.
+fn is_set(set: &Override, stage: &str, key: &str) -> bool {
+    let inner = set.key.strip_prefix(stage).and_then(|rest| rest.strip_prefix('.'));
+    let ends =
+        |inner: &str| inner.strip_suffix(key).is_some_and(|r| r.is_empty() || r.ends_with('.'));
+    !key.is_empty() && inner.is_some_and(ends)
+}
+
+/// The line of a key in the table of `stage`, or else that of the table.
+fn find_key(text: &str, stage: &str, key: &str) -> Option<usize> {
+    let (mut inside, mut table) = (false, None);
+    for (idx, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.starts_with('[') {
+            let name = line.trim_matches(['[', ']', ' ']);
+            inside = name == stage || name.strip_prefix(stage).is_some_and(|r| r.starts_with('.'));
+            if inside {
+                table = table.or(Some(idx + 1));
+            }
+        } else if inside
+            && !key.is_empty()
+            && line.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='))
+        {
+            return Some(idx + 1);
         }
     }
+    table
+}
+
+/// A message of the TOML library without the names of Rust's types.
+fn in_words(message: &str) -> String {
+    let Some((found, expected)) = message.rsplit_once("expected ") else {
+        return message.to_owned();
+    };
+    let expected = match expected {
+        "f32" | "f64" => "a number",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number of at least 0",
+        "i32" | "i64" => "a whole number",
+        other => other,
+    };
+    format!("{found}expected {expected}")
 }
 
 /// Reads one table of the file and lets the others pass.
@@ -187,19 +283,28 @@ fn line_of(text: &str, at: usize) -> usize {
     text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1
 }
 
-fn check_top_keys(file: &str, text: &str, table: &Table) -> Result<(), Failure> {
+fn check_top_keys(
+    file: &str,
+    text: &str,
+    table: &Table,
+    overrides: &[Override],
+) -> Result<(), Failure> {
     let known = || TOP_KEYS.into_iter().chain(STAGES);
     for key in table.keys() {
         if known().any(|k| k == key) {
             continue;
         }
-        let is_key = |line: &str| {
-            let line = line.trim_start_matches(['[', ' ']);
-            line.strip_prefix(key.as_str())
-                .is_some_and(|rest| rest.starts_with(['=', ' ', ']', '.', '\t']))
+        let starts = |text: &str| {
+            text.strip_prefix(key.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['=', ' ', ']', '.', '\t']))
         };
-        let line = text.lines().position(is_key).map_or(String::new(), |l| format!(":{}", l + 1));
-        let failure = Failure::usage(format!("{file}{line}: unknown key or table `{key}`"));
+        let line = text.lines().position(|line| starts(line.trim_start_matches(['[', ' '])));
+        let place = match (line, overrides.iter().find(|set| starts(&set.key))) {
+            (Some(line), _) => format!("{file}:{}", line + 1),
+            (None, Some(set)) => set.place(),
+            (None, None) => file.to_owned(),
+        };
+        let failure = Failure::usage(format!("{place}: unknown key or table `{key}`"));
         return Err(match nearest(key, known()) {
             Some(near) => failure.hint(format!("did you mean `{near}`?")),
             None => {
@@ -334,15 +439,47 @@ mod tests {
     }
 
     #[test]
+    fn a_check_of_values_gets_the_place_of_its_key() {
+        let at = |set: &[&str], message: &str| {
+            load(FILE, set).unwrap().at("train", Failure::usage(message)).message
+        };
+        let place = |set: &[&str], message: &str| {
+            at(set, message).split(": ").next().unwrap().rsplit('/').next().unwrap().to_owned()
+        };
+        assert_eq!(place(&[], "`lr` is too large"), "p.toml:5");
+        assert_eq!(place(&[], "`path` is empty"), "p.toml:8");
+        assert_eq!(place(&[], "`rank` is 0"), "p.toml:4");
+        assert_eq!(place(&["train.rank=0"], "`rank` is 0"), "`--set train.rank=0`");
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_line() {
         let near = Some("did you mean `rank`?");
         check(
             &FILE.replace("lr = 0.5", "lr = 0.5\nrnak = 3"),
             &[],
-            "p.toml:6: [train] unknown field `rnak`",
+            "p.toml:6: [train] unknown key `rnak`",
             near,
         );
-        check(FILE, &["train.rnak=3"], "[train] unknown field `rnak`", near);
+        check(FILE, &["train.rnak=3"], "`--set train.rnak=3`: [train] unknown key `rnak`", near);
+        check(
+            &FILE.replace("lr = 0.5", "lr = 0.5\nrnak = 3"),
+            &["train.rank=3"],
+            "p.toml:6: [train] unknown key `rnak`",
+            near,
+        );
+        check(
+            FILE,
+            &["train.lr=fast"],
+            "`--set train.lr=fast`: [train] invalid type: string \"fast\", expected a number",
+            None,
+        );
+        check(
+            &FILE.replace("lr = 0.5", ""),
+            &[],
+            "p.toml:4: [train] `lr` is not given",
+            Some("it has no default: write it there, or add `--set train.lr=...`"),
+        );
         check(
             &FILE.replace("[train]", "[trian]"),
             &[],
@@ -350,6 +487,8 @@ mod tests {
             Some("did you mean `train`?"),
         );
         check(&FILE.replace("lr = 0.5", "lr = 'x'"), &[], "p.toml:5: [train] invalid type", None);
+        let all = "known are name, base, seed, ingest, template, tokenize, train, merge, eval";
+        check(FILE, &["x=1"], "`--set x=1`: unknown key or table `x`", Some(all));
         check(&FILE.replace("lr = 0.5", "lr = "), &[], "p.toml:5: ", None);
         check(&FILE.replace("seed = 3", "seed = -3"), &[], "`seed` is -3", None);
         let how = Some("write it as `--set train.lr=2e-4`");

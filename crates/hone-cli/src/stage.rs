@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use hone_schema::{ArtefactKind, InputRef, Ledger, Manifest, Program, Sha256Hex, stage_key};
-use hone_store::{Draft, Seal, Sealed};
+use hone_store::{Draft, Seal, Sealed, StoreError};
 use serde_json::{Value, json};
 
 use crate::{Common, Context, Exit, Failure};
@@ -68,17 +68,32 @@ pub fn run_stage(
             if !common.force || common.why {
                 ctx.note(format!("{}: fresh  {}", plan.stage, dir.display()));
                 print_json(ctx, common, &plan, &dir, "fresh", old.manifest());
+                if !common.why {
+                    hone_store::sweep(&dir)?;
+                }
                 return Ok(fresh_exit(ctx, &plan, old.manifest()));
             }
             vec!["--force was given".to_owned()]
         }
         Ok(old) => differences(old.manifest(), &plan, &program),
-        Err(_) => vec!["there is no sealed output yet".to_owned()],
+        Err(StoreError::NotFound { path } | StoreError::NotSealed { path }) if path == dir => {
+            vec!["there is no sealed output yet".to_owned()]
+        }
+        Err(error) => vec![format!("its output cannot be used: {error}")],
     };
     for reason in &reasons {
         ctx.note(format!("{}: runs because {reason}", plan.stage));
     }
     if common.why {
+        if common.json {
+            let object = json!({
+                "stage": plan.stage,
+                "status": "stale",
+                "dir": dir.display().to_string(),
+                "reasons": reasons,
+            });
+            ctx.print(object.to_string());
+        }
         return Ok(Exit::Done);
     }
     let _span = tracing::info_span!("stage", name = plan.stage, key = key.short()).entered();
@@ -143,7 +158,9 @@ fn differences(old: &Manifest, plan: &StagePlan, program: &Program) -> Vec<Strin
         all.push(format!("the directory holds {} of `{}`", old.kind, old.stage));
         return all;
     }
-    diff_json("", &old.config, &plan.config, &mut all);
+    // The old one was read from text, which may move the last digit of a float.
+    let config = serde_json::from_str(&plan.config.to_string()).unwrap_or_default();
+    diff_json("", &old.config, &config, &mut all);
     for input in &plan.inputs {
         match old.inputs.iter().find(|was| was.role == input.role) {
             None => all.push(format!("the input `{}` is new", input.role)),
@@ -177,6 +194,11 @@ fn diff_json(path: &str, old: &Value, new: &Value, all: &mut Vec<String>) {
                 let inner = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
                 let null = &Value::Null;
                 diff_json(&inner, a.get(key).unwrap_or(null), b.get(key).unwrap_or(null), all);
+            }
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            for (idx, (a, b)) in a.iter().zip(b).enumerate() {
+                diff_json(&format!("{path}.{idx}"), a, b, all);
             }
         }
         _ if old == new => {}
@@ -246,11 +268,17 @@ mod tests {
     #[test]
     fn differences_name_the_key() {
         let mut all = Vec::new();
-        let old = json!({"lr": 1, "inner": {"rank": 8}, "gone": true});
-        diff_json("", &old, &json!({"lr": 2, "inner": {"rank": 16}}), &mut all);
+        let old = json!({"lr": 1, "inner": {"rank": 8}, "gone": true, "list": [{"a": 1}, 2]});
+        let new = json!({"lr": 2, "inner": {"rank": 16}, "list": [{"a": 3}, 2]});
+        diff_json("", &old, &new, &mut all);
         assert_eq!(
             all,
-            ["`gone` was true and is null", "`inner.rank` was 8 and is 16", "`lr` was 1 and is 2"]
+            [
+                "`gone` was true and is null",
+                "`inner.rank` was 8 and is 16",
+                "`list.0.a` was 1 and is 3",
+                "`lr` was 1 and is 2",
+            ]
         );
     }
 }

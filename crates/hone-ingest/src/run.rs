@@ -49,7 +49,7 @@ pub(crate) fn stage(common: &Common, ctx: &Context) -> Result<Exit, Failure> {
     let pipeline = Pipeline::load(common)?;
     let mut config: Config = pipeline.stage("ingest")?;
     config.seed.get_or_insert(pipeline.seed);
-    let plan = config.resolve(pipeline.seed)?;
+    let plan = config.resolve(pipeline.seed).map_err(|failure| pipeline.at("ingest", failure))?;
     let files = plan.sources.iter().map(|s| files(s, ctx)).collect::<Result<Vec<_>, _>>()?;
     let mut inputs = Vec::new();
     for (source, files) in plan.sources.iter().zip(&files) {
@@ -221,7 +221,8 @@ pub(crate) fn detect(source: &Source, files: &[PathBuf]) -> Result<Detected, Fai
             return Failure::input(format!("{file}: there are no rows"));
         }
         if let Some((line, fault)) = fault {
-            text.push_str(&format!("; line {line}: {}", fault.detail));
+            let (reason, detail) = (fault.reason.as_str(), fault.detail);
+            text.push_str(&format!("; line {line}: {reason}: {detail}"));
         }
         Failure::input(format!("{file}: {text}")).hint(
             "known are alpaca, sharegpt, messages, prompt-completion, flan, text, preference, one \

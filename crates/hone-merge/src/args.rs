@@ -92,21 +92,28 @@ pub(crate) struct MergePlan {
     pub(crate) out: PathBuf,
 }
 
+impl MergeConfig {
+    fn check(&self) -> Result<(), Failure> {
+        if self.check_rows == 0 {
+            return Err(Failure::usage("[merge] `check_rows` is 0").hint(
+                "a merge that nothing was computed with is not known to be one; give 1 or more",
+            ));
+        }
+        for (key, bound) in [("max_logit_diff", self.max_logit_diff), ("max_kl", self.max_kl)] {
+            if !(bound >= 0.0 && bound.is_finite()) {
+                return Err(Failure::usage(format!("[merge] `{key}` = {bound} is not 0 or more")));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl MergePlan {
     /// Reads the pipeline file and checks the settings; opens nothing else.
     pub(crate) fn resolve(common: &Common) -> Result<Self, Failure> {
         let pipeline = Pipeline::load(common)?;
         let config: MergeConfig = pipeline.stage("merge")?;
-        if config.check_rows == 0 {
-            return Err(Failure::usage("[merge] `check_rows` is 0").hint(
-                "a merge that nothing was computed with is not known to be one; give 1 or more",
-            ));
-        }
-        for (key, bound) in [("max_logit_diff", config.max_logit_diff), ("max_kl", config.max_kl)] {
-            if !(bound >= 0.0 && bound.is_finite()) {
-                return Err(Failure::usage(format!("[merge] `{key}` = {bound} is not 0 or more")));
-            }
-        }
+        config.check().map_err(|failure| pipeline.at("merge", failure))?;
         Ok(MergePlan {
             config,
             base: pipeline.need_base()?.to_owned(),

@@ -30,7 +30,7 @@ pub(crate) fn main(args: &Args, ctx: &Context) -> Result<Exit, Failure> {
 fn stage(common: &Common, ctx: &Context) -> Result<Exit, Failure> {
     let pipeline = Pipeline::load(common)?;
     let config: Config = pipeline.stage("template")?;
-    let date = config.date()?;
+    let date = config.date().map_err(|failure| pipeline.at("template", failure))?;
     let conversations = Sealed::open(&pipeline.dir("ingest"), ArtefactKind::Conversations)?;
     let model = ModelDir::open(pipeline.need_base()?)?;
     let tokenizer = Tokenizer::read(&model)?;

@@ -113,7 +113,7 @@ impl Config {
     /// Checks the values against each other.
     pub(crate) fn check(self) -> Result<Self, Failure> {
         if self.max_len < 2 || self.max_len > MAX_LEN_MAX {
-            let message = format!("tokenize.max_len is {}", self.max_len);
+            let message = format!("[tokenize] `max_len` is {}", self.max_len);
             return Err(
                 Failure::usage(message).hint(format!("a pack holds 2 to {MAX_LEN_MAX} tokens"))
             );

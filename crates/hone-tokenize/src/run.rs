@@ -52,7 +52,8 @@ pub(crate) fn tokenize(ctx: &Context, common: &Common) -> Result<Exit, Failure> 
 impl Inputs {
     /// Opens what the pipeline names.
     pub(crate) fn open(pipeline: &Pipeline) -> Result<Self, Failure> {
-        let config: Config = pipeline.stage::<Config>("tokenize")?.check()?;
+        let config: Config = pipeline.stage("tokenize")?;
+        let config = config.check().map_err(|failure| pipeline.at("tokenize", failure))?;
         let rendered = Sealed::open(&pipeline.dir("template"), ArtefactKind::Rendered)?;
         let source = TokenizerSource::open(pipeline, &config)?;
         let tokenizer_json = source.read("tokenizer.json")?.ok_or_else(|| {
@@ -258,7 +259,11 @@ fn make(inputs: &Inputs, rendered: &Rendered) -> Made {
 fn stop_if_asked(inputs: &Inputs, row: &Rendered, refusal: &Refusal) -> Result<(), Failure> {
     if inputs.config.too_long == TooLong::Error && refusal.reason == Reason::TooLong {
         let message = format!("row `{}` of `{}`: {}", row.id, row.source, refusal.detail);
-        let hint = "raise tokenize.max_len, or set tokenize.too_long to \"drop\" or \"truncate\"";
+        let hint = format!(
+            "raise tokenize.max_len, or set tokenize.too_long to \"drop\" or \"truncate\"; \
+             `hone-tokenize show --id {}` prints the row",
+            row.id
+        );
         return Err(Failure::input(message).hint(hint));
     }
     Ok(())

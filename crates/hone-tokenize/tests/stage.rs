@@ -252,9 +252,9 @@ fn what_cannot_be_done_is_said() {
         place.pipeline(table);
         place.tokenize(&[])
     };
-    check(&with("too_long = \"drop\""), 2, &["missing field `max_len`"]);
-    check(&with("max_len = 64"), 2, &["missing field `too_long`"]);
-    check(&with("max_len = 1\ntoo_long = \"drop\""), 2, &["tokenize.max_len is 1"]);
+    check(&with("too_long = \"drop\""), 2, &["`max_len` is not given"]);
+    check(&with("max_len = 64"), 2, &["`too_long` is not given"]);
+    check(&with("max_len = 1\ntoo_long = \"drop\""), 2, &["[tokenize] `max_len` is 1"]);
     check(
         &with("max_length = 64\ntoo_long = \"drop\""),
         2,
