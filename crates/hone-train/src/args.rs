@@ -203,7 +203,7 @@ impl TrainPlan {
             logs: pipeline.run_dir().join("logs").join("train"),
             config,
         };
-        plan.check()?;
+        plan.check().map_err(|failure| pipeline.at("train", failure))?;
         Ok(plan)
     }
 
@@ -211,8 +211,9 @@ impl TrainPlan {
         let config = &self.config;
         let wrong = |message: &str| Err(Failure::usage(format!("[train] {message}")));
         if config.lr.is_none() {
-            return Err(Failure::usage("[train] `lr` is not given")
-                .hint("2e-4 is a common start for LoRA, 1e-5 for full fine-tuning"));
+            return Err(Failure::usage("[train] `lr` is not given").hint(
+                "it has no default: 2e-4 is a common start for LoRA, 1e-5 for full fine-tuning",
+            ));
         }
         if config.batch_size == 0 || config.micro_batch_size == 0 {
             return wrong("`batch_size` and `micro_batch_size` are at least 1");
@@ -231,6 +232,9 @@ impl TrainPlan {
         }
         self.optimizer().check().map_err(setting)?;
         self.schedule(1).check().map_err(setting)?;
+        if config.rank == 0 {
+            return wrong("`rank` is 0, and an adapter has at least 1");
+        }
         if config.method == Method::Lora {
             let lora = self.lora();
             lora.check().map_err(|e| Failure::usage(format!("[train] {e}")))?;

@@ -7,7 +7,7 @@ use hone_kernels::Cpu;
 use hone_learn::Learner;
 use hone_model::{StoredType, Tensors};
 use hone_schema::{ArtefactKind, Ledger, Program, Sha256Hex};
-use hone_store::{Draft, Seal, Sealed, children, remove_sealed};
+use hone_store::{Draft, Seal, Sealed, children, remove_sealed, sweep_all};
 use serde_json::Value;
 
 /// Checkpoints kept: the newest, and one before it in case the newest is lost to the disk.
@@ -16,6 +16,15 @@ const KEPT: usize = 2;
 const TENSORS: &str = "state.safetensors";
 const STATE: &str = "state.json";
 const METRICS: &str = "metrics.jsonl";
+const SELF_TEST: &str = "self_test.json";
+
+/// What a run has found out so far, word for word, so that a resumed run says the same.
+pub(crate) struct Found {
+    /// The lines of the metrics.
+    pub(crate) metrics: String,
+    /// The self-test of step 0, as JSON.
+    pub(crate) self_test: String,
+}
 
 /// Where a run keeps its checkpoints, and the key that makes them its own.
 pub(crate) struct Checkpoints {
@@ -35,8 +44,13 @@ impl Checkpoints {
         Checkpoints { dir: out.with_file_name(format!("{stem}-checkpoints")), key, program }
     }
 
-    /// Seals the learner's state and the metrics so far, then drops older checkpoints.
-    pub(crate) fn save(&self, learner: &Learner<Cpu>, metrics: &str) -> Result<(), Failure> {
+    /// Seals the learner's state and what was found so far, then drops older checkpoints.
+    pub(crate) fn save(
+        &self,
+        learner: &Learner<Cpu>,
+        metrics: &str,
+        self_test: &str,
+    ) -> Result<(), Failure> {
         let (tensors, state) = learner.state();
         let bytes = tensors
             .to_safetensors(StoredType::F32)
@@ -45,6 +59,7 @@ impl Checkpoints {
         draft.write(TENSORS, &bytes, None)?;
         draft.write(STATE, state.to_string().as_bytes(), None)?;
         draft.write(METRICS, metrics.as_bytes(), None)?;
+        draft.write(SELF_TEST, self_test.as_bytes(), None)?;
         draft.seal(Seal {
             kind: ArtefactKind::Checkpoint,
             stage: "train".to_owned(),
@@ -64,17 +79,17 @@ impl Checkpoints {
         &self,
         ctx: &Context,
         learner: &mut Learner<Cpu>,
-    ) -> Result<Option<String>, Failure> {
+    ) -> Result<Option<Found>, Failure> {
         for name in children(&self.dir)?.iter().rev() {
             let dir = self.dir.join(name);
             match self.read(&dir) {
                 Ok(None) => {}
-                Ok(Some((tensors, state, metrics))) => {
+                Ok(Some((tensors, state, found))) => {
                     learner
                         .restore(&tensors, &state)
                         .map_err(|e| Failure::input(format!("{}: {e}", dir.display())))?;
                     ctx.note(format!("train: resumes after step {} ({})", learner.step(), name));
-                    return Ok(Some(metrics));
+                    return Ok(Some(found));
                 }
                 Err(failure) => ctx.warn(format!("passing over a checkpoint: {failure}")),
             }
@@ -82,7 +97,7 @@ impl Checkpoints {
         Ok(None)
     }
 
-    fn read(&self, dir: &Path) -> Result<Option<(Tensors, Value, String)>, Failure> {
+    fn read(&self, dir: &Path) -> Result<Option<(Tensors, Value, Found)>, Failure> {
         let sealed = Sealed::open(dir, ArtefactKind::Checkpoint)?;
         if sealed.manifest().key != self.key {
             return Ok(None);
@@ -91,8 +106,9 @@ impl Checkpoints {
         let bytes = sealed.read(TENSORS)?;
         let tensors = Tensors::from_safetensors(&[&bytes]).map_err(|e| bad(&e))?;
         let state = serde_json::from_slice(&sealed.read(STATE)?).map_err(|e| bad(&e))?;
-        let metrics = String::from_utf8(sealed.read(METRICS)?).map_err(|e| bad(&e))?;
-        Ok(Some((tensors, state, metrics)))
+        let text = |name| String::from_utf8(sealed.read(name)?).map_err(|e| bad(&e));
+        let found = Found { metrics: text(METRICS)?, self_test: text(SELF_TEST)? };
+        Ok(Some((tensors, state, found)))
     }
 
     /// Drops all checkpoints of this run but the newest `n`, and all of other runs.
@@ -111,8 +127,9 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Drops all: the run is sealed.
+    /// Drops all, and what killed runs left beside them: the run is sealed.
     pub(crate) fn clear(&self) -> Result<(), Failure> {
-        self.keep(0)
+        self.keep(0)?;
+        Ok(sweep_all(&self.dir)?)
     }
 }

@@ -129,7 +129,12 @@ fn decoder(plan: &TrainPlan, inputs: &Inputs) -> Result<Decoder<Cpu>, Failure> {
                 })
                 .collect::<Result<Vec<_>, _>>()?;
             let regions: Vec<&[u8]> = maps.iter().map(|map| map.as_ref()).collect();
-            let source = SafetensorsRegions::new(&regions).map_err(refused)?;
+            let source = SafetensorsRegions::new(&regions).map_err(|e| {
+                let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+                let (at, names) = (inputs.base.dir().display(), names.join(", "));
+                Failure::input(format!("{at}/{names}: {e}"))
+                    .hint("fetch or copy the model again; the file is not whole, or another kind")
+            })?;
             Decoder::load(Cpu::new(), &inputs.model, &source, training).map_err(refused)?
         }
     };
@@ -218,7 +223,8 @@ fn outcome(packs: &Sealed, train: &Packs, done: &Trained, memory: &MemoryPlan) -
         "num_tokens": done.metrics.tokens_seen(),
         "loss": last,
         "eval": evaluation,
-        "self_test": done.self_test,
+        // From its text in every run, so that the floats of a resumed one are the same.
+        "self_test": serde_json::from_str::<Value>(&done.self_test).ok(),
         "memory_plan_bytes": memory.total(),
     });
     let held_out = done.evaluation.map_or(String::new(), |e| format!(", held-out {:.4}", e.loss));

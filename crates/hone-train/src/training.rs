@@ -18,8 +18,8 @@ pub(crate) struct Trained {
     pub(crate) n_steps: u64,
     /// The last evaluation on the held-out split, if it has packs.
     pub(crate) evaluation: Option<Evaluation>,
-    /// Who got a gradient at step 0; `None` when the run was resumed behind it.
-    pub(crate) self_test: Option<SelfTest>,
+    /// Who got a gradient at step 0, as JSON.
+    pub(crate) self_test: String,
 }
 
 /// Number of steps of a run over `n_packs` packs.
@@ -46,10 +46,12 @@ pub(crate) fn train(
     let mut order = Order::new(train.len(), config.batch_size, plan.seed);
     let eval_batches = eval.batches(config.micro_batch_size)?;
 
-    let before = checkpoints.resume(ctx, learner)?;
+    let (before, mut self_test) = match checkpoints.resume(ctx, learner)? {
+        Some(found) => (Some(found.metrics), found.self_test),
+        None => (None, String::new()),
+    };
     let mut metrics = Metrics::new(&plan.logs, before)?;
     let mut evaluation = None;
-    let mut self_test = None;
     let mut bar = ctx.progress(n_steps, "steps");
     bar.set(learner.step());
     for step in learner.step()..n_steps {
@@ -67,7 +69,8 @@ pub(crate) fn train(
             learner.accumulate(batch, weight).map_err(failure)?;
         }
         if step == 0 {
-            self_test = Some(checked(learner.self_test())?);
+            let table = checked(learner.self_test())?;
+            self_test = serde_json::to_string(&table).expect("it has only string keys");
         }
         let report = learner.apply().map_err(failure)?;
 
@@ -88,7 +91,7 @@ pub(crate) fn train(
         }
         let stop = ctx.stop();
         if stop.is_some() || (is_due(config.checkpoint_every) && done < n_steps) {
-            checkpoints.save(learner, metrics.sealed())?;
+            checkpoints.save(learner, metrics.sealed(), &self_test)?;
         }
         if let Some(exit) = stop {
             bar.finish();
