@@ -30,7 +30,8 @@ pub(crate) enum Command {
     ///
     /// The hub is asked with the usual variables: HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE.
     Model {
-        /// A model directory, a GGUF file, or a hub's `organisation/name`, with `@revision` if wanted.
+        /// A model directory, a GGUF file, or a hub's `organisation/name`, with `@revision` if
+        /// wanted.
         source: String,
         /// How the weights of a GGUF file are stored once decoded.
         #[arg(long, value_name = "TYPE", value_enum, default_value_t)]

@@ -1,8 +1,9 @@
 //! The checks that every model directory passes before it is sealed, wherever it came from.
 //!
-//! A directory is complete when the decoder accepts its configuration, its tokenizer loads and has no more tokens than the
-//! embedding has rows, every shard that the index names is there, and the headers of the shards hold exactly the tensors that
-//! the configuration asks for, in their shapes, with their bytes. The weights themselves are only copied, never decoded.
+//! A directory is complete when the decoder accepts its configuration, its tokenizer loads and has
+//! no more tokens than the embedding has rows, every shard that the index names is there, and the
+//! headers of the shards hold exactly the tensors that the configuration asks for, in their shapes,
+//! with their bytes. The weights themselves are only copied, never decoded.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Seek, SeekFrom};
@@ -13,7 +14,8 @@ use hone_store::{ModelDir, StoreError};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// The files beside the weights that a model directory may have and that are brought along; the one that decides first.
+/// The files beside the weights that a model directory may have and that are brought along; the one
+/// that decides first.
 pub(crate) const SMALL_FILES: [&str; 8] = [
     "config.json",
     "added_tokens.json",
@@ -179,7 +181,8 @@ struct Entry {
 }
 
 impl Headers {
-    /// Adds the header of one file, and checks that the file has all the bytes that its header promises.
+    /// Adds the header of one file, and checks that the file has all the bytes that its header
+    /// promises.
     fn add(&mut self, name: &str, mut file: impl Read + Seek) -> Result<(), DirectoryError> {
         let refuse = |reason: String| DirectoryError::Shard { file: name.to_owned(), reason };
         let io = |source| DirectoryError::Io { file: name.to_owned(), source };
@@ -227,7 +230,8 @@ fn check_entry(entry: &Entry) -> Result<(), String> {
     Ok(())
 }
 
-/// Tensors must lie end to end and fill the file: a gap, an overlap or a rest means that the file is not what was written.
+/// Tensors must lie end to end and fill the file: a gap, an overlap or a rest means that the file
+/// is not what was written.
 fn check_cover(mut spans: Vec<(u64, u64)>, n_bytes: u64) -> Result<(), String> {
     spans.sort_unstable();
     let mut end = 0;

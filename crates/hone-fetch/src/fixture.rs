@@ -122,7 +122,8 @@ pub(crate) fn byte_letters() -> Vec<String> {
     (0..256).map(letter).collect()
 }
 
-/// A whole tiny model of one layer, tied, in f32. Values of a tensor count up from its place in the file.
+/// A whole tiny model of one layer, tied, in f32. Values of a tensor count up from its place in the
+/// file.
 pub(crate) fn tiny() -> Writer {
     let mut tokens = byte_letters();
     tokens.extend(["he", "<|endoftext|>", "<|im_start|>", "<|im_end|>"].map(str::to_owned));

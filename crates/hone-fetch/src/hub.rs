@@ -1,9 +1,10 @@
 //! The hub's protocol: what a repository holds at a revision, and its files.
 //!
-//! `GET /api/models/{repo}/revision/{revision}?blobs=true` names the commit, and every file with its length and, for large files,
-//! its SHA-256. `GET /{repo}/resolve/{commit}/{file}` answers with the file, or with a redirect to where it lies. Everything is
-//! fetched from that one commit, so that a branch that moves meanwhile does no harm. A download that is cut goes on where it
-//! was cut; what arrives must have the length and the hash that the hub promised.
+//! `GET /api/models/{repo}/revision/{revision}?blobs=true` names the commit, and every file with
+//! its length and, for large files, its SHA-256. `GET /{repo}/resolve/{commit}/{file}` answers with
+//! the file, or with a redirect to where it lies. Everything is fetched from that one commit, so
+//! that a branch that moves meanwhile does no harm. A download that is cut goes on where it was
+//! cut; what arrives must have the length and the hash that the hub promised.
 //!
 //! Protocol: <https://huggingface.co/docs/hub/api>. The redirect's other host never sees the token.
 
@@ -231,7 +232,8 @@ impl Hub {
             let what = format!("HF_ENDPOINT = `{endpoint}` is neither https:// nor http://");
             return Err(HubError::Settings(what));
         }
-        // A token sent in clear text is a token given away; to this very machine it is not sent anywhere.
+        // A token sent in clear text is a token given away; to this very machine it is not sent
+        // anywhere.
         let token = settings.token.clone().filter(|_| is_https || is_local(&endpoint));
         let tls = TlsConfig::builder().root_certs(root_certs(settings.certificates.as_deref())?);
         let agent = Agent::config_builder()
@@ -286,8 +288,8 @@ impl Hub {
         Ok(Snapshot { repo: id.repo.clone(), commit: answer.sha, files })
     }
 
-    /// Fetches a file into `out`, going on after cuts, and checks its length. `step` hears how many bytes came, and answers whether
-    /// to go on. Returns the number of bytes.
+    /// Fetches a file into `out`, going on after cuts, and checks its length. `step` hears how many
+    /// bytes came, and answers whether to go on. Returns the number of bytes.
     pub(crate) fn download(
         &self,
         snapshot: &Snapshot,

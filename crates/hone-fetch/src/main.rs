@@ -1,7 +1,9 @@
-//! Brings a base model in: from a local directory, from a GGUF file, or from a hub; checked, and sealed as an artefact.
+//! Brings a base model in: from a local directory, from a GGUF file, or from a hub; checked, and
+//! sealed as an artefact.
 //!
-//! Whatever the source, what comes out is the same: a Hugging Face model directory with a manifest, whose configuration hone's
-//! decoder accepts, whose weights have the names and shapes that the configuration asks for, and whose tokenizer loads.
+//! Whatever the source, what comes out is the same: a Hugging Face model directory with a manifest,
+//! whose configuration hone's decoder accepts, whose weights have the names and shapes that the
+//! configuration asks for, and whose tokenizer loads.
 //!
 //! | file | holds |
 //! |---|---|

@@ -204,8 +204,8 @@ impl Fetch<'_> {
         }
     }
 
-    /// Fetches the configuration first, and refuses what the decoder cannot run before anything large is fetched. Returns the
-    /// index of shards, if there is one.
+    /// Fetches the configuration first, and refuses what the decoder cannot run before anything
+    /// large is fetched. Returns the index of shards, if there is one.
     fn small_files(&self) -> Result<Option<Vec<u8>>, Failure> {
         for required in ["config.json", "tokenizer.json"] {
             if self.snapshot.file(required).is_none() {

@@ -138,8 +138,8 @@ impl Metadata {
         self.typed(key, "a whole number", Value::as_u64)
     }
 
-    /// A number, if the key is there. A float of single precision becomes the double that is written with the same digits:
-    /// 1e-5 is meant where 9.999999747378752e-6 is stored.
+    /// A number, if the key is there. A float of single precision becomes the double that is
+    /// written with the same digits: 1e-5 is meant where 9.999999747378752e-6 is stored.
     pub(crate) fn try_f64(&self, key: &str) -> Result<Option<f64>, GgufError> {
         self.typed(key, "a number", |value| match value {
             Value::F32(value) => {

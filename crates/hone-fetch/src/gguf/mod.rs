@@ -1,10 +1,13 @@
-//! The GGUF file format: a header of typed metadata and a table of tensors, then the tensors' bytes.
+//! The GGUF file format: a header of typed metadata and a table of tensors, then the tensors'
+//! bytes.
 //!
-//! Nothing that a header claims is believed. Every count, length, shape and offset is checked against the bytes that the file
-//! really has before anything is allocated or read for it, so that a file that lies is refused by name of what it lies about.
-//! The values of a tensor are decoded by candle's block types; everything before that is read here.
+//! Nothing that a header claims is believed. Every count, length, shape and offset is checked
+//! against the bytes that the file really has before anything is allocated or read for it, so that
+//! a file that lies is refused by name of what it lies about. The values of a tensor are decoded by
+//! candle's block types; everything before that is read here.
 //!
-//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, versions 2 and 3, little-endian.
+//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, versions 2 and 3,
+//! little-endian.
 
 mod metadata;
 mod reader;

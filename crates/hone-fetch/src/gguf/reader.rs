@@ -4,7 +4,8 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use super::GgufError;
 
-/// Longest header read: ten times that of the largest vocabulary known (a quarter of a million tokens with merges).
+/// Longest header read: ten times that of the largest vocabulary known (a quarter of a million
+/// tokens with merges).
 const HEADER_BYTES_MAX: u64 = 256 << 20;
 
 /// A reader of little-endian fields that refuses to read beyond the file.

@@ -38,7 +38,8 @@ fn every_cut_is_refused() {
     }
 }
 
-/// Any damaged byte of the header gives a header or an error, and never a panic or a huge allocation.
+/// Any damaged byte of the header gives a header or an error, and never a panic or a huge
+/// allocation.
 #[test]
 fn no_damaged_byte_panics() {
     let bytes = tiny().bytes();
@@ -160,7 +161,8 @@ fn half(bits: [u8; 2]) -> f32 {
     if sign == 1 { -value } else { value }
 }
 
-/// Decodes two rows of two blocks of `block_bytes` bytes with halves at `halves`, and compares with `formula` bit for bit.
+/// Decodes two rows of two blocks of `block_bytes` bytes with halves at `halves`, and compares with
+/// `formula` bit for bit.
 fn check_blocks(
     kind: u32,
     block_len: u64,
@@ -235,7 +237,8 @@ fn blocks_of_32() {
     });
 }
 
-/// Six bits: four low ones and two high ones, in groups of 128; d * scale * (q - 32), a signed scale for each 16 values.
+/// Six bits: four low ones and two high ones, in groups of 128; d * scale * (q - 32), a signed
+/// scale for each 16 values.
 #[test]
 fn super_blocks_of_six_bits() {
     check_blocks(14, 256, 210, &[208], |b| {

@@ -1,12 +1,13 @@
-//! GGUF's `llama` architecture: its metadata as a [`ModelConfig`], its tensor names as Hugging Face's, and the order of rows.
+//! GGUF's `llama` architecture: its metadata as a [`ModelConfig`], its tensor names as Hugging
+//! Face's, and the order of rows.
 
 use hone_model::{Family, ModelConfig, TensorEntry};
 
 use super::ImportError;
 use crate::gguf::{Gguf, GgufError, Metadata, TensorInfo};
 
-/// What follows `llama.` in the keys that are read. A key that is not here and not harmless is refused: a setting that is
-/// ignored is a model that is silently another one.
+/// What follows `llama.` in the keys that are read. A key that is not here and not harmless is
+/// refused: a setting that is ignored is a model that is silently another one.
 const READ: &[&str] = &[
     "attention.head_count",
     "attention.head_count_kv",
@@ -22,7 +23,8 @@ const READ: &[&str] = &[
     "vocab_size",
 ];
 
-/// The value that Hugging Face's configuration takes when a file says nothing; only random initialisation uses it.
+/// The value that Hugging Face's configuration takes when a file says nothing; only random
+/// initialisation uses it.
 const INITIALIZER_RANGE: f64 = 0.02;
 
 /// The base of the rotary frequencies when the file does not say.
@@ -194,9 +196,9 @@ fn hugging_face_name(name: &str) -> Result<String, ImportError> {
 
 /// Puts the rows of a query or key projection back in Hugging Face's order.
 ///
-/// llama.cpp rotates neighbouring rows (2i, 2i+1) of a head, Hugging Face row i of the first half with row i of the second.
-/// So row 2i+j of a head of the file is row j*K/2+i of the head here (K head width), for weights (rows of `shape[1]` values)
-/// and for biases (rows of one value).
+/// llama.cpp rotates neighbouring rows (2i, 2i+1) of a head, Hugging Face row i of the first half
+/// with row i of the second. So row 2i+j of a head of the file is row j*K/2+i of the head here (K
+/// head width), for weights (rows of `shape[1]` values) and for biases (rows of one value).
 pub(super) fn unpermute(values: &[f32], shape: &[usize], n_heads: usize) -> Vec<f32> {
     let row_len: usize = shape[1..].iter().product();
     let half = shape[0] / n_heads / 2;

@@ -1,8 +1,9 @@
 //! A GGUF file as a Hugging Face model directory.
 //!
-//! The reverse of what llama.cpp's converters do: metadata become `config.json` and the tokenizer's files, quantised blocks
-//! become bf16 or f32, names become Hugging Face's, and the rows of the query and key projections go back to the order in
-//! which Hugging Face's rotary embedding expects them. What cannot be brought back exactly is refused by name.
+//! The reverse of what llama.cpp's converters do: metadata become `config.json` and the tokenizer's
+//! files, quantised blocks become bf16 or f32, names become Hugging Face's, and the rows of the
+//! query and key projections go back to the order in which Hugging Face's rotary embedding expects
+//! them. What cannot be brought back exactly is refused by name.
 
 mod llama;
 mod pretokenizer;
@@ -32,7 +33,8 @@ pub(crate) enum ImportError {
     /// The parts of the file do not fit each other.
     #[error("{0}")]
     Inconsistent(String),
-    /// Tensors and configuration do not fit each other, or the model is of a kind that hone does not train.
+    /// Tensors and configuration do not fit each other, or the model is of a kind that hone does
+    /// not train.
     #[error(transparent)]
     Model(#[from] ModelError),
 }
@@ -106,8 +108,8 @@ impl Import {
         pretty(&value)
     }
 
-    /// Decodes every tensor and writes `model.safetensors`, one tensor in memory at a time. Asks `step` after
-    /// each whether to go on, and says whether it came to the end.
+    /// Decodes every tensor and writes `model.safetensors`, one tensor in memory at a time. Asks
+    /// `step` after each whether to go on, and says whether it came to the end.
     pub(crate) fn write_weights(
         &self,
         mut file: impl Read + Seek,

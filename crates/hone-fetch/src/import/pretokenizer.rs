@@ -1,7 +1,8 @@
 //! Pre-tokenizers by the name that `tokenizer.ggml.pre` gives them.
 //!
-//! A GGUF file does not say how text is split before merging, it only names a scheme that llama.cpp knows. A wrong scheme gives
-//! ids that are valid and wrong, so a name that is not in this table is refused.
+//! A GGUF file does not say how text is split before merging, it only names a scheme that llama.cpp
+//! knows. A wrong scheme gives ids that are valid and wrong, so a name that is not in this table is
+//! refused.
 
 use serde_json::{Value, json};
 
@@ -31,7 +32,8 @@ pub(super) fn scheme(name: &str) -> Option<Scheme> {
         adds_bos: false,
     };
     Some(match name {
-        // Every digit by itself, then GPT-2's expression. Without the first step "\n\n1." splits differently.
+        // Every digit by itself, then GPT-2's expression. Without the first step "\n\n1." splits
+        // differently.
         "smollm" | "starcoder" => plain(sequence(vec![digits(), byte_level(true)])),
         "gpt-2" => plain(byte_level(true)),
         "llama-bpe" | "llama3" | "llama-v3" => Scheme {
@@ -55,7 +57,8 @@ pub(super) fn scheme(name: &str) -> Option<Scheme> {
     })
 }
 
-/// Contractions, words with one mark before them, numbers as given, punctuation, line breaks, spaces.
+/// Contractions, words with one mark before them, numbers as given, punctuation, line breaks,
+/// spaces.
 fn words(numbers: &str) -> String {
     let contractions = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
     let letters = r"[^\r\n\p{L}\p{N}]?\p{L}+";
@@ -76,7 +79,8 @@ fn split(pattern: &str) -> Value {
     json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
 }
 
-/// Bytes as letters, after GPT-2's expression where no step before it has split the text into words.
+/// Bytes as letters, after GPT-2's expression where no step before it has split the text into
+/// words.
 fn byte_level(use_regex: bool) -> Value {
     json!({
         "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex

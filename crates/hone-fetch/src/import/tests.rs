@@ -51,7 +51,8 @@ fn a_tiny_model_comes_over() {
     assert!(text("chat_template.jinja").starts_with("{% for m in messages"));
 }
 
-/// llama.cpp's own forward permutation, as its converter writes it: (H, 2, K/2, in) with the axes 1 and 2 swapped.
+/// llama.cpp's own forward permutation, as its converter writes it: (H, 2, K/2, in) with the axes 1
+/// and 2 swapped.
 fn permute(values: &[f32], shape: &[usize], n_heads: usize) -> Vec<f32> {
     let half = shape[0] / n_heads / 2;
     let row_len = shape[1..].iter().product::<usize>();

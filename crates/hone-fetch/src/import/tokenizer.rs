@@ -129,7 +129,8 @@ impl Tokenizer {
         &self.tokens[id as usize]
     }
 
-    /// Reads the file back as any user of it will: it loads, and every added token is one token with its own id.
+    /// Reads the file back as any user of it will: it loads, and every added token is one token
+    /// with its own id.
     fn check(&self) -> Result<(), ImportError> {
         let failed = |error: tokenizers::Error| {
             ImportError::Inconsistent(format!("the rebuilt tokenizer cannot be used: {error}"))
@@ -175,7 +176,8 @@ impl Tokenizer {
         }
         put("clean_up_tokenization_spaces", json!(false));
         put("model_max_length", json!(context_len));
-        // The general class: classes of single families rebuild parts of tokenizer.json in their own way.
+        // The general class: classes of single families rebuild parts of tokenizer.json in their
+        // own way.
         put("tokenizer_class", json!("PreTrainedTokenizerFast"));
         Value::Object(config)
     }

@@ -38,7 +38,8 @@ fn about(files: &BTreeMap<String, Vec<u8>>) -> Answer {
     Answer::ok(json!({"id": "org/tiny", "sha": COMMIT, "siblings": siblings}).to_string())
 }
 
-/// A hub's answers: the repository `org/tiny` at `main`, small files at once, weights through a redirect to `/blobs/`.
+/// A hub's answers: the repository `org/tiny` at `main`, small files at once, weights through a
+/// redirect to `/blobs/`.
 fn hub(files: &BTreeMap<String, Vec<u8>>, request: &Request) -> Answer {
     if request.path == "/api/models/org/tiny/revision/main?blobs=true" {
         return about(files);
