@@ -1,3 +1,11 @@
-//! What crosses crates: the real programs, run as a user runs them, and the invariants of the workspace.
+//! What crosses crates: the real programs, run as a user runs them, and the invariants of the
+//! workspace.
 
+mod bad_input;
+mod chain;
+mod faults;
+mod fixture;
+mod locks;
+mod resume;
+mod same_bytes;
 mod tidy;

@@ -95,7 +95,10 @@ fn each_source(check: impl Fn(&str, &str, &[String]) -> Vec<String>) {
 }
 
 fn lines_with(file: &str, code: &[String], word: &str) -> Vec<String> {
-    let hits = code.iter().enumerate().filter(|(_, line)| line.contains(word));
+    // At the start of a word: `EventFile::create` is not `File::create`.
+    let is_whole = |before: &str| !before.ends_with(|c: char| c.is_alphanumeric() || c == '_');
+    let has = |line: &str| line.match_indices(word).any(|(at, _)| is_whole(&line[..at]));
+    let hits = code.iter().enumerate().filter(|(_, line)| has(line));
     hits.map(|(idx, line)| format!("{file}:{}: {}", idx + 1, line.trim())).collect()
 }
 

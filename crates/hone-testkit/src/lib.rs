@@ -2,9 +2,11 @@
 //!
 //! [`Tree`] is a temporary directory with files in it. [`Tree::run`] runs a program of the workspace there and returns its
 //! [`Output`], with what differs from run to run filtered out, so that messages can be compared as whole texts.
+//! [`Tree::spawn`] starts one that is to be watched, signalled or killed; [`Running::end`] waits for it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// A temporary directory that goes away with the value.
 #[derive(Debug)]
@@ -75,6 +77,19 @@ impl Tree {
         path
     }
 
+    /// Removes a file or a directory with all in it; absent is fine.
+    ///
+    /// # Panics
+    /// It cannot be removed.
+    pub fn remove(&self, name: &str) {
+        let path = self.path(name);
+        if path.is_dir() {
+            std::fs::remove_dir_all(&path).expect("a directory of a tree can be removed");
+        } else if path.exists() {
+            std::fs::remove_file(&path).expect("a file of a tree can be removed");
+        }
+    }
+
     /// Makes a link `name` to a path of the workspace, such as `data`.
     ///
     /// # Panics
@@ -102,13 +117,68 @@ impl Tree {
     /// # Panics
     /// The program was not built: run the tests of the whole workspace.
     pub fn run(&self, program: &str, args: &[&str]) -> Output {
-        let output = self.command(program, args).output();
-        let output = output.unwrap_or_else(|e| panic!("{program} cannot be run: {e}"));
+        self.output(self.command(program, args))
+    }
+
+    /// Runs a command, such as one from [`Tree::command`] under another program, to its end.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn output(&self, mut command: Command) -> Output {
+        let output = command.output().unwrap_or_else(|e| panic!("{command:?} cannot be run: {e}"));
+        self.said(output)
+    }
+
+    /// Starts a program of the workspace in the tree.
+    ///
+    /// # Panics
+    /// The program was not built: run the tests of the whole workspace.
+    pub fn spawn(&self, program: &str, args: &[&str]) -> Running<'_> {
+        let mut command = self.command(program, args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap_or_else(|e| panic!("{program} cannot be run: {e}"));
+        Running { child: Some(child), tree: self }
+    }
+
+    fn said(&self, output: std::process::Output) -> Output {
         Output {
             code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: self.filter(&String::from_utf8_lossy(&output.stderr)),
         }
+    }
+
+    /// A tree of its own with the same files.
+    ///
+    /// # Panics
+    /// A file cannot be copied.
+    pub fn copy(&self) -> Tree {
+        let other = Tree::new();
+        for (name, bytes) in self.files("") {
+            other.write(&name, bytes);
+        }
+        other
+    }
+
+    /// The files at and below `name`, hidden ones too, by their paths in the tree; none when there
+    /// is nothing.
+    ///
+    /// # Panics
+    /// One cannot be read.
+    pub fn files(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        let mut left = vec![self.path(name)];
+        while let Some(path) = left.pop() {
+            if path.is_dir() {
+                let entries = std::fs::read_dir(&path).expect("a directory of a tree can be read");
+                left.extend(entries.map(|e| e.expect("an entry of it can be read").path()));
+            } else if path.exists() {
+                let bytes = std::fs::read(&path).expect("a file of a tree can be read");
+                let name = path.strip_prefix(self.dir.path()).expect("it lies in the tree");
+                found.insert(name.display().to_string(), bytes);
+            }
+        }
+        found
     }
 
     /// Takes out of a text what differs from run to run: the tree's path, hashes, rates.
@@ -121,6 +191,65 @@ impl Tree {
             out.push('\n');
         }
         out
+    }
+}
+
+/// A program at work in a tree; killed when dropped.
+#[derive(Debug)]
+pub struct Running<'a> {
+    child: Option<Child>,
+    tree: &'a Tree,
+}
+
+impl Running<'_> {
+    fn child(&mut self) -> &mut Child {
+        self.child.as_mut().expect("it is taken by `end` alone, which takes all")
+    }
+
+    /// Its process id.
+    pub fn pid(&mut self) -> u32 {
+        self.child().id()
+    }
+
+    /// Whether it still runs.
+    ///
+    /// # Panics
+    /// The system does not say.
+    pub fn is_running(&mut self) -> bool {
+        self.child().try_wait().expect("a child of ours can be waited for").is_none()
+    }
+
+    /// Sends a signal by its name, such as `TERM`.
+    ///
+    /// # Panics
+    /// There is no program `kill`.
+    pub fn signal(&mut self, name: &str) {
+        if name == "KILL" {
+            self.child().kill().expect("a child of ours can be killed");
+            return;
+        }
+        let pid = self.pid().to_string();
+        let status = Command::new("kill").args([&format!("-{name}"), &pid]).status();
+        assert!(status.expect("there is a program `kill`").success(), "no process {pid}");
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// It cannot be waited for.
+    pub fn end(mut self) -> Output {
+        let child = self.child.take().expect("it is taken here alone");
+        self.tree.said(child.wait_with_output().expect("a child of ours can be waited for"))
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
