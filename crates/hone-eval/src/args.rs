@@ -117,7 +117,7 @@ impl EvalPlan {
     pub(crate) fn resolve(common: &Common) -> Result<Self, Failure> {
         let pipeline = Pipeline::load(common)?;
         let config: EvalConfig = pipeline.stage("eval")?;
-        check(&config)?;
+        check(&config).map_err(|failure| pipeline.at("eval", failure))?;
         Ok(EvalPlan {
             config,
             seed: pipeline.seed,
