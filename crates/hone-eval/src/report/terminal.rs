@@ -24,18 +24,18 @@ pub(crate) fn failed_gates(results: &Value) -> Vec<String> {
 
 /// The table, as lines.
 pub(crate) fn table(results: &Value) -> String {
-    let mut lines = vec![format!("{:<36}{:>10}{:>10}", "", "base", "tuned")];
+    let mut lines = vec![format!("{:<40}{:>10}{:>10}", "", "base", "tuned")];
     for (name, key, is_share) in MEASURES {
         let of = |model: &str| results[model][key].as_f64();
         if of("base").is_none() && of("tuned").is_none() {
             continue;
         }
         let form = |value| if is_share { percent(value) } else { decimals(value, 4) };
-        lines.push(format!("{name:<36}{:>10}{:>10}", form(of("base")), form(of("tuned"))));
+        lines.push(format!("{name:<40}{:>10}{:>10}", form(of("base")), form(of("tuned"))));
     }
     if let Some(bare) = results["base_bare"]["exact_match"].as_f64() {
         let name = "exact match without chat markers";
-        lines.push(format!("{name:<36}{:>10}{:>10}", percent(Some(bare)), ""));
+        lines.push(format!("{name:<40}{:>10}{:>10}", percent(Some(bare)), ""));
     }
     let gates = results["gates"].as_array().map(Vec::as_slice).unwrap_or_default();
     for gate in gates {
@@ -46,7 +46,9 @@ pub(crate) fn table(results: &Value) -> String {
             if is_percent { decimals(value, 1) + " %" } else { percent(value) }
         };
         let verdict = if gate["passed"] == true { "passed" } else { "FAILED" };
-        lines.push(format!("gate {name:<36}{:>10}{:>10}  {verdict}", form("bar"), form("value")));
+        let side = if name.starts_with("min_") { "at least" } else { "at most" };
+        let (name, bar) = (format!("gate {name}"), form("bar"));
+        lines.push(format!("{name:<40}{:>20}  {side} {bar}: {verdict}", form("value")));
     }
     lines.iter().map(|line| format!("  {}", line.trim_end())).collect::<Vec<_>>().join("\n")
 }
@@ -67,14 +69,15 @@ mod tests {
                 {"name": "min_stop_rate", "bar": 0.98, "value": null, "passed": false},
             ],
         });
-        let expected = "
-                                              base     tuned
-  exact match                            0.0 %    97.4 %
-  plain perplexity                      3.2000    3.2500
-  exact match without chat markers       1.0 %
-  gate min_exact_match                         95.0 %    97.4 %  passed
-  gate min_stop_rate                           98.0 %         –  FAILED";
-        assert_eq!(table(&results), expected.trim_start_matches('\n'));
+        let expected = [
+            "                                                base     tuned",
+            "  exact match                                  0.0 %    97.4 %",
+            "  plain perplexity                            3.2000    3.2500",
+            "  exact match without chat markers             1.0 %",
+            "  gate min_exact_match                                  97.4 %  at least 95.0 %: passed",
+            "  gate min_stop_rate                                         –  at least 98.0 %: FAILED",
+        ];
+        assert_eq!(table(&results).lines().collect::<Vec<_>>(), expected);
         assert_eq!(failed_gates(&results), ["min_stop_rate"]);
     }
 }
