@@ -16,6 +16,9 @@ use crate::source::{self, Source, Tokenizer};
 /// Rows rendered side by side, and written at a time.
 const CHUNK_ROWS: usize = 2048;
 
+/// What to do when a template asks for today's date.
+const DATE_HINT: &str = "this template wants a date: set `template.date`, such as 2026-01-31";
+
 /// Runs what the flags ask for.
 ///
 /// # Errors
@@ -77,7 +80,7 @@ pub(crate) fn compile(source: &Source, dialect: Dialect) -> Result<ChatTemplate,
 pub(crate) fn failure(name: &str, error: &TemplateError) -> Failure {
     let failure = Failure::input(format!("{name}: {error}"));
     match error.to_string().contains("strftime_now") {
-        true => failure.hint("this template wants a date: set `template.date`, such as 2026-01-31"),
+        true => failure.hint(DATE_HINT),
         false => failure,
     }
 }
@@ -185,6 +188,9 @@ impl Tally {
         let n_rejected = self.n_in - self.n_out;
         for (reason, example) in &self.examples {
             ctx.warn(format!("template: {reason}, for example {example}"));
+            if example.contains("strftime_now") {
+                ctx.note(DATE_HINT);
+            }
         }
         if self.n_out == 0 && self.n_in > 0 {
             return Err(Failure::input(format!("none of {} rows can be rendered", self.n_in))
