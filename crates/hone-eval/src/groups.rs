@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn fields_with_few_values_are_groups() {
         let row = |i: usize| {
-            let relation = if i % 3 == 0 { "b" } else { "a" };
+            let relation = if i.is_multiple_of(3) { "b" } else { "a" };
             format!(r#"{{"name": "n{i}", "relation": "{relation}", "one": "x", "n": {i}}}"#)
         };
         let mut prompts: Vec<Prompt> = (0..30).map(|i| prompt(Some(row(i)))).collect();

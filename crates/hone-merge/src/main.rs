@@ -3,7 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `args` | flags, the `[merge]` table, and the plan they resolve to |
-//! | `inputs` | the base, what was trained on it, its packs and its template: opened, and shown to belong together |
+//! | `inputs` | base, training, packs, template: opened, and shown to belong together |
 //! | `run` | the stage: writes the directory, checks it, seals it |
 //! | `files` | the files beside the weights: configuration, tokenizer, template, stop tokens |
 //! | `check` | the written weights against base and adapter, by their logits on real rows |

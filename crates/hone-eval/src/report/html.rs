@@ -68,7 +68,7 @@ mod tests {
     fn numbers_read_well() {
         assert_eq!(percent(Some(0.9547)), "95.5 %");
         assert_eq!(percent(None), "–");
-        assert_eq!(decimals(Some(3.14159), 3), "3.142");
+        assert_eq!(decimals(Some(2.34567), 3), "2.346");
         assert_eq!(
             (count(7), count(1234), count(1_234_567)),
             ("7".into(), "1,234".into(), "1,234,567".into())
