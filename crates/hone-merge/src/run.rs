@@ -7,7 +7,7 @@ use hone_model::{
     Merge, ModelConfig, ModelError, SafetensorsRegions, SafetensorsWriter, StoredType, TensorSource,
 };
 use hone_schema::{ArtefactKind, Ledger};
-use hone_store::Draft;
+use hone_store::{Draft, StoreError};
 use serde_json::{Value, json};
 
 use crate::args::{Args, MergeConfig, MergePlan};
@@ -102,7 +102,9 @@ fn write(
     let mut file = draft.file(WEIGHTS)?;
     let path = file.path().to_owned();
     let failed = |e: ModelError| match e {
-        ModelError::Write(e) => Failure::environment(format!("cannot write {WEIGHTS}: {e}")),
+        ModelError::Write(source) => {
+            StoreError::Io { action: "write", path: path.clone(), source }.into()
+        }
         other => Failure::input(other.to_string()),
     };
     let mut writer = SafetensorsWriter::new(&mut file, &entries, stored).map_err(failed)?;
