@@ -4,11 +4,11 @@ use hone_cli::{Context, Exit, Failure, Outcome, StagePlan, run_stage};
 use hone_kernels::{Cpu, mapping};
 use hone_learn::Learner;
 use hone_model::{
-    Adapter, Decoder, MemoryPlan, Method as MemoryMethod, ModelConfig, Recompute,
+    Adapter, Decoder, MemoryPlan, Method as MemoryMethod, ModelConfig, ModelError, Recompute,
     SafetensorsRegions, StoredType, Tensors, Training, init_weights, reinit_rows,
 };
 use hone_schema::{ArtefactKind, Ledger, Program, Sha256Hex};
-use hone_store::{Draft, ModelDir, Sealed};
+use hone_store::{Draft, ModelDir, Sealed, StoreError};
 use serde_json::{Value, json};
 
 use crate::args::{Args, Init, Method, Objective, RecomputeKnob, SaveDtype, TrainPlan};
@@ -107,8 +107,7 @@ fn work(
 }
 
 fn decoder(plan: &TrainPlan, inputs: &Inputs) -> Result<Decoder<Cpu>, Failure> {
-    let refused =
-        |e: hone_model::ModelError| Failure::input(format!("{}: {e}", inputs.base.dir().display()));
+    let refused = |e: ModelError| Failure::input(format!("{}: {e}", inputs.base.dir().display()));
     let training = match plan.config.method {
         Method::Lora => Training::Frozen,
         Method::Full => Training::Full,
@@ -190,9 +189,13 @@ fn save(
 ) -> Result<(), Failure> {
     let write = |name: &str, tensors: &Tensors, stored| -> Result<(), Failure> {
         let mut file = draft.file(name)?;
-        tensors
-            .write_safetensors(&mut file, stored)
-            .map_err(|e| Failure::environment(format!("{name}: {e}")))?;
+        let path = file.path().to_owned();
+        tensors.write_safetensors(&mut file, stored).map_err(|e| match e {
+            ModelError::Write(source) => {
+                StoreError::Io { action: "write", path: path.clone(), source }.into()
+            }
+            other => Failure::environment(format!("{name}: {other}")),
+        })?;
         Ok(file.finish(None)?)
     };
     match plan.config.method {
