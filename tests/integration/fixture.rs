@@ -136,8 +136,8 @@ impl Place {
 
     /// What killed writers left behind.
     pub(crate) fn leftovers(&self) -> Vec<String> {
-        let files = self.tree.files("runs").into_keys();
-        files.filter(|path| path.contains(".draft-")).collect()
+        let paths = self.tree.paths("runs").into_iter();
+        paths.filter(|path| path.contains(".draft-")).collect()
     }
 
     /// A file of the tree as JSON.

@@ -4,7 +4,7 @@
 //! [`Output`], with what differs from run to run filtered out, so that messages can be compared as whole texts.
 //! [`Tree::spawn`] starts one that is to be watched, signalled or killed; [`Running::end`] waits for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -166,16 +166,27 @@ impl Tree {
     /// # Panics
     /// One cannot be read.
     pub fn files(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
-        let mut found = BTreeMap::new();
+        let paths = self.paths(name).into_iter().filter(|name| self.path(name).is_file());
+        paths
+            .map(|name| {
+                let bytes = std::fs::read(self.path(&name)).expect("a file of a tree can be read");
+                (name, bytes)
+            })
+            .collect()
+    }
+
+    /// The paths of everything at and below `name`, directories too, from the root of the tree.
+    /// What goes away meanwhile is left out.
+    pub fn paths(&self, name: &str) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
         let mut left = vec![self.path(name)];
         while let Some(path) = left.pop() {
-            if path.is_dir() {
-                let entries = std::fs::read_dir(&path).expect("a directory of a tree can be read");
-                left.extend(entries.map(|e| e.expect("an entry of it can be read").path()));
-            } else if path.exists() {
-                let bytes = std::fs::read(&path).expect("a file of a tree can be read");
+            if let Ok(entries) = std::fs::read_dir(&path) {
+                left.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+            }
+            if path.exists() {
                 let name = path.strip_prefix(self.dir.path()).expect("it lies in the tree");
-                found.insert(name.display().to_string(), bytes);
+                found.insert(name.display().to_string());
             }
         }
         found
