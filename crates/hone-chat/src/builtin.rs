@@ -2,7 +2,8 @@
 
 /// Names and sources of the built-in templates.
 ///
-/// `plain` and `alpaca` end each answer with `eos_token`: without it a model would never learn to stop.
+/// `plain` and `alpaca` end each answer with `eos_token`: without it a model would never learn to
+/// stop.
 pub const BUILTINS: [(&str, &str); 5] = [
     ("alpaca", include_str!("../templates/alpaca.jinja")),
     ("chatml", include_str!("../templates/chatml.jinja")),

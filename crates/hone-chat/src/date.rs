@@ -1,4 +1,5 @@
-//! The date that `strftime_now` sees: pinned, so that the same rows render to the same bytes tomorrow.
+//! The date that `strftime_now` sees: pinned, so that the same rows render to the same bytes
+//! tomorrow.
 
 use std::fmt::Write;
 
@@ -65,7 +66,8 @@ impl Date {
         })
     }
 
-    /// Formats as C's `strftime` does in the C locale; `None` names a directive that is not known here.
+    /// Formats as C's `strftime` does in the C locale; `None` names a directive that is not known
+    /// here.
     pub(crate) fn format(&self, form: &str) -> Result<String, String> {
         let mut out = String::new();
         let mut chars = form.chars();
@@ -138,7 +140,8 @@ impl Date {
         before + u16::from(self.day)
     }
 
-    /// 0 is Sunday. Counts the days since the first of January of year 1, a Monday (proleptic Gregorian calendar).
+    /// 0 is Sunday. Counts the days since the first of January of year 1, a Monday (proleptic
+    /// Gregorian calendar).
     fn weekday(self) -> u8 {
         let years = u32::from(self.year) - 1;
         let days = years * 365 + years / 4 - years / 100 + years / 400;

@@ -1,4 +1,5 @@
-//! The Jinja of chat templates: the environment that transformers sets up, on an engine that is bounded.
+//! The Jinja of chat templates: the environment that transformers sets up, on an engine that is
+//! bounded.
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value};
@@ -8,7 +9,8 @@ use crate::date::Date;
 use crate::source::GENERATION;
 use crate::{json, python};
 
-/// Instructions that one rendering may take: a conversation of a thousand turns in the largest known template takes a hundredth.
+/// Instructions that one rendering may take: a conversation of a thousand turns in the largest
+/// known template takes a hundredth.
 const FUEL: u64 = 20_000_000;
 
 /// Most bytes of one rendering: a hundred times the longest context that is trained.
@@ -17,7 +19,8 @@ pub(crate) const OUTPUT_BYTES_MAX: usize = 64 << 20;
 /// Name of the template in its environment; also what error messages of the engine call it.
 pub(crate) const NAME: &str = "chat_template";
 
-/// Names of the variables whose values a `generation` block writes around its body, when they are set.
+/// Names of the variables whose values a `generation` block writes around its body, when they are
+/// set.
 pub(crate) const MARKS: [&str; 2] = ["hone_generation_open", "hone_generation_close"];
 
 /// What `raise_exception` was called with.
@@ -64,7 +67,8 @@ fn raise(message: Value) -> Result<Value, Error> {
     Err(error.with_source(Raised(message)))
 }
 
-/// A `generation` block: its body, between two marks when the caller of the template asked for them.
+/// A `generation` block: its body, between two marks when the caller of the template asked for
+/// them.
 fn generation(state: &mut State, kwargs: Kwargs) -> Result<Value, Error> {
     let body: Value = kwargs.get("caller")?;
     let body = body.call(state, &[])?;

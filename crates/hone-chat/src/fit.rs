@@ -1,7 +1,8 @@
 //! How much of the white space at the ends of messages a template left.
 //!
-//! The guarded text says exactly what is the template's own, with nothing of the messages trimmed. The plain text has the same
-//! words in the same order; between two of them stand the template's own text and what is left of the messages' ends.
+//! The guarded text says exactly what is the template's own, with nothing of the messages trimmed.
+//! The plain text has the same words in the same order; between two of them stand the template's
+//! own text and what is left of the messages' ends.
 
 use std::ops::Range;
 
@@ -9,10 +10,12 @@ use crate::locate::Block;
 use crate::python::is_space;
 use crate::words::Item;
 
-/// Steps that the search for trimmed ends may take: more are needed by no conversation that was seen.
+/// Steps that the search for trimmed ends may take: more are needed by no conversation that was
+/// seen.
 const STEPS_MAX: usize = 10_000;
 
-/// Some text between two words: the template's own, or the end of a block, which may have been trimmed.
+/// Some text between two words: the template's own, or the end of a block, which may have been
+/// trimmed.
 struct Piece<'a> {
     text: &'a str,
     /// The block, for the end of one.
@@ -83,7 +86,8 @@ pub(crate) fn fit(
     Some(blocks)
 }
 
-/// Finds how much of each piece is left in `gap`, which begins at `at` of the plain text, and moves the blocks there.
+/// Finds how much of each piece is left in `gap`, which begins at `at` of the plain text, and moves
+/// the blocks there.
 fn place(blocks: &mut [Block], pieces: &[Piece<'_>], gap: &str, at: usize) -> Option<()> {
     let full: Vec<Range<usize>> = pieces.iter().map(|p| 0..p.text.len()).collect();
     let trimmed: Vec<Range<usize>> = pieces.iter().map(|p| trimmed(p, usize::MAX)).collect();
@@ -116,7 +120,8 @@ fn place(blocks: &mut [Block], pieces: &[Piece<'_>], gap: &str, at: usize) -> Op
     Some(())
 }
 
-/// What is left of a piece when at most `n` characters of white space are trimmed at each side that may be.
+/// What is left of a piece when at most `n` characters of white space are trimmed at each side that
+/// may be.
 fn trimmed(piece: &Piece<'_>, n: usize) -> Range<usize> {
     let (mut start, mut end) = (0, piece.text.len());
     if piece.trim_start {

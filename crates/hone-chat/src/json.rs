@@ -1,4 +1,5 @@
-//! `tojson` to the byte as transformers has it: Python's `json.dumps` with `ensure_ascii` off, and no HTML escapes.
+//! `tojson` to the byte as transformers has it: Python's `json.dumps` with `ensure_ascii` off, and
+//! no HTML escapes.
 
 use std::fmt::Write;
 
@@ -189,7 +190,8 @@ fn indent(value: Value) -> Result<String, Error> {
         .ok_or_else(|| wrong(format!("tojson: an indent is at most {INDENT_MAX} wide")))
 }
 
-/// A number as Python writes it: floats in the shortest form that reads back, with an exponent below 1e-4 and from 1e16 on.
+/// A number as Python writes it: floats in the shortest form that reads back, with an exponent
+/// below 1e-4 and from 1e16 on.
 fn number(value: &Value) -> String {
     if value.is_integer() {
         return value.to_string();

@@ -1,17 +1,20 @@
 //! Where in a rendered text the texts of the messages are.
 //!
 //! 1. Render the conversation. This text is what is trained; nothing below changes a byte of it.
-//! 2. Render it with each word of each message replaced (module `words`) and put the words back: that has to give the same text,
-//!    and then it says where each word is. Where it does not, the template looks at what messages say (`'</think>' in content`),
-//!    or writes them as JSON; then what JSON escapes, and after that each literal of the template that occurs in a message, is
+//! 2. Render it with each word of each message replaced (module `words`) and put the words back:
+//!    that has to give the same text, and then it says where each word is. Where it does not, the
+//!    template looks at what messages say (`'</think>' in content`), or writes them as JSON; then
+//!    what JSON escapes, and after that each literal of the template that occurs in a message, is
 //!    left as it is.
-//! 3. What lies between two neighbouring words of a message and equals what lies there in the message belongs to the message.
-//! 4. White space at the ends of messages may have been trimmed, or may stand beside white space of the template. Render with
-//!    guards that trimming stops at: now the template's own text is known exactly, and how much of each end is left in the first
-//!    text follows by comparison. Only rows that have such ends pay for this.
+//! 3. What lies between two neighbouring words of a message and equals what lies there in the
+//!    message belongs to the message.
+//! 4. White space at the ends of messages may have been trimmed, or may stand beside white space of
+//!    the template. Render with guards that trimming stops at: now the template's own text is known
+//!    exactly, and how much of each end is left in the first text follows by comparison. Only rows
+//!    that have such ends pay for this.
 //!
-//! A row for which this fails is refused if it could make a token of a message look like one of the template; otherwise the
-//! white space in question counts as the template's.
+//! A row for which this fails is refused if it could make a token of a message look like one of the
+//! template; otherwise the white space in question counts as the template's.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -127,8 +130,9 @@ impl Search<'_> {
                 return Ok((rejoined(blocks, leaves, self.text), generated));
             }
         }
-        // White space in question counts as the template's. In an answer so do literals such as `</think>`, which a template that
-        // looks for them writes itself; in what others say they could be forged.
+        // White space in question counts as the template's. In an answer so do literals such as
+        // `</think>`, which a template that looks for them writes itself; in what others say they
+        // could be forged.
         let holds_control = |leaf: &Leaf| {
             let mut literals = leaf.literals.iter().map(|range| &leaf.text[range.clone()]);
             !self.is_answer(leaf)
@@ -177,8 +181,9 @@ fn around(text: &str, at: usize) -> String {
     text[start..end].to_owned()
 }
 
-/// Step 3: joins neighbouring items of a leaf that have between them what the leaf has there; with `apart`, not across a literal
-/// that was kept, because a template that looks for it may trim what stands beside it.
+/// Step 3: joins neighbouring items of a leaf that have between them what the leaf has there; with
+/// `apart`, not across a literal that was kept, because a template that looks for it may trim what
+/// stands beside it.
 fn merged(items: &[Item], leaves: &[Leaf], text: &str, apart: bool) -> Vec<Block> {
     let mut blocks: Vec<Block> = Vec::new();
     for item in items {
@@ -216,8 +221,9 @@ fn merged(items: &[Item], leaves: &[Leaf], text: &str, apart: bool) -> Vec<Block
     blocks
 }
 
-/// Joins blocks across literals that stand in the text as they stand in the message, and gives blocks the literals that begin or
-/// end their message: what equals the message's text is the message's, so that no token can be forged.
+/// Joins blocks across literals that stand in the text as they stand in the message, and gives
+/// blocks the literals that begin or end their message: what equals the message's text is the
+/// message's, so that no token can be forged.
 fn rejoined(blocks: Vec<Block>, leaves: &[Leaf], text: &str) -> Vec<Block> {
     let mut joined: Vec<Block> = Vec::new();
     for mut block in blocks {

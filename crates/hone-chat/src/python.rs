@@ -1,12 +1,14 @@
 //! Python's string methods and filters where the engine's own differ or may grow without bound.
 //!
-//! Fuel counts instructions, not bytes: one `replace` can turn a megabyte into a terabyte. So everything here that makes a text
-//! longer than what it was given refuses to go beyond [`TEXT_BYTES_MAX`].
+//! Fuel counts instructions, not bytes: one `replace` can turn a megabyte into a terabyte. So
+//! everything here that makes a text longer than what it was given refuses to go beyond
+//! [`TEXT_BYTES_MAX`].
 
 use minijinja::value::{Kwargs, Rest, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
-/// Longest text that a method or filter makes: far beyond any context, far below the memory of any machine.
+/// Longest text that a method or filter makes: far beyond any context, far below the memory of any
+/// machine.
 const TEXT_BYTES_MAX: usize = 16 << 20;
 
 /// Widest field of `format`, `indent`, `ljust` and the like.
@@ -97,7 +99,8 @@ pub(crate) fn format(form: &str, args: Rest<Value>) -> Result<String, Error> {
     minijinja::formatting::format(minijinja::formatting::FormatStyle::Printf, form, &args)
 }
 
-/// Refuses a format that asks for a field of more than [`WIDTH_MAX`], or takes a width from its arguments.
+/// Refuses a format that asks for a field of more than [`WIDTH_MAX`], or takes a width from its
+/// arguments.
 fn bounded_widths(form: &str) -> Result<(), Error> {
     let mut numbers = form.split(|c: char| !c.is_ascii_digit());
     let is_wide =
@@ -108,7 +111,8 @@ fn bounded_widths(form: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Methods that the engine does not know, or knows otherwise than Python; the rest is minijinja-contrib's.
+/// Methods that the engine does not know, or knows otherwise than Python; the rest is
+/// minijinja-contrib's.
 pub(crate) fn method(
     state: &mut State,
     value: &Value,
@@ -243,7 +247,10 @@ fn words_from_end(text: &str, limit: usize) -> Vec<&str> {
 
 /// `str.splitlines`: at every line boundary that Unicode knows.
 fn lines(text: &str, keep: bool) -> Vec<&str> {
-    let is_end = |c: char| matches!(c, '\n'..='\r' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    let is_end = |c: char| {
+        matches!(c, '\n'..='\r' | '\u{1c}'..='\u{1e}')
+            || matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}')
+    };
     let mut pieces = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {

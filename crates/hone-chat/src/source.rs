@@ -1,8 +1,10 @@
-//! A look at a template's source before the engine sees it: `generation` blocks become calls, and string literals are collected.
+//! A look at a template's source before the engine sees it: `generation` blocks become calls, and
+//! string literals are collected.
 //!
-//! `{% generation %} .. {% endgeneration %}` is a statement that transformers adds to Jinja to mark what an assistant writes; the
-//! engine does not know it. A `call` block is the same construct in its eyes: its body is a scope of its own and both its tags
-//! eat white space in the same way, so replacing the keyword inside the tag changes no byte of the output.
+//! `{% generation %} .. {% endgeneration %}` is a statement that transformers adds to Jinja to mark
+//! what an assistant writes; the engine does not know it. A `call` block is the same construct in
+//! its eyes: its body is a scope of its own and both its tags eat white space in the same way, so
+//! replacing the keyword inside the tag changes no byte of the output.
 
 /// Name of the function that a `generation` block calls.
 pub(crate) const GENERATION: &str = "hone_generation";
@@ -60,7 +62,8 @@ fn next_tag(text: &str) -> Option<usize> {
     None
 }
 
-/// Length of the tag that `text` begins with; to the end of the text where it is not closed (the engine says so later).
+/// Length of the tag that `text` begins with; to the end of the text where it is not closed (the
+/// engine says so later).
 fn tag_len(text: &str, literals: &mut Vec<String>) -> usize {
     let close = match text.as_bytes()[1] {
         b'{' => "}}",

@@ -10,13 +10,15 @@ use crate::python::is_space;
 use crate::template::{ChatTemplate, Located, TemplateError};
 
 impl ChatTemplate {
-    /// Renders a conversation and says for each byte who wrote it. `weight` is that of the row; the weight of a span is it times
-    /// the message's own, and 0 for what belongs to no message.
+    /// Renders a conversation and says for each byte who wrote it. `weight` is that of the row; the
+    /// weight of a span is it times the message's own, and 0 for what belongs to no message.
     ///
-    /// Scaffold with a message's index is what the template writes inside an answer: the model has to write it too.
+    /// Scaffold with a message's index is what the template writes inside an answer: the model has
+    /// to write it too.
     ///
     /// # Errors
-    /// What the template refuses or fails on, its limits, and rows for which it is not known who wrote what.
+    /// What the template refuses or fails on, its limits, and rows for which it is not known who
+    /// wrote what.
     pub fn locate(
         &self,
         messages: &[Message],
@@ -166,7 +168,8 @@ impl Writer<'_> {
         })
     }
 
-    /// Adds a span up to `end`, unless it is empty; where the template says what it generates, the rest of an answer has no weight.
+    /// Adds a span up to `end`, unless it is empty; where the template says what it generates, the
+    /// rest of an answer has no weight.
     fn push(
         &self,
         spans: &mut Spans,

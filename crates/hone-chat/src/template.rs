@@ -18,11 +18,13 @@ pub const SOURCE_BYTES_MAX: usize = 1 << 20;
 /// What a template is rendered with, beside the conversation.
 #[derive(Clone, Debug, Default)]
 pub struct Dialect {
-    /// `bos_token`, `eos_token` and so on, by these names; a name that is not here is undefined in the template.
+    /// `bos_token`, `eos_token` and so on, by these names; a name that is not here is undefined in
+    /// the template.
     pub tokens: BTreeMap<String, String>,
     /// Texts of all tokens that the tokenizer knows as wholes (its added tokens), in any order.
     pub added_tokens: Vec<String>,
-    /// What `strftime_now` formats; without it that function is undefined, and most templates have a date of their own then.
+    /// What `strftime_now` formats; without it that function is undefined, and most templates have
+    /// a date of their own then.
     pub date: Option<Date>,
     /// Further variables, such as `enable_thinking`.
     pub variables: Map<String, Value>,
@@ -53,7 +55,8 @@ pub enum TemplateError {
     /// The template took too long, or wrote too much.
     #[error("the chat template goes beyond its limit of {0}")]
     Limit(&'static str),
-    /// A role, a key or a type holds a control token: the template would write it as if it were its own.
+    /// A role, a key or a type holds a control token: the template would write it as if it were its
+    /// own.
     #[error("message {message}: {what} `{found}` holds the control token `{token}`")]
     Forged {
         /// Index of the message, or `of the tools`.
@@ -67,7 +70,8 @@ pub enum TemplateError {
     },
     /// It is not known for each byte who wrote it.
     #[error(
-        "cannot tell what the chat template wrote from what the messages say: {why}; with the messages as they are it renders {plain:?}, with their words marked {marked:?}"
+        "cannot tell what the chat template wrote from what the messages say: {why}; \
+         with the messages as they are it renders {plain:?}, with their words marked {marked:?}"
     )]
     Provenance {
         /// What did not work.
@@ -95,13 +99,16 @@ impl TemplateError {
 /// A conversation as a text of which each byte is accounted for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Located {
-    /// What the template renders (and, where [`ChatTemplate::appends_eos`], the end-of-text token behind the last answer).
+    /// What the template renders (and, where [`ChatTemplate::appends_eos`], the end-of-text token
+    /// behind the last answer).
     pub text: String,
     /// Cover the text from its first byte to its last.
     pub spans: Vec<Span>,
-    /// Length of what a served model is given, when the last message is an answer and that is how the text begins.
+    /// Length of what a served model is given, when the last message is an answer and that is how
+    /// the text begins.
     pub prompt_len: Option<u32>,
-    /// What a report should count: `no stop marker`, `prompt is not a prefix`, `end-of-text token appended`.
+    /// What a report should count: `no stop marker`, `prompt is not a prefix`, `end-of-text token
+    /// appended`.
     pub notes: Vec<&'static str>,
 }
 
@@ -117,7 +124,8 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles a template, and renders small conversations with it to learn how it begins and ends an answer.
+    /// Compiles a template, and renders small conversations with it to learn how it begins and ends
+    /// an answer.
     ///
     /// # Errors
     /// [`TemplateError::Source`].
@@ -147,7 +155,8 @@ impl ChatTemplate {
             turns: Turns::default(),
         };
         chat.turns = Turns::learn(&chat);
-        // A token of the frame in a message stays a word to be found, whatever the template looks for.
+        // A token of the frame in a message stays a word to be found, whatever the template looks
+        // for.
         let frame = &chat.turns.frame;
         chat.literals.retain(|literal| !frame.iter().any(|token| literal.contains(token.as_str())));
         Ok(chat)
@@ -172,12 +181,14 @@ impl ChatTemplate {
         &self.turns.stops
     }
 
-    /// Whether [`ChatTemplate::locate`] puts the end-of-text token behind the last answer, because the template ends it with nothing.
+    /// Whether [`ChatTemplate::locate`] puts the end-of-text token behind the last answer, because
+    /// the template ends it with nothing.
     pub fn appends_eos(&self) -> bool {
         self.turns.appends_eos
     }
 
-    /// What the template writes to make a model answer, when that is the same for every conversation.
+    /// What the template writes to make a model answer, when that is the same for every
+    /// conversation.
     pub fn generation_prompt(&self) -> Option<&str> {
         self.turns.header.as_deref()
     }

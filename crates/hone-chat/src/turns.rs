@@ -1,14 +1,16 @@
 //! How a template begins and ends an answer, learned from small conversations.
 //!
-//! The text between an answer and what follows it is known to be the template's own (module `locate`), so looking for control
-//! tokens in it finds none that a message holds.
+//! The text between an answer and what follows it is known to be the template's own (module
+//! `locate`), so looking for control tokens in it finds none that a message holds.
 //!
 //! What ends an answer is, in this order:
-//! 1. the first control token behind it (an added token of the tokenizer, or `eos_token`; `bos_token` begins and never ends);
-//! 2. where there is none, the first line that the template writes behind the answer, when it does so in the middle of a
-//!    conversation and at its end: a marker that this tokenizer has no token for;
-//! 3. where there is nothing, nothing: then `eos_token` is appended to the last answer of a conversation, because a model that
-//!    never sees an end never stops.
+//! 1. the first control token behind it (an added token of the tokenizer, or `eos_token`;
+//!    `bos_token` begins and never ends);
+//! 2. where there is none, the first line that the template writes behind the answer, when it does
+//!    so in the middle of a conversation and at its end: a marker that this tokenizer has no token
+//!    for;
+//! 3. where there is nothing, nothing: then `eos_token` is appended to the last answer of a
+//!    conversation, because a model that never sees an end never stops.
 
 use serde_json::{Map, Value, json};
 
@@ -24,16 +26,19 @@ pub(crate) struct Turns {
     pub(crate) lead: Option<String>,
     /// What ends an answer, the longest first.
     pub(crate) stops: Vec<String>,
-    /// Control tokens that make the frame of a conversation: those that begin it, stand in its headers or end an answer.
+    /// Control tokens that make the frame of a conversation: those that begin it, stand in its
+    /// headers or end an answer.
     pub(crate) frame: Vec<String>,
     /// Nothing ends the last answer, and there is an `eos_token`.
     pub(crate) appends_eos: bool,
-    /// Control tokens, the longest first, none empty; without `bos_token` unless it is the same as `eos_token`.
+    /// Control tokens, the longest first, none empty; without `bos_token` unless it is the same as
+    /// `eos_token`.
     control: Vec<String>,
 }
 
 impl Turns {
-    /// Renders the small conversations; a template that takes none of them teaches nothing but its `eos_token`.
+    /// Renders the small conversations; a template that takes none of them teaches nothing but its
+    /// `eos_token`.
     pub(crate) fn learn(template: &ChatTemplate) -> Self {
         let eos = template.token("eos_token").map(str::to_owned);
         let bos = template.token("bos_token").map(str::to_owned);
@@ -77,7 +82,8 @@ impl Turns {
         turns
     }
 
-    /// Where in the template's text behind an answer the marker that ends it stands, and the marker.
+    /// Where in the template's text behind an answer the marker that ends it stands, and the
+    /// marker.
     pub(crate) fn stop_in<'a>(&'a self, text: &str) -> Option<(usize, &'a str)> {
         first_of(text, &self.stops).or_else(|| self.first_control(text))
     }
@@ -99,7 +105,8 @@ fn longest_first(texts: &mut Vec<String>) {
     texts.dedup();
 }
 
-/// Questions and answers in turn, with a system message before them or not, content as a text or as parts.
+/// Questions and answers in turn, with a system message before them or not, content as a text or as
+/// parts.
 fn small(n_answers: usize, system: bool, parts: bool) -> Vec<Map<String, Value>> {
     let message = |role: &str, text: &str| {
         let content = match parts {
@@ -127,7 +134,8 @@ fn behind_answer(template: &ChatTemplate, n_answers: usize) -> Option<String> {
     })
 }
 
-/// Whether even a small conversation is too much for the limits: then there is nothing to learn, and no need to try again.
+/// Whether even a small conversation is too much for the limits: then there is nothing to learn,
+/// and no need to try again.
 fn exceeds_limits(template: &ChatTemplate) -> bool {
     let messages = small(1, false, false).into_iter().map(Value::Object).collect();
     let rendered = template.render_json(&Value::Array(messages), None, false, None);

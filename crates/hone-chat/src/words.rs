@@ -1,8 +1,9 @@
 //! A conversation with its words replaced by characters that nothing else holds, and the way back.
 //!
-//! Each word of each text of a message becomes as many copies of one private-use character as it has characters, so that lengths
-//! stay what they are. White space stays, because templates trim and split at it. A guard is one such character between two
-//! characters of a text: trimming stops at it.
+//! Each word of each text of a message becomes as many copies of one private-use character as it
+//! has characters, so that lengths stay what they are. White space stays, because templates trim
+//! and split at it. A guard is one such character between two characters of a text: trimming stops
+//! at it.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -15,7 +16,8 @@ use crate::python::is_space;
 const SYMBOLS: [std::ops::RangeInclusive<char>; 3] =
     ['\u{f0000}'..='\u{ffffd}', '\u{100000}'..='\u{10fffd}', '\u{e000}'..='\u{f8ff}'];
 
-/// Keys whose texts templates compare with their own: they stay as they are and count as the template's.
+/// Keys whose texts templates compare with their own: they stay as they are and count as the
+/// template's.
 const PLAIN_KEYS: [&str; 2] = ["role", "type"];
 
 /// What of a text is kept as it is.
@@ -256,8 +258,8 @@ fn literals(text: &str, keep: Keep<'_>) -> Vec<Range<usize>> {
     found
 }
 
-/// Where guards stand: at the ends of the text and of its literals, but not before a literal that begins the text and not behind
-/// one that ends it, so that a template still finds them there.
+/// Where guards stand: at the ends of the text and of its literals, but not before a literal that
+/// begins the text and not behind one that ends it, so that a template still finds them there.
 fn cuts(text: &str, literals: &[Range<usize>], guards: Guards) -> Vec<usize> {
     let is_blank = text.chars().all(is_space);
     if guards == Guards::None || (is_blank && guards == Guards::Filled) {

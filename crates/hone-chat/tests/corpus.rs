@@ -1,6 +1,7 @@
 //! What Jinja2 and transformers make of real templates, against what this crate makes of them.
 //!
-//! `tests/golden/README.md` says how the goldens are made. The templates themselves are read in place, from `HONE_CORPUS`.
+//! `tests/golden/README.md` says how the goldens are made. The templates themselves are read in
+//! place, from `HONE_CORPUS`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,19 +10,22 @@ use hone_chat::{BUILTINS, ChatTemplate, Date, Dialect, Located, TemplateError, b
 use hone_schema::{Message, Part, Span, parse_messages, sha256};
 use serde_json::Value;
 
-/// Templates that fail in Python and not here: they iterate over `tools` when there are none. This engine takes `none` for an
-/// empty list there, and so renders a conversation without tools, which is what the template's author meant.
+/// Templates that fail in Python and not here: they iterate over `tools` when there are none. This
+/// engine takes `none` for an empty list there, and so renders a conversation without tools, which
+/// is what the template's author meant.
 const LENIENT: [&str; 2] = [
     "templates/llama.cpp/CohereForAI-c4ai-command-r-plus-tool_use.jinja",
     "templates/llama.cpp/NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja",
 ];
 
-/// Conversations for each byte of which it is known who wrote it: all that render but three. Those three hold `<think>` and meet
-/// a template whose generation prompt begins with that token, as far as the tokens of this test go; they are refused.
+/// Conversations for each byte of which it is known who wrote it: all that render but three. Those
+/// three hold `<think>` and meet a template whose generation prompt begins with that token, as far
+/// as the tokens of this test go; they are refused.
 const LOCATED: usize = 1196;
 
-/// Their messages, and those of them whose content stands in the text once and as a whole, white space at its ends aside. The
-/// others are left out by the template (a system message, a thought of an earlier turn), or are blank.
+/// Their messages, and those of them whose content stands in the text once and as a whole, white
+/// space at its ends aside. The others are left out by the template (a system message, a thought of
+/// an earlier turn), or are blank.
 const MESSAGES: [usize; 2] = [4266, 4138];
 
 fn golden(name: &str) -> Value {

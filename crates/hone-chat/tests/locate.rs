@@ -51,8 +51,8 @@ fn chat(turns: &[&str]) -> Vec<Message> {
     messages(&list.collect())
 }
 
-/// A text with its parts in brackets: content `[i:..]`, what the template writes inside answer i `{i:..}`, its stop `(i:..)`,
-/// and `|` where the prompt ends.
+/// A text with its parts in brackets: content `[i:..]`, what the template writes inside answer i
+/// `{i:..}`, its stop `(i:..)`, and `|` where the prompt ends.
 fn picture(found: &Located) -> String {
     let mut out = String::new();
     for span in &found.spans {
@@ -185,7 +185,8 @@ fn empty_answers_still_have_a_stop() {
     );
 }
 
-/// A template that looks for a thought in an answer, keeps it in the last one only, and writes an empty one where there is none.
+/// A template that looks for a thought in an answer, keeps it in the last one only, and writes an
+/// empty one where there is none.
 const THINKS: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% set c = m.content %}{% set t = '' %}\
     {% if '</think>' in c %}{% set t = c.split('</think>')[0].split('<think>')[-1].strip('\n') %}\
     {% set c = c.split('</think>')[-1].lstrip('\n') %}{% endif %}\
@@ -255,7 +256,8 @@ fn a_template_without_an_end_gets_one() {
     let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
     check(source, &["u: a", "a: b"], "user: [0:a]\nassistant:|{1: }[1:b](1:</s>)");
     assert!(template(source).appends_eos());
-    // This one has no generation prompt: a served model has to write the header itself, so it is part of the answer.
+    // This one has no generation prompt: a served model has to write the header itself, so it is
+    // part of the answer.
     let textual = "{% for m in messages %}{{ m.role }}: {{ m.content }} END\n{% endfor %}";
     check(textual, &["u: a", "a: b"], "user: [0:a] END\n|{1:assistant: }[1:b]{1: }(1:END)\n");
     assert_eq!(template(textual).stops(), ["</s>", "END"]);
@@ -356,7 +358,8 @@ fn split(found: &Located) -> (String, BTreeMap<u32, String>) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
-    /// However odd the messages are, the template's own bytes are the same, and the messages' are theirs.
+    /// However odd the messages are, the template's own bytes are the same, and the messages' are
+    /// theirs.
     #[test]
     fn scaffold_does_not_depend_on_content(contents in prop::collection::vec(content(), 2..6)) {
         for (name, trims) in [("chatml", false), ("plain", false), ("llama3", true)] {

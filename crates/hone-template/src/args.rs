@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 
 /// Render conversations with a chat template, and know for each byte who wrote it.
 ///
-/// Reads the `[template]` table of the pipeline file and the conversations that `hone-ingest` sealed.
+/// Reads the `[template]` table of the pipeline file and the conversations that `hone-ingest`
+/// sealed.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub(crate) struct Args {
@@ -63,7 +64,8 @@ pub(crate) struct RenderArgs {
 pub(crate) struct Config {
     /// `auto` (that of the base model), a built-in name, or `{ file = "x.jinja" }`.
     pub(crate) template: Choice,
-    /// The date that templates see as today, such as `2026-01-31`. Without one, `strftime_now` is undefined.
+    /// The date that templates see as today, such as `2026-01-31`. Without one, `strftime_now` is
+    /// undefined.
     pub(crate) date: Option<String>,
     /// Further variables of the template, such as `enable_thinking = false`.
     pub(crate) variables: Map<String, Value>,

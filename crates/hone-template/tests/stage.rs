@@ -1,4 +1,5 @@
-//! The program, run on small artefacts: exit codes, rows, rejects, the same bytes for any number of threads.
+//! The program, run on small artefacts: exit codes, rows, rejects, the same bytes for any number of
+//! threads.
 
 use std::path::Path;
 use std::process::Command;
