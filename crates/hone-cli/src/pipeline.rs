@@ -131,20 +131,20 @@ impl Pipeline {
     /// An unknown key, named with its line and the nearest known one; a missing or mistyped value.
     pub fn stage<T: DeserializeOwned>(&self, stage: &'static str) -> Result<T, Failure> {
         if self.overrides.is_empty() && self.has(stage) {
-            return self.from_text(stage).map_err(|e| self.key_failure(stage, self.line(&e), &e));
+            return self.read_table(stage).map_err(|e| self.key_failure(stage, self.line(&e), &e));
         }
         let empty = || Value::Table(Table::new());
         let table = self.table.get(stage).cloned().unwrap_or_else(empty);
         table.try_into().map_err(|e: toml::de::Error| {
             // What is wrong in the file already has a line there.
-            let in_text = self.has(stage).then(|| self.from_text::<T>(stage).err()).flatten();
+            let in_text = self.has(stage).then(|| self.read_table::<T>(stage).err()).flatten();
             let same = in_text.filter(|other| other.message() == e.message());
             self.key_failure(stage, same.and_then(|other| self.line(&other)), &e)
         })
     }
 
     /// The table of `stage` as it stands in the file, so that an error knows its line.
-    fn from_text<T: DeserializeOwned>(&self, stage: &'static str) -> Result<T, toml::de::Error> {
+    fn read_table<T: DeserializeOwned>(&self, stage: &'static str) -> Result<T, toml::de::Error> {
         toml::de::Deserializer::parse(&self.text)
             .and_then(|toml| OneTable { stage, marker: PhantomData }.deserialize(toml))
     }

@@ -71,7 +71,11 @@ pub fn run_stage(
                 if !common.why {
                     hone_store::sweep(&dir)?;
                 }
-                return Ok(fresh_exit(ctx, &plan, old.manifest()));
+                return Ok(if common.why {
+                    Exit::Done
+                } else {
+                    fresh_exit(ctx, &plan, old.manifest())
+                });
             }
             vec!["--force was given".to_owned()]
         }

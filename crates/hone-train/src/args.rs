@@ -132,8 +132,9 @@ pub(crate) struct TrainConfig {
     pub(crate) checkpoint_every: u64,
     /// `f32` or `bf16`, for full weights.
     pub(crate) save_dtype: SaveDtype,
-    /// Draws the embeddings of tokens anew that never occurred in the packs; for pre-training, where such rows collapse.
-    pub(crate) reinit_unseen: bool,
+    /// Ids of tokens whose embeddings are drawn anew at the end: markers that pre-training never sees, for tuning to tell apart.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) reinit_tokens: Vec<u32>,
 }
 
 impl Default for TrainConfig {
@@ -166,7 +167,7 @@ impl Default for TrainConfig {
             eval_every: 0,
             checkpoint_every: 100,
             save_dtype: SaveDtype::F32,
-            reinit_unseen: false,
+            reinit_tokens: Vec::new(),
         }
     }
 }
@@ -227,8 +228,8 @@ impl TrainPlan {
         if config.init == Init::Random && config.method != Method::Full {
             return wrong("`init = \"random\"` needs `method = \"full\"`");
         }
-        if config.reinit_unseen && config.method != Method::Full {
-            return wrong("`reinit_unseen` needs `method = \"full\"`");
+        if !config.reinit_tokens.is_empty() && config.method != Method::Full {
+            return wrong("`reinit_tokens` needs `method = \"full\"`");
         }
         self.optimizer().check().map_err(setting)?;
         self.schedule(1).check().map_err(setting)?;

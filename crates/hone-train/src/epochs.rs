@@ -52,17 +52,6 @@ impl Packs {
         lens.iter().take(n).sum()
     }
 
-    /// Whether each id of `0..vocab_size` occurs.
-    pub(crate) fn seen(&self, vocab_size: usize) -> Vec<bool> {
-        let mut seen = vec![false; vocab_size];
-        for id in self.packs.iter().flat_map(|pack| &pack.input_ids) {
-            if let Some(slot) = seen.get_mut(*id as usize) {
-                *slot = true;
-            }
-        }
-        seen
-    }
-
     /// The packs at `idxs` as one batch.
     pub(crate) fn batch(&self, idxs: &[usize]) -> Result<Batch, Failure> {
         let mut batch = Batch::new();

@@ -54,6 +54,13 @@ pub(crate) fn train(args: Args, ctx: &Context) -> Result<Exit, Failure> {
     })?;
     let model = ModelConfig::from_json(&text)
         .map_err(|e| Failure::input(format!("{}: {e}", plan.base.display())))?;
+    if let Some(id) = plan.config.reinit_tokens.iter().find(|id| **id as usize >= model.vocab_size)
+    {
+        let size = model.vocab_size;
+        let message =
+            format!("[train] `reinit_tokens` names {id}, the vocabulary has {size} tokens");
+        return Err(Failure::usage(message));
+    }
     let (key, program) = stage.key()?;
     let out = common.out.clone().unwrap_or_else(|| stage.dir.clone());
     let checkpoints = Checkpoints::beside(&out, key, program.clone());
@@ -98,8 +105,8 @@ fn work(
         .map_err(training::failure)?;
     let done = training::train(ctx, plan, &mut learner, (&train, &eval), checkpoints)?;
     let mut decoder = learner.into_decoder();
-    if plan.config.reinit_unseen {
-        reinit_unseen(ctx, plan, &mut decoder, &train)?;
+    if !plan.config.reinit_tokens.is_empty() {
+        reinit_tokens(plan, &mut decoder)?;
     }
     save(plan, inputs, &decoder, draft)?;
     draft.write("metrics.jsonl", done.metrics.sealed().as_bytes(), None)?;
@@ -162,22 +169,14 @@ fn memory_plan(plan: &TrainPlan, inputs: &Inputs, train: &Packs) -> MemoryPlan {
     MemoryPlan::new(&inputs.model, method, tokens, recompute(plan))
 }
 
-/// Draws the embeddings of tokens that never occurred anew: the softmax has pushed them all the same way.
-fn reinit_unseen(
-    ctx: &Context,
-    plan: &TrainPlan,
-    decoder: &mut Decoder<Cpu>,
-    train: &Packs,
-) -> Result<(), Failure> {
-    let seen = train.seen(decoder.config().vocab_size);
-    let unseen: Vec<u32> = (0..seen.len() as u32).filter(|id| !seen[*id as usize]).collect();
+/// Draws embeddings anew: those of tokens that never occurred have all been pushed the same way by the softmax.
+fn reinit_tokens(plan: &TrainPlan, decoder: &mut Decoder<Cpu>) -> Result<(), Failure> {
     let mut tensors = decoder.trained();
     for name in ["model.embed_tokens.weight", "lm_head.weight"] {
         if let Some(matrix) = tensors.get_mut(name) {
-            reinit_rows(matrix, &unseen, plan.seed);
+            reinit_rows(matrix, &plan.config.reinit_tokens, plan.seed);
         }
     }
-    ctx.note(format!("train: {} tokens never occurred and were drawn anew", unseen.len()));
     decoder.set_trained(&tensors).map_err(|e| Failure::input(e.to_string()))
 }
 
