@@ -14,6 +14,7 @@ const CHANGES: &str = "write,pwrite64,ftruncate,fsync,flock,mkdir,renameat2,unli
 const WRITES: &str = "write,pwrite64,fsync";
 
 /// Whether this machine can inject faults; says so when it cannot.
+#[allow(clippy::print_stderr, reason = "a skipped test says so")]
 fn can_inject() -> bool {
     let works = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).output();
     let works = works.is_ok_and(|output| output.status.success());
@@ -65,8 +66,8 @@ const CASES: [Case; 5] = [
     Case { stage: "ingest", before: &[], old: None },
     Case { stage: "template", before: &["ingest"], old: Some("template.template=plain") },
     Case { stage: "tokenize", before: &["ingest", "template"], old: None },
-    Case { stage: "merge", before: &STAGES.split_at(4).0, old: Some("merge.dtype=bf16") },
-    Case { stage: "eval", before: &STAGES.split_at(5).0, old: None },
+    Case { stage: "merge", before: STAGES.split_at(4).0, old: Some("merge.dtype=bf16") },
+    Case { stage: "eval", before: STAGES.split_at(5).0, old: None },
 ];
 
 impl Case {

@@ -80,6 +80,9 @@ fn a_stop_is_clean_and_goes_on_to_the_same_bytes() {
     }
 }
 
+/// What is done to a checkpoint, by its directory.
+type Spoil = dyn Fn(&Place, &str);
+
 /// Visible checkpoints, oldest first.
 fn checkpoints(place: &Place) -> Vec<String> {
     let files = place.visible().into_keys();
@@ -94,7 +97,7 @@ fn a_damaged_checkpoint_is_passed_over() {
     stop_after(&place, 22, "KILL");
     let all = checkpoints(&place);
     assert_eq!(all.len(), 2, "{all:?}");
-    let spoil: [(&str, &dyn Fn(&Place, &str)); 4] = [
+    let spoil: [(&str, &Spoil); 4] = [
         (
             "state.safetensors` was changed after it was sealed: its hash was",
             &flip("state.safetensors"),
