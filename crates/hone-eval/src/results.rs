@@ -16,6 +16,8 @@ pub(crate) struct Answers {
     pub(crate) answers: Vec<Answer>,
     /// Their scores.
     pub(crate) scores: Vec<Score>,
+    /// Whether the user's message ends in a question mark.
+    pub(crate) asked: Vec<bool>,
 }
 
 impl Answers {
@@ -25,7 +27,8 @@ impl Answers {
         let scores = scored
             .map(|(a, prompt)| score(&a.text, a.is_stopped, &prompt.reference, is_json))
             .collect();
-        Answers { answers, scores }
+        let asked = prompts.iter().map(|p| p.question.trim_end().ends_with('?')).collect();
+        Answers { answers, scores, asked }
     }
 
     /// Shares over all answers.
@@ -40,10 +43,12 @@ impl Answers {
         rates
     }
 
-    /// Share of answers that hold a question mark: what a base model writes that was asked.
+    /// Of the messages that end in a question mark, the share that is carried on with a question: what a base model does.
     pub(crate) fn question_share(&self) -> Option<f64> {
-        let n = self.answers.iter().filter(|answer| answer.text.contains('?')).count();
-        share(n as u64, self.answers.len() as u64)
+        let carried = |idx: &usize| self.answers[*idx].text.contains('?');
+        let questions = (0..self.asked.len()).filter(|idx| self.asked[*idx]);
+        let n = questions.clone().filter(carried).count();
+        share(n as u64, questions.count() as u64)
     }
 }
 
@@ -100,7 +105,7 @@ impl Results {
     /// `results.json`.
     pub(crate) fn to_json(&self) -> Value {
         let mut bare = self.bare.rates().to_json();
-        bare["question_mark_share"] = self.bare.question_share().into();
+        bare["carries_on_with_questions"] = self.bare.question_share().into();
         let difference = |of: fn(&Model) -> Option<f64>| {
             of(&self.tuned).zip(of(&self.base)).map(|(tuned, base)| tuned - base)
         };

@@ -44,6 +44,11 @@ impl Checkpoints {
         Checkpoints { dir: out.with_file_name(format!("{stem}-checkpoints")), key, program }
     }
 
+    /// A short name of this run, the same after a restart.
+    pub(crate) fn run(&self) -> &str {
+        self.key.short()
+    }
+
     /// Seals the learner's state and what was found so far, then drops older checkpoints.
     pub(crate) fn save(
         &self,

@@ -24,8 +24,9 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Goes on after the lines `before` of a resumed run; live logs go below `dir`.
-    pub(crate) fn new(dir: &Path, before: Option<String>) -> Result<Self, Failure> {
+    /// Goes on after the lines `before` of a resumed run. Live logs go below `dir`, TensorBoard's into its folder `run`, so that runs
+    /// with other settings are other curves.
+    pub(crate) fn new(dir: &Path, run: &str, before: Option<String>) -> Result<Self, Failure> {
         let path = dir.join("metrics.jsonl");
         let live = if before.is_some() { Live::append(&path)? } else { Live::create(&path)? };
         let sealed = before.unwrap_or_default();
@@ -33,7 +34,7 @@ impl Metrics {
         Ok(Metrics {
             sealed,
             live,
-            events: EventFile::create(dir)?,
+            events: EventFile::create(&dir.join(run))?,
             started: Instant::now(),
             tokens_seen,
             tokens_at_start: tokens_seen,

@@ -50,7 +50,7 @@ pub(crate) fn train(
         Some(found) => (Some(found.metrics), found.self_test),
         None => (None, String::new()),
     };
-    let mut metrics = Metrics::new(&plan.logs, before)?;
+    let mut metrics = Metrics::new(&plan.logs, checkpoints.run(), before)?;
     let mut evaluation = None;
     let mut bar = ctx.progress(n_steps, "steps");
     bar.set(learner.step());

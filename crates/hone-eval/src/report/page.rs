@@ -122,7 +122,7 @@ impl Page<'_> {
         );
         let without = "Exact match, bare question<small>without chat markers</small>";
         shares(without, bare.exact_match(), None, &[]);
-        let more = "Carries on with a question<small>asked without chat markers</small>";
+        let more = "Carries a question on with questions<small>bare questions, without chat markers</small>";
         shares(more, self.results.bare.question_share(), None, &[]);
         shares("Stops by itself", a.stop_rate(), b.stop_rate(), &["min_stop_rate"]);
         shares("Valid JSON", a.json_valid(), b.json_valid(), &["min_json_valid"]);
