@@ -88,7 +88,7 @@ pub struct Fact {
     /// The one right answer.
     pub object: String,
     /// The name under which the split keeps or leaves out everything that belongs together:
-    /// the smallest, in lower case, of the subjects tied to this one (see [`entity_keys`]).
+    /// the smallest, in lower case, of the subjects tied to this one (see `entity_keys`).
     pub entity: String,
 }
 
