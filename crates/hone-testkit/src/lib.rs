@@ -270,7 +270,7 @@ impl Default for Tree {
     }
 }
 
-/// A word of a message; a hash of twelve digits or more becomes `[HASH]`, a process id after `process` is handled by the caller.
+/// A word of a message: a hash of twelve digits or more becomes `[HASH]`.
 fn word(word: &str) -> String {
     let bare = word.trim_end_matches([',', ')', '.', ';']);
     let is_hash = bare.len() >= 12

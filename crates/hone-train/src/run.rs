@@ -7,7 +7,7 @@ use hone_model::{
     Adapter, Decoder, MemoryPlan, Method as MemoryMethod, ModelConfig, ModelError, Recompute,
     SafetensorsRegions, StoredType, Tensors, Training, init_weights, reinit_rows,
 };
-use hone_schema::{ArtefactKind, Ledger, Program, Sha256Hex};
+use hone_schema::{ArtefactKind, Ledger};
 use hone_store::{Draft, ModelDir, Sealed, StoreError};
 use serde_json::{Value, json};
 
@@ -63,11 +63,10 @@ pub(crate) fn train(args: Args, ctx: &Context) -> Result<Exit, Failure> {
     }
     let (key, program) = stage.key()?;
     let out = common.out.clone().unwrap_or_else(|| stage.dir.clone());
-    let checkpoints = Checkpoints::beside(&out, key, program.clone());
+    let checkpoints = Checkpoints::beside(&out, key, program);
     let inputs = Inputs { packs, base, model };
-    let exit = run_stage(ctx, common, stage, |draft, key| {
-        work(ctx, &plan, &inputs, draft, (key, &program), &checkpoints)
-    })?;
+    let exit =
+        run_stage(ctx, common, stage, |draft, _| work(ctx, &plan, &inputs, draft, &checkpoints))?;
     if !common.why {
         checkpoints.clear()?;
     }
@@ -79,7 +78,6 @@ fn work(
     plan: &TrainPlan,
     inputs: &Inputs,
     draft: &mut Draft,
-    _identity: (&Sha256Hex, &Program),
     checkpoints: &Checkpoints,
 ) -> Result<Outcome, Failure> {
     let causal = plan.config.objective == Objective::Causal;
