@@ -164,6 +164,16 @@ pub struct LossSums {
     pub n_rows: u64,
 }
 
+impl std::ops::AddAssign for LossSums {
+    /// Adds the sums of further rows.
+    fn add_assign(&mut self, more: Self) {
+        self.weighted_loss += more.weighted_loss;
+        self.weight += more.weight;
+        self.n_correct += more.n_correct;
+        self.n_rows += more.n_rows;
+    }
+}
+
 /// The operators of a decoder over buffers of f32. Every implementation gives the same bytes for
 /// any number of threads.
 pub trait Backend: Clone + Send + Sync + 'static {

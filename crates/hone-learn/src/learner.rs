@@ -63,17 +63,9 @@ pub fn evaluate<'a, B: Backend>(
 ) -> Result<Option<Evaluation>, LearnError> {
     let mut sums = LossSums::default();
     for batch in batches {
-        add(&mut sums, &decoder.loss(batch, None)?);
+        sums += decoder.loss(batch, None)?;
     }
     Ok(Evaluation::from_sums(&sums))
-}
-
-/// Adds the sums of a batch.
-fn add(sums: &mut LossSums, part: &LossSums) {
-    sums.weighted_loss += part.weighted_loss;
-    sums.weight += part.weight;
-    sums.n_correct += part.n_correct;
-    sums.n_rows += part.n_rows;
 }
 
 /// Moments of one trained buffer.
@@ -156,7 +148,7 @@ impl<B: Backend> Learner<B> {
         let scale = (1.0 / step_weight) as f32;
         let sums = self.decoder.accumulate(batch, scale, Some(seed))?;
         self.n_micro += 1;
-        add(&mut self.sums, &sums);
+        self.sums += sums;
         Ok(sums)
     }
 

@@ -215,10 +215,7 @@ impl<B: Backend> Head<B> {
                 grad.as_ref().map(|grad| grad.scale),
                 row_loss.as_deref_mut().map(|losses| &mut losses[start..start + n]),
             );
-            sums.weighted_loss += part.weighted_loss;
-            sums.weight += part.weight;
-            sums.n_correct += part.n_correct;
-            sums.n_rows += part.n_rows;
+            sums += part;
             if let Some(grad) = &mut grad {
                 self.project_backward((backend, dims), embed, (start, n), acts, grad.back);
             }
