@@ -217,6 +217,7 @@ impl Spans {
             last.end = stop;
             return;
         }
-        self.list.push(Span { start, end: stop, message, role: role.to_owned(), part, weight });
+        let role = role.to_owned();
+        self.list.push(Span { start, end: stop, message, role, part, weight, chosen: false });
     }
 }

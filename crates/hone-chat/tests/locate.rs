@@ -63,7 +63,7 @@ fn picture(found: &Located) -> String {
         }
         let text = &found.text[start..end];
         let brackets = match (span.part, span.message) {
-            (Part::Content, _) => ["[", "]"],
+            (Part::Content | Part::Reasoning | Part::ToolCall, _) => ["[", "]"],
             (Part::Scaffold, Some(_)) => ["{", "}"],
             (Part::Scaffold, None) => ["", ""],
             (Part::Stop, _) => ["(", ")"],

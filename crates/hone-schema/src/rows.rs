@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, Float32Array, Float32Builder, Int32Array, Int32Builder, LargeStringArray,
-    LargeStringBuilder, ListArray, RecordBatch, StringArray, StringBuilder, StructArray,
-    UInt32Array, UInt32Builder, UInt64Array, UInt64Builder,
+    Array, ArrayRef, BooleanArray, BooleanBuilder, Float32Array, Float32Builder, Int32Array,
+    Int32Builder, LargeStringArray, LargeStringBuilder, ListArray, RecordBatch, StringArray,
+    StringBuilder, StructArray, UInt32Array, UInt32Builder, UInt64Array, UInt64Builder,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
@@ -35,11 +35,15 @@ pub enum Split {
     Test,
 }
 
-/// Which part of the template wrote some bytes.
+/// Which part of a message, or of the template, wrote some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
-    /// Text of a message (or of a plain text row).
+    /// What a message says (or a plain text row).
     Content,
+    /// What a message thinks before it speaks: `reasoning_content`, `thinking`.
+    Reasoning,
+    /// Names and arguments of the tools that a message calls.
+    ToolCall,
     /// Markers, headers, separators.
     Scaffold,
     /// The marker that ends a turn: learned with the response before it.
@@ -74,7 +78,20 @@ macro_rules! names {
 
 names!(Kind { Sft = "sft", Preference = "preference", Text = "text" });
 names!(Split { Train = "train", Eval = "eval", Test = "test" });
-names!(Part { Content = "content", Scaffold = "scaffold", Stop = "stop" });
+names!(Part {
+    Content = "content",
+    Reasoning = "reasoning",
+    ToolCall = "tool_call",
+    Scaffold = "scaffold",
+    Stop = "stop",
+});
+
+impl Part {
+    /// Whether a message wrote it. The rest is the template's: only there may control tokens stand.
+    pub fn is_said(self) -> bool {
+        matches!(self, Part::Content | Part::Reasoning | Part::ToolCall)
+    }
+}
 
 /// A row of a `conversations` artefact.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,8 +135,11 @@ pub struct Span {
     pub role: String,
     /// Which part wrote them.
     pub part: Part,
-    /// Weight of their loss as the data has it (source x row x message), before the mask policy.
+    /// Weight of their loss as the data has it (source x row x message x span), before the mask policy.
     pub weight: f32,
+    /// The row itself says that these bytes are trained (`train: true` on a message or a part of it), whatever the policy
+    /// makes of their role.
+    pub chosen: bool,
 }
 
 /// A row of a `rendered` artefact.
@@ -352,6 +372,7 @@ fn span_fields() -> Fields {
         Field::new("role", DataType::Utf8, false),
         Field::new("part", DataType::Utf8, false),
         Field::new("weight", DataType::Float32, false),
+        Field::new("chosen", DataType::Boolean, false),
     ])
 }
 
@@ -452,6 +473,7 @@ fn spans_column(rows: &[Rendered]) -> Result<ListArray, RowError> {
     let (mut start, mut end) = (UInt32Builder::with_capacity(n), UInt32Builder::with_capacity(n));
     let (mut message, mut weight) = (Int32Builder::with_capacity(n), Float32Builder::new());
     let (mut role, mut part) = (StringBuilder::new(), StringBuilder::new());
+    let mut chosen = BooleanBuilder::with_capacity(n);
     for span in rows.iter().flat_map(|r| &r.spans) {
         start.append_value(span.start);
         end.append_value(span.end);
@@ -459,6 +481,7 @@ fn spans_column(rows: &[Rendered]) -> Result<ListArray, RowError> {
         role.append_value(&span.role);
         part.append_value(span.part.as_str());
         weight.append_value(span.weight);
+        chosen.append_value(span.chosen);
     }
     let columns: Vec<ArrayRef> = vec![
         Arc::new(start.finish()),
@@ -467,6 +490,7 @@ fn spans_column(rows: &[Rendered]) -> Result<ListArray, RowError> {
         Arc::new(role.finish()),
         Arc::new(part.finish()),
         Arc::new(weight.finish()),
+        Arc::new(chosen.finish()),
     ];
     let values = StructArray::try_new(span_fields(), columns, None)?;
     let offsets = OffsetBuffer::from_lengths(rows.iter().map(|r| r.spans.len()));
@@ -483,6 +507,7 @@ fn spans_at(list: &ListArray, row: usize) -> Result<Vec<Span>, RowError> {
     let role = column::<StringArray>(&batch, "role")?;
     let part = column::<StringArray>(&batch, "part")?;
     let weight = column::<Float32Array>(&batch, "weight")?;
+    let chosen = column::<BooleanArray>(&batch, "chosen")?;
     (0..batch.num_rows())
         .map(|idx| {
             let name = part.value(idx);
@@ -494,6 +519,7 @@ fn spans_at(list: &ListArray, row: usize) -> Result<Vec<Span>, RowError> {
                 role: role.value(idx).to_owned(),
                 part: Part::from_name(name).ok_or_else(unknown)?,
                 weight: weight_at(weight, idx, "weight")?,
+                chosen: chosen.value(idx),
             })
         })
         .collect()
@@ -648,7 +674,15 @@ mod tests {
 
     fn span(start: u32, end: u32, message: Option<u32>, part: Part) -> Span {
         let weight = if part == Part::Scaffold { 0.0 } else { 0.5 };
-        Span { start, end, message, role: "assistant".into(), part, weight }
+        Span {
+            start,
+            end,
+            message,
+            role: "assistant".into(),
+            part,
+            weight,
+            chosen: part == Part::Stop,
+        }
     }
 
     fn rendered(text: &str, spans: Vec<Span>) -> Rendered {

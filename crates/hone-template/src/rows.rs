@@ -78,6 +78,7 @@ fn plain_text(template: &ChatTemplate, row: &Conversation) -> Located {
             role: if is_ours { String::new() } else { "text".to_owned() },
             part,
             weight: if is_ours { 0.0 } else { row.weight },
+            chosen: false,
         });
     }
     Located { text, spans, prompt_len: None, notes: Vec::new() }

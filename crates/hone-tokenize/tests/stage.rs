@@ -39,6 +39,7 @@ fn row(id: &str, split: Split, question: &str, answer: &str) -> Rendered {
             role: role.to_owned(),
             part,
             weight: if part == Part::Scaffold { 0.0 } else { 1.0 },
+            chosen: false,
         });
     };
     add("<|bos|>", None, "", Part::Scaffold);

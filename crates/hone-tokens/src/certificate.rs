@@ -175,7 +175,7 @@ mod tests {
             row.text.push_str(text);
             let end = row.text.len() as u32;
             let role = role.to_owned();
-            row.spans.push(Span { start, end, message, role, part, weight });
+            row.spans.push(Span { start, end, message, role, part, weight, chosen: false });
         }
         (vocab, row)
     }

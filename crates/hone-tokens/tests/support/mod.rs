@@ -133,6 +133,7 @@ pub(crate) fn rendered(kind: Kind, bits: &[Bit], prompt_len: Option<usize>) -> R
             role: (*role).to_owned(),
             part: *part,
             weight: *weight,
+            chosen: false,
         });
     }
     let row = Rendered {
