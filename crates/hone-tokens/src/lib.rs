@@ -6,12 +6,14 @@
 //! - [`tokenize`]: a row's ids and the weight of each token's loss under a [`Rules`], certified or refused by [`Reason`].
 //! - [`best_fit`] and [`assemble`]: documents into packs, none lost and none twice.
 //! - [`prompt_of`]: what a model is asked, and what it should say, for evaluation.
+//! - [`look`]: the same before it is judged, with the spans behind each token, for whoever asks why.
 //! - [`train_vocab`]: a byte-level BPE vocabulary from texts.
 
 mod added;
 mod bpe;
 mod certificate;
 mod encode;
+mod look;
 mod mask;
 mod pack;
 mod prompt;
@@ -20,6 +22,7 @@ mod vocab;
 
 pub use bpe::{VocabSpec, VocabSpecError, train_vocab};
 pub use encode::{EncodeError, Encoded};
+pub use look::{Look, look};
 pub use mask::TrainOn;
 pub use pack::{assemble, best_fit, one_each};
 pub use prompt::{PromptIds, prompt_of};

@@ -123,7 +123,7 @@ fn token_weight(row: &Rendered, weights: &[f32], token: &Range<usize>) -> f32 {
 }
 
 /// Indexes of the spans that share a byte with `token`; for an empty one, of the span that holds the byte behind it.
-fn touched(spans: &[Span], token: &Range<usize>) -> Range<usize> {
+pub(crate) fn touched(spans: &[Span], token: &Range<usize>) -> Range<usize> {
     let from =
         spans.partition_point(|s| s.end as usize <= token.start).min(spans.len().saturating_sub(1));
     let end = token.end.max(token.start + 1);
