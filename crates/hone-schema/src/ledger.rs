@@ -75,6 +75,26 @@ impl Ledger {
         self.sources.entry(source.to_owned()).or_default()
     }
 
+    /// Adds the accounts of other rows.
+    pub fn add(&mut self, other: Ledger) {
+        for (name, theirs) in other.sources {
+            let ours = self.source(&name);
+            ours.rows_in += theirs.rows_in;
+            ours.rows_out += theirs.rows_out;
+            add_all(&mut ours.added, theirs.added);
+            add_all(&mut ours.rejected, theirs.rejected);
+            if let Some(theirs) = theirs.tokens {
+                let ours = ours.tokens.get_or_insert_default();
+                ours.tokens_in += theirs.tokens_in;
+                ours.tokens_out += theirs.tokens_out;
+                add_all(&mut ours.tokens_lost, theirs.tokens_lost);
+                ours.trained_in += theirs.trained_in;
+                ours.trained_out += theirs.trained_out;
+                add_all(&mut ours.trained_lost, theirs.trained_lost);
+            }
+        }
+    }
+
     /// Whether every account adds up.
     ///
     /// # Errors
@@ -117,6 +137,12 @@ impl Ledger {
             *all.entry(reason.as_str()).or_default() += n;
         }
         all
+    }
+}
+
+fn add_all(ours: &mut BTreeMap<String, u64>, theirs: BTreeMap<String, u64>) {
+    for (reason, n) in theirs {
+        *ours.entry(reason).or_default() += n;
     }
 }
 
@@ -169,6 +195,22 @@ mod tests {
         assert_eq!(ledger.check(), Ok(()));
         assert_eq!((ledger.rows_in(), ledger.rows_out()), (3, 1));
         assert_eq!(ledger.rejected(), BTreeMap::from([("empty response", 2)]));
+    }
+
+    #[test]
+    fn accounts_of_other_rows_are_added() {
+        let mut tokens = TokenLedger::default();
+        tokens.count((10, 4), (8, 3), "truncated");
+        let mut one = Ledger::default();
+        one.source("a").pass();
+        one.source("a").tokens = Some(tokens.clone());
+        let mut both = one.clone();
+        both.source("b").reject("empty response");
+        both.add(one);
+        assert_eq!(both.check(), Ok(()));
+        assert_eq!((both.rows_in(), both.rows_out()), (3, 2));
+        tokens.count((10, 4), (8, 3), "truncated");
+        assert_eq!(both.source("a").tokens, Some(tokens));
     }
 
     #[test]

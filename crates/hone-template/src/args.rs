@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use hone_chat::Date;
+use hone_cli::worker::WORKER;
 use hone_cli::{Common, Failure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -31,6 +32,9 @@ impl AsRef<Common> for Args {
 pub(crate) enum Command {
     /// Render one conversation and print it on stdout.
     Render(RenderArgs),
+    /// Be the worker of a stage.
+    #[command(name = WORKER, hide = true)]
+    Worker,
 }
 
 #[derive(Debug, clap::Args)]

@@ -7,7 +7,8 @@
 //! template it was, so that the tuned model is served with the very same one.
 //!
 //! - `args`: what was typed; `source`: which template is meant, and what its tokenizer knows
-//! - `run`: the stage; `rows`: one row; `render`: the subcommand for a look at one conversation
+//! - `run`: the stage; `worker`: the template at work in a process of its own, because it is foreign code
+//! - `rows`: one row; `tally`: what became of every row; `render`: the subcommand for a look at one conversation
 
 use std::process::ExitCode;
 
@@ -16,6 +17,8 @@ mod render;
 mod rows;
 mod run;
 mod source;
+mod tally;
+mod worker;
 
 fn main() -> ExitCode {
     hone_cli::launch(|args: args::Args, ctx| run::main(&args, ctx))

@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use hone_chat::Dialect;
 use hone_cli::{Common, Context, Exit, Failure, Pipeline};
 use hone_schema::parse_messages;
 use hone_store::{ModelDir, input};
 use serde_json::{Value, json};
 
 use crate::args::{Config, RenderArgs};
-use crate::run::{compile, failure};
+use crate::run::failure;
 use crate::source::{self, Tokenizer};
+use crate::worker::Job;
 
 /// Largest conversation read.
 const CHAT_BYTES_MAX: u64 = 64 << 20;
@@ -32,17 +32,12 @@ pub(crate) fn render(args: &RenderArgs, common: &Common, ctx: &Context) -> Resul
         }
     }
     let source = source::find(&source::choice(&args.template), &tokenizer)?;
-    let dialect = Dialect {
-        tokens: tokenizer.tokens,
-        added_tokens: tokenizer.added,
-        date: config.date()?,
-        variables: config.variables,
-    };
-    let template = compile(&source, dialect)?;
+    let name = source.name.clone();
+    let (template, _) = Job { source, tokenizer, config }.compile()?;
     let messages = parse_messages(&text(&args.messages)?)
         .map_err(|e| Failure::input(format!("{}: {e}", args.messages.display())))?;
     let tools = args.tools.as_deref().map(tools).transpose()?;
-    let refused = |e| failure(&source.name, &e);
+    let refused = |e| failure(&name, &e);
     if !args.spans {
         let text = template.render(&messages, tools.as_ref(), args.add_generation_prompt);
         ctx.print(text.map_err(refused)?);

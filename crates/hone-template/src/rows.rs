@@ -12,16 +12,7 @@ pub(crate) type Done = (Rendered, Vec<&'static str>);
 /// # Errors
 /// The row, with the reason why it is not rendered.
 pub(crate) fn render(template: &ChatTemplate, row: &Conversation) -> Result<Done, Box<Reject>> {
-    let reject = |reason: &str, detail: String| {
-        Box::new(Reject {
-            source: row.source.clone(),
-            file: row.id.clone(),
-            line: row.source_row,
-            reason: reason.to_owned(),
-            detail,
-            raw: row.text.clone().unwrap_or_else(|| row.messages.clone()),
-        })
-    };
+    let reject = |reason: &str, detail: String| Box::new(reject(row, reason, detail));
     let located = match row.kind {
         Kind::Text => plain_text(template, row),
         Kind::Preference => {
@@ -57,6 +48,18 @@ pub(crate) fn render(template: &ChatTemplate, row: &Conversation) -> Result<Done
         meta: row.meta.clone(),
     };
     Ok((rendered, located.notes))
+}
+
+/// A row that is not rendered.
+pub(crate) fn reject(row: &Conversation, reason: &str, detail: String) -> Reject {
+    Reject {
+        source: row.source.clone(),
+        file: row.id.clone(),
+        line: row.source_row,
+        reason: reason.to_owned(),
+        detail,
+        raw: row.text.clone().unwrap_or_else(|| row.messages.clone()),
+    }
 }
 
 /// A row of plain text: between the tokens that begin and end a text, where the tokenizer has such.

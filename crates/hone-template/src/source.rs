@@ -7,6 +7,7 @@ use hone_chat::{BUILTINS, SOURCE_BYTES_MAX, builtin};
 use hone_cli::{Failure, nearest};
 use hone_schema::{InputRef, sha256};
 use hone_store::{ModelDir, input};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::args::Choice;
@@ -27,7 +28,7 @@ const CONFIG_BYTES_MAX: u64 = 64 << 20;
 const TOKENIZER_BYTES_MAX: u64 = 512 << 20;
 
 /// A template's source and where it is from.
-#[derive(Debug)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Source {
     /// The name to show: `auto`, a built-in one, or the file's path.
     pub(crate) name: String,
@@ -35,7 +36,7 @@ pub(crate) struct Source {
 }
 
 /// What is known of a base model's tokenizer.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Tokenizer {
     /// `bos_token` and so on, with their texts.
     pub(crate) tokens: BTreeMap<String, String>,

@@ -1,0 +1,100 @@
+//! The template at work: in a process of its own, because it is foreign code.
+
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+use hone_chat::{ChatTemplate, Dialect};
+use hone_cli::worker::{Limits, encode_rows, join, serve};
+use hone_cli::{Exit, Failure};
+use hone_schema::{Conversation, Reject, Rendered};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::args::Config;
+use crate::rows;
+use crate::run::failure;
+use crate::source::{Source, Tokenizer};
+use crate::tally::Tally;
+
+/// What a template may take: the largest known one renders a thousand turns in a tenth.
+pub(crate) const LIMITS: Limits = Limits {
+    memory: 512 << 20,
+    memory_per_thread: 64 << 20,
+    start: Duration::from_secs(10),
+    batch: Duration::from_secs(20),
+};
+
+/// Everything that a worker has to know.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Job {
+    pub(crate) source: Source,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) config: Config,
+}
+
+impl Job {
+    /// Compiles the template.
+    ///
+    /// # Errors
+    /// It is not valid; the date is not one.
+    pub(crate) fn compile(self) -> Result<(ChatTemplate, Config), Failure> {
+        let dialect = Dialect {
+            tokens: self.tokenizer.tokens,
+            added_tokens: self.tokenizer.added,
+            date: self.config.date()?,
+            variables: self.config.variables.clone(),
+        };
+        let template = ChatTemplate::new(&self.source.text, dialect)
+            .map_err(|e| failure(&self.source.name, &e))?;
+        Ok((template, self.config))
+    }
+}
+
+/// Is a worker: greets with what `template.json` says, and answers conversations with their rendered rows.
+///
+/// # Errors
+/// Pipes that break.
+pub(crate) fn work() -> Result<Exit, Failure> {
+    serve(|job| {
+        let job: Job = serde_json::from_slice(job)
+            .map_err(|e| Failure::environment(format!("a worker cannot read its job: {e}")))?;
+        let name = job.source.name.clone();
+        let (template, config) = job.compile()?;
+        let facts = json!({
+            "name": name,
+            "bos_token": template.token("bos_token"),
+            "eos_token": template.token("eos_token"),
+            "stops": template.stops(),
+            "generation_prompt": template.generation_prompt(),
+            "appends_eos": template.appends_eos(),
+            "date": config.date,
+            "variables": config.variables,
+        });
+        Ok((facts.to_string().into_bytes(), move |batch| answer(&template, &batch)))
+    })
+}
+
+/// Rendered rows, rejected ones, and their counts.
+fn answer(template: &ChatTemplate, batch: &RecordBatch) -> Result<Vec<u8>, Failure> {
+    let rows = Conversation::from_batch(batch)?;
+    let done: Vec<_> = rows.par_iter().map(|row| rows::render(template, row)).collect();
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    let mut tally = Tally::default();
+    for (row, done) in rows.iter().zip(done) {
+        match done {
+            Ok(done) => {
+                tally.pass(row, &done);
+                good.push(done.0);
+            }
+            Err(reject) => {
+                tally.reject(&reject);
+                bad.push(*reject);
+            }
+        }
+    }
+    let tally = serde_json::to_vec(&tally).expect("counts are plain data");
+    let good = encode_rows(&Rendered::to_batch(&good)?)?;
+    let bad = encode_rows(&Reject::to_batch(&bad)?)?;
+    Ok(join(&[&tally, &good, &bad]))
+}
