@@ -49,23 +49,34 @@ pub(crate) struct Block {
     pub(crate) core: Range<usize>,
 }
 
-type Blocks = (String, Vec<Block>, Vec<Range<usize>>);
+/// The text of a conversation, and where its messages are in it.
+pub(crate) struct Found {
+    pub(crate) text: String,
+    /// In the order of the text.
+    pub(crate) blocks: Vec<Block>,
+    /// What generation blocks wrote.
+    pub(crate) generated: Vec<Range<usize>>,
+    /// What the messages and the tools say.
+    pub(crate) leaves: Vec<Leaf>,
+}
 
-/// The text of a conversation, where its messages are in it, and what generation blocks wrote.
+/// Renders a conversation and finds its messages in the text.
 pub(crate) fn blocks(
     template: &ChatTemplate,
     messages: &[Map<String, Value>],
     tools: Option<&Value>,
-) -> Result<Blocks, TemplateError> {
+) -> Result<Found, TemplateError> {
     let list = Value::Array(messages.iter().cloned().map(Value::Object).collect());
     let text = template.render_json(&list, tools, false, None)?;
     let mut reserved = template.reserved.clone();
     words::private_use(&list.to_string(), &mut reserved);
     tools.inspect(|tools| words::private_use(&tools.to_string(), &mut reserved));
     let search = Search { template, messages, tools, reserved, text: &text };
-    let (blocks, generated) = search.run()?;
-    Ok((text, blocks, generated))
+    let (blocks, generated, leaves) = search.run()?;
+    Ok(Found { text, blocks, generated, leaves })
 }
+
+type Places = (Vec<Block>, Vec<Range<usize>>, Vec<Leaf>);
 
 struct Search<'a> {
     template: &'a ChatTemplate,
@@ -76,7 +87,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn run(&self) -> Result<(Vec<Block>, Vec<Range<usize>>), TemplateError> {
+    fn run(&self) -> Result<Places, TemplateError> {
         let literals = Keep::Literals(&self.template.literals);
         let mut marked = String::new();
         for keep in [Keep::Space, Keep::Json, literals] {
@@ -84,7 +95,7 @@ impl Search<'_> {
                 continue;
             };
             if decoded.text == self.text {
-                return self.with_ends(keep, &masked, decoded);
+                return self.with_ends(keep, masked, decoded);
             }
             marked = decoded.text;
         }
@@ -105,13 +116,13 @@ impl Search<'_> {
     fn with_ends(
         &self,
         keep: Keep<'_>,
-        masked: &Masked,
+        masked: Masked,
         decoded: Decoded,
-    ) -> Result<(Vec<Block>, Vec<Range<usize>>), TemplateError> {
+    ) -> Result<Places, TemplateError> {
         let blocks = merged(&decoded.items, &masked.leaves, self.text, false);
         let generated = decoded.generated;
         if !self.has_open_ends(&blocks, &masked.leaves) {
-            return Ok((blocks, generated));
+            return Ok((blocks, generated, masked.leaves));
         }
         let words: Vec<Item> = decoded.items;
         for guards in [Guards::All, Guards::Filled] {
@@ -127,7 +138,7 @@ impl Search<'_> {
             let leaves = &guarded_mask.leaves;
             let found = merged(&guarded.items, leaves, &guarded.text, true);
             if same_words && let Some(blocks) = fit(&found, &guarded.text, &words, self.text) {
-                return Ok((rejoined(blocks, leaves, self.text), generated));
+                return Ok((rejoined(blocks, leaves, self.text), generated, masked.leaves));
             }
         }
         // White space in question counts as the template's. In an answer so do literals such as
@@ -142,7 +153,7 @@ impl Search<'_> {
             let why = "a message holds a control token that the template looks for";
             return Err(self.unknown(why, self.text));
         }
-        Ok((blocks, generated))
+        Ok((blocks, generated, masked.leaves))
     }
 
     fn is_answer(&self, leaf: &Leaf) -> bool {
@@ -256,6 +267,7 @@ fn rejoined(blocks: Vec<Block>, leaves: &[Leaf], text: &str) -> Vec<Block> {
         let tail = leaves[block.leaf].text[block.range.end..].trim_end_matches(is_space);
         if !tail.is_empty() && text[block.at.end..end].starts_with(tail) {
             block.at.end += tail.len();
+            block.range.end += tail.len();
         }
     }
     joined

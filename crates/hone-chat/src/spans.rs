@@ -5,13 +5,16 @@ use std::ops::Range;
 use hone_schema::{Message, Part, Span};
 use serde_json::{Map, Value};
 
-use crate::locate::{ANSWER, Block, blocks};
+use crate::json;
+use crate::locate::{ANSWER, Block, Found, blocks};
 use crate::python::is_space;
 use crate::template::{ChatTemplate, Located, TemplateError};
+use crate::words::Leaf;
 
 impl ChatTemplate {
     /// Renders a conversation and says for each byte who wrote it. `weight` is that of the row; the
-    /// weight of a span is it times the message's own, and 0 for what belongs to no message.
+    /// weight of a span is it times the message's own and that of the piece of its text, and 0 for
+    /// what belongs to no message.
     ///
     /// Scaffold with a message's index is what the template writes inside an answer: the model has
     /// to write it too.
@@ -27,12 +30,25 @@ impl ChatTemplate {
     ) -> Result<Located, TemplateError> {
         let maps: Vec<Map<String, Value>> = messages.iter().map(|m| m.value.clone()).collect();
         self.check_names(&maps, tools)?;
-        let (text, blocks, generated) = blocks(self, &maps, tools)?;
+        let found = blocks(self, &maps, tools)?;
+        self.spans_of(found, messages, tools, weight)
+    }
+
+    /// The spans of a conversation whose messages were found.
+    pub(crate) fn spans_of(
+        &self,
+        found: Found,
+        messages: &[Message],
+        tools: Option<&Value>,
+        weight: f32,
+    ) -> Result<Located, TemplateError> {
+        let Found { text, blocks, generated, leaves } = found;
+        let notes = Vec::new();
         let mut writer =
-            Writer { template: self, messages, weight, text, blocks, generated, notes: Vec::new() };
+            Writer { template: self, messages, weight, text, blocks, generated, leaves, notes };
         writer.end_last_answer();
         let prompt_len = writer.prompt_len(tools);
-        let spans = writer.spans(prompt_len);
+        let spans = writer.spans(prompt_len)?;
         Ok(Located {
             text: writer.text,
             spans,
@@ -42,6 +58,22 @@ impl ChatTemplate {
     }
 }
 
+/// Whose some bytes are, and what they weigh.
+#[derive(Clone, Copy, PartialEq)]
+struct Owner<'a> {
+    message: Option<usize>,
+    role: &'a str,
+    part: Part,
+    weight: f32,
+    chosen: bool,
+}
+
+impl Owner<'_> {
+    /// The template's own.
+    const NONE: Owner<'static> =
+        Owner { message: None, role: "", part: Part::Scaffold, weight: 0.0, chosen: false };
+}
+
 struct Writer<'a> {
     template: &'a ChatTemplate,
     messages: &'a [Message],
@@ -49,10 +81,11 @@ struct Writer<'a> {
     text: String,
     blocks: Vec<Block>,
     generated: Vec<Range<usize>>,
+    leaves: Vec<Leaf>,
     notes: Vec<&'static str>,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
     /// The message of a block, when it is an answer.
     fn answer(&self, block: usize) -> Option<usize> {
         let message = self.blocks.get(block)?.message?;
@@ -98,16 +131,47 @@ impl Writer<'_> {
         len
     }
 
-    fn spans(&mut self, prompt_len: Option<usize>) -> Vec<Span> {
+    fn spans(&mut self, prompt_len: Option<usize>) -> Result<Vec<Span>, TemplateError> {
         let mut spans = Spans::default();
         for at in 0..self.blocks.len() {
-            let block = self.blocks[at].clone();
             self.gap_before(at, prompt_len, &mut spans);
-            let (role, weight) = self.role_and_weight(block.message);
-            self.push(&mut spans, block.at.end, block.message, &role, Part::Content, weight);
+            self.said(at, &mut spans)?;
         }
         self.gap_before(self.blocks.len(), prompt_len, &mut spans);
-        spans.list
+        Ok(spans.list)
+    }
+
+    /// What a message says in a block, in pieces where the row weighs pieces of it.
+    fn said(&self, at: usize, spans: &mut Spans) -> Result<(), TemplateError> {
+        let block = &self.blocks[at];
+        let leaf = &self.leaves[block.leaf];
+        let owner = self.owner(block.message, leaf.part);
+        let message = block.message.map(|at| &self.messages[at]);
+        let has_marks = |m: &&Message| m.marks.iter().any(|mark| mark.key == leaf.key);
+        let Some(message) = message.filter(has_marks) else {
+            self.push(spans, block.at.end, owner);
+            return Ok(());
+        };
+        let written = &self.text[block.at.clone()];
+        let placed = Placed::of(&leaf.text, block.range.clone(), written).ok_or_else(|| {
+            TemplateError::Provenance {
+                why: "the row weighs pieces of a text that the template rewrites",
+                plain: written.to_owned(),
+                marked: leaf.text[block.range.clone()].to_owned(),
+            }
+        })?;
+        let marks = message.marks.iter().filter(|mark| mark.key == leaf.key);
+        let mut cuts: Vec<usize> = marks.flat_map(|m| [m.range.start, m.range.end]).collect();
+        cuts.retain(|cut| placed.range.contains(cut));
+        cuts.extend([placed.range.start, placed.range.end]);
+        cuts.sort_unstable();
+        cuts.dedup();
+        for piece in cuts.windows(2) {
+            let (weight, chosen) = message.weight_at(&leaf.key, piece[0]);
+            let end = block.at.start + placed.offset(&leaf.text, piece[1]);
+            self.push(spans, end, Owner { weight: weight * self.weight, chosen, ..owner });
+        }
+        Ok(())
     }
 
     /// The template's text before a block, or at the end.
@@ -117,17 +181,15 @@ impl Writer<'_> {
         let before = at.checked_sub(1).and_then(|before| self.answer(before));
         let after = self.answer(at);
         if before.is_some() && before == after {
-            let (role, weight) = self.role_and_weight(before);
-            self.push(spans, end, before, &role, Part::Scaffold, weight);
+            self.push(spans, end, self.owner(before, Part::Scaffold));
             return;
         }
         if let Some(message) = before {
-            let (role, weight) = self.role_and_weight(before);
             match self.template.turns.stop_in(&self.text[start..end]) {
                 Some((offset, stop)) => {
                     let stop_end = start + offset + stop.len();
-                    self.push(spans, start + offset, before, &role, Part::Scaffold, weight);
-                    self.push(spans, stop_end, before, &role, Part::Stop, weight);
+                    self.push(spans, start + offset, self.owner(before, Part::Scaffold));
+                    self.push(spans, stop_end, self.owner(before, Part::Stop));
                 }
                 None if self.messages[message].weight > 0.0 => self.notes.push("no stop marker"),
                 None => {}
@@ -135,11 +197,10 @@ impl Writer<'_> {
         }
         if after.is_some() {
             let turn = self.turn_start(spans.end..end, after, prompt_len);
-            self.push(spans, turn, None, "", Part::Scaffold, 0.0);
-            let (role, weight) = self.role_and_weight(after);
-            self.push(spans, end, after, &role, Part::Scaffold, weight);
+            self.push(spans, turn, Owner::NONE);
+            self.push(spans, end, self.owner(after, Part::Scaffold));
         }
-        self.push(spans, end, None, "", Part::Scaffold, 0.0);
+        self.push(spans, end, Owner::NONE);
     }
 
     /// Where in the template's text before an answer the model takes over.
@@ -161,38 +222,57 @@ impl Writer<'_> {
         gap.start + offset.unwrap_or(before.len())
     }
 
-    fn role_and_weight(&self, message: Option<usize>) -> (String, f32) {
-        message.map_or((String::new(), 0.0), |at| {
-            let message = &self.messages[at];
-            (message.role.clone(), message.weight * self.weight)
-        })
+    /// What a part of a message is by what the row says of the whole message.
+    fn owner(&self, message: Option<usize>, part: Part) -> Owner<'a> {
+        let Some(at) = message else { return Owner { part, ..Owner::NONE } };
+        let Message { role, weight, chosen, .. } = &self.messages[at];
+        Owner { message, role, part, weight: weight * self.weight, chosen: *chosen }
     }
 
     /// Adds a span up to `end`, unless it is empty; where the template says what it generates, the
     /// rest of an answer has no weight.
-    fn push(
-        &self,
-        spans: &mut Spans,
-        end: usize,
-        message: Option<usize>,
-        role: &str,
-        part: Part,
-        weight: f32,
-    ) {
+    fn push(&self, spans: &mut Spans, end: usize, owner: Owner) {
         let start = spans.end;
-        let is_answer = role == ANSWER && !self.generated.is_empty();
+        if owner.role != ANSWER || self.generated.is_empty() {
+            return spans.push(end, owner);
+        }
         let inside = |at: usize| self.generated.iter().any(|range| range.contains(&at));
         let mut cuts: Vec<usize> = vec![start, end];
-        if is_answer {
-            let bounds = self.generated.iter().flat_map(|range| [range.start, range.end]);
-            cuts.extend(bounds.filter(|at| (start + 1..end).contains(at)));
-            cuts.sort_unstable();
-            cuts.dedup();
-        }
+        let bounds = self.generated.iter().flat_map(|range| [range.start, range.end]);
+        cuts.extend(bounds.filter(|at| (start + 1..end).contains(at)));
+        cuts.sort_unstable();
+        cuts.dedup();
         for pair in cuts.windows(2) {
-            let weight = if is_answer && !inside(pair[0]) { 0.0 } else { weight };
-            spans.push(pair[1], message, role, part, weight);
+            let weight = if inside(pair[0]) { owner.weight } else { 0.0 };
+            spans.push(pair[1], Owner { weight, ..owner });
         }
+    }
+}
+
+/// How a piece of a message's text was written: with white space trimmed at its ends, or as JSON.
+struct Placed {
+    /// The bytes of the text that were written.
+    range: Range<usize>,
+    is_json: bool,
+}
+
+impl Placed {
+    fn of(text: &str, range: Range<usize>, written: &str) -> Option<Self> {
+        let said = &text[range.clone()];
+        if json::escaped(said) == written && said != written {
+            return Some(Placed { range, is_json: true });
+        }
+        let blanks = said.len() - said.trim_start_matches(is_space).len();
+        let starts = said.char_indices().map(|(at, _)| at).take_while(|at| *at <= blanks);
+        let trimmed = starts.chain([said.len()]).find(|at| said[*at..].starts_with(written))?;
+        let start = range.start + trimmed;
+        Some(Placed { range: start..start + written.len(), is_json: false })
+    }
+
+    /// Where in what was written a byte of the text is.
+    fn offset(&self, text: &str, at: usize) -> usize {
+        let before = &text[self.range.start..at];
+        if self.is_json { json::escaped(before).len() } else { before.len() }
     }
 }
 
@@ -203,21 +283,22 @@ struct Spans {
 }
 
 impl Spans {
-    fn push(&mut self, end: usize, message: Option<usize>, role: &str, part: Part, weight: f32) {
+    fn push(&mut self, end: usize, owner: Owner) {
         if end <= self.end {
             return;
         }
-        let message = message.and_then(|m| u32::try_from(m).ok());
+        let Owner { role, part, weight, chosen, .. } = owner;
+        let message = owner.message.and_then(|m| u32::try_from(m).ok());
         let (start, stop) = (self.end as u32, end as u32);
         self.end = end;
         if let Some(last) = self.list.last_mut()
-            && (last.message, last.role.as_str(), last.part, last.weight)
-                == (message, role, part, weight)
+            && (last.message, last.role.as_str(), last.part, last.weight, last.chosen)
+                == (message, role, part, weight, chosen)
         {
             last.end = stop;
             return;
         }
         let role = role.to_owned();
-        self.list.push(Span { start, end: stop, message, role, part, weight, chosen: false });
+        self.list.push(Span { start, end: stop, message, role, part, weight, chosen });
     }
 }

@@ -14,7 +14,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::locate::{Block, blocks};
+use crate::locate::{Block, Found, blocks};
 use crate::template::{ChatTemplate, TemplateError};
 
 /// What was learned.
@@ -127,7 +127,7 @@ fn behind_answer(template: &ChatTemplate, n_answers: usize) -> Option<String> {
     SHAPES.into_iter().find_map(|(system, parts)| {
         let messages = small(n_answers, system, parts);
         let answer = usize::from(system) + 1;
-        let (text, blocks, _) = blocks(template, &messages, None).ok()?;
+        let Found { text, blocks, .. } = blocks(template, &messages, None).ok()?;
         let at = blocks.iter().rposition(|block: &Block| block.message == Some(answer))?;
         let end = blocks.get(at + 1).map_or(text.len(), |next| next.at.start);
         Some(text[blocks[at].at.end..end].to_owned())
@@ -146,7 +146,7 @@ fn exceeds_limits(template: &ChatTemplate) -> bool {
 fn lead(template: &ChatTemplate) -> Option<String> {
     SHAPES.into_iter().find_map(|(system, parts)| {
         let messages = small(1, system, parts);
-        let (text, blocks, _) = blocks(template, &messages, None).ok()?;
+        let Found { text, blocks, .. } = blocks(template, &messages, None).ok()?;
         let answer = messages.len() - 1;
         let before = messages[..answer].iter().cloned().map(Value::Object).collect();
         let prompt = template.render_json(&Value::Array(before), None, true, None).ok()?;
@@ -158,7 +158,7 @@ fn lead(template: &ChatTemplate) -> Option<String> {
 /// What the template writes before the first question.
 fn before_question(template: &ChatTemplate) -> Option<String> {
     SHAPES.into_iter().find_map(|(system, parts)| {
-        let (text, blocks, _) = blocks(template, &small(1, system, parts), None).ok()?;
+        let Found { text, blocks, .. } = blocks(template, &small(1, system, parts), None).ok()?;
         let first = blocks.iter().find(|block| block.message == Some(usize::from(system)))?;
         Some(text[..first.at.start].to_owned())
     })

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
+use hone_schema::{Part, REASONING_KEYS};
 use serde_json::{Map, Value};
 
 use crate::python::is_space;
@@ -19,6 +20,9 @@ const SYMBOLS: [std::ops::RangeInclusive<char>; 3] =
 /// Keys whose texts templates compare with their own: they stay as they are and count as the
 /// template's.
 const PLAIN_KEYS: [&str; 2] = ["role", "type"];
+
+/// Keys of a message under which it calls tools, and types of parts that do.
+const CALL_KEYS: [&str; 4] = ["tool_calls", "function_call", "tool_call", "tool_use"];
 
 /// What of a text is kept as it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,6 +50,10 @@ pub(crate) enum Guards {
 pub(crate) struct Leaf {
     /// Index of its message; `None` for the tools.
     pub(crate) message: Option<usize>,
+    /// Key of the message under which it lies; empty for the tools.
+    pub(crate) key: String,
+    /// Whether it is content, a thought or a call of a tool.
+    pub(crate) part: Part,
     /// The text.
     pub(crate) text: String,
     /// Ranges of literals that were kept.
@@ -117,6 +125,8 @@ pub(crate) fn mask(
         keep,
         guards,
         message: None,
+        key: String::new(),
+        part: Part::Content,
         leaves: Vec::new(),
         symbols: HashMap::new(),
     };
@@ -124,9 +134,11 @@ pub(crate) fn mask(
     let mut list = Vec::with_capacity(messages.len());
     for (at, message) in messages.iter().enumerate() {
         masker.message = Some(at);
-        list.push(Value::Object(masker.map(message)?));
+        list.push(Value::Object(masker.message(message)?));
     }
     masker.message = None;
+    masker.key.clear();
+    masker.part = Part::Content;
     let tools = match tools {
         Some(tools) => Some(masker.value(tools)?),
         None => None,
@@ -150,11 +162,52 @@ struct Masker<'a> {
     keep: Keep<'a>,
     guards: Guards,
     message: Option<usize>,
+    key: String,
+    part: Part,
     leaves: Vec<Leaf>,
     symbols: HashMap<char, Symbol>,
 }
 
+/// What the texts under a key of a message are, or those of a part of that type.
+fn part_of(name: &str) -> Part {
+    if REASONING_KEYS.contains(&name) {
+        Part::Reasoning
+    } else if CALL_KEYS.contains(&name) {
+        Part::ToolCall
+    } else {
+        Part::Content
+    }
+}
+
 impl Masker<'_> {
+    fn message(&mut self, message: &Map<String, Value>) -> Option<Map<String, Value>> {
+        let masked = message.iter().map(|(key, value)| {
+            key.clone_into(&mut self.key);
+            self.part = part_of(key);
+            let value = match (PLAIN_KEYS.contains(&key.as_str()), value) {
+                (true, _) => value.clone(),
+                (false, Value::Array(parts)) if self.part == Part::Content => {
+                    Value::Array(parts.iter().map(|part| self.part(part)).collect::<Option<_>>()?)
+                }
+                (false, value) => self.value(value)?,
+            };
+            Some((key.clone(), value))
+        });
+        masked.collect()
+    }
+
+    /// A part of a content: what it is its type says, or the key under which it has its text.
+    fn part(&mut self, part: &Value) -> Option<Value> {
+        let kind = part["type"].as_str().map(part_of);
+        let keys = || part.as_object().into_iter().flat_map(Map::keys).map(|key| part_of(key));
+        self.part = kind
+            .filter(|kind| *kind != Part::Content)
+            .unwrap_or_else(|| keys().find(|kind| *kind != Part::Content).unwrap_or(Part::Content));
+        let masked = self.value(part);
+        self.part = Part::Content;
+        masked
+    }
+
     fn map(&mut self, map: &Map<String, Value>) -> Option<Map<String, Value>> {
         map.iter()
             .map(|(key, value)| {
@@ -216,8 +269,8 @@ impl Masker<'_> {
             n_before += 1;
             at = end;
         }
-        let (message, text) = (self.message, text.to_owned());
-        self.leaves.push(Leaf { message, text, literals });
+        let (message, key, part) = (self.message, self.key.clone(), self.part);
+        self.leaves.push(Leaf { message, key, part, text: text.to_owned(), literals });
         Some(out)
     }
 

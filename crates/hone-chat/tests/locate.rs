@@ -51,8 +51,9 @@ fn chat(turns: &[&str]) -> Vec<Message> {
     messages(&list.collect())
 }
 
-/// A text with its parts in brackets: content `[i:..]`, what the template writes inside answer i
-/// `{i:..}`, its stop `(i:..)`, and `|` where the prompt ends.
+/// A text with its parts in brackets: content `[i:..]`, thoughts `[~i:..]`, tool calls `[#i:..]`,
+/// what the template writes inside answer i `{i:..}`, its stop `(i:..)`, and `|` where the prompt
+/// ends.
 fn picture(found: &Located) -> String {
     let mut out = String::new();
     for span in &found.spans {
@@ -63,7 +64,9 @@ fn picture(found: &Located) -> String {
         }
         let text = &found.text[start..end];
         let brackets = match (span.part, span.message) {
-            (Part::Content | Part::Reasoning | Part::ToolCall, _) => ["[", "]"],
+            (Part::Content, _) => ["[", "]"],
+            (Part::Reasoning, _) => ["[~", "]"],
+            (Part::ToolCall, _) => ["[#", "]"],
             (Part::Scaffold, Some(_)) => ["{", "}"],
             (Part::Scaffold, None) => ["", ""],
             (Part::Stop, _) => ["(", ")"],
@@ -224,9 +227,102 @@ fn tool_calls_are_answers() {
     check_rules(&found);
     assert_eq!(
         picture(&found),
-        "<|im_start|>user\n[0:a]<|im_end|>\n<|im_start|>assistant\n|{1:<tool_call>\n{\"name\": \"}[1:find]{1:\", \
-         \"arguments\": {\"what\": \"}[1:x \\\"y\\\"\\n<|im_end|>]{1:\", \"n\": 3}}\n</tool_call>}(1:<|im_end|>)\n"
+        "<|im_start|>user\n[0:a]<|im_end|>\n<|im_start|>assistant\n|{1:<tool_call>\n{\"name\": \"}[#1:find]{1:\", \
+         \"arguments\": {\"what\": \"}[#1:x \\\"y\\\"\\n<|im_end|>]{1:\", \"n\": 3}}\n</tool_call>}(1:<|im_end|>)\n"
     );
+}
+
+/// Checks the picture of messages as JSON.
+fn check_json(source: &str, list: &Value, expect: &str) {
+    let found = template(source).locate(&messages(list), None, 1.0);
+    let found = found.unwrap_or_else(|e| panic!("{e}"));
+    check_rules(&found);
+    assert_eq!(picture(&found), expect, "{:?}", found.notes);
+}
+
+#[test]
+fn thoughts_contents_and_calls_are_told_apart() {
+    let source = "{% for m in messages %}<|im_start|>{{ m.role }}\n\
+        {% if m.reasoning_content %}<think>{{ m.reasoning_content.strip() }}</think>{% endif %}\
+        {% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}\
+        {{ '<' ~ p.type ~ '>' ~ (p.text or p.thinking) }}{% endfor %}{% endif %}\
+        {% for c in m.tool_calls or [] %}{% set a = c.function.arguments %}\
+        <tool_call>{{ c.function.name }}{{ a if a is string else a | tojson }}</tool_call>{% endfor %}\
+        <|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let call = |arguments: Value| json!({"function": {"name": "find", "arguments": arguments}});
+    let list = json!([
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "reasoning_content": " t u\n", "tool_calls":
+            [call(json!({"x": "y z"})), call(json!("{\"x\": \"y\"}"))]},
+    ]);
+    check_json(
+        source,
+        &list,
+        "<|im_start|>user\n[0:a]<|im_end|>\n<|im_start|>assistant\n|{1:<think>}[~1:t u]{1:</think>}[1:b]\
+         {1:<tool_call>}[#1:find]{1:{\"x\": \"}[#1:y z]{1:\"}</tool_call><tool_call>}[#1:find{\"x\": \"y\"}]\
+         {1:</tool_call>}(1:<|im_end|>)\n",
+    );
+    let parts = json!([
+        {"role": "user", "content": [{"type": "text", "text": "a"}]},
+        {"role": "assistant", "content":
+            [{"type": "thinking", "thinking": "t"}, {"type": "text", "text": "b"}]},
+    ]);
+    check_json(
+        source,
+        &parts,
+        "<|im_start|>user\n<text>[0:a]<|im_end|>\n<|im_start|>assistant\n|{1:<thinking>}[~1:t]{1:<text>}[1:b](1:<|im_end|>)\n",
+    );
+}
+
+/// Checks the said spans of a conversation with their weights, `!` where the row chose them.
+fn check_weights(source: &str, list: Value, expect: &[(&str, f32, &str)]) {
+    let found = template(source).locate(&messages(&list), None, 0.5).expect("renders");
+    check_rules(&found);
+    let said = found.spans.iter().filter(|span| span.part != Part::Scaffold);
+    let said: Vec<(&str, f32, &str)> = said
+        .map(|s| {
+            let text = &found.text[s.start as usize..s.end as usize];
+            (text, s.weight, if s.chosen { "!" } else { "" })
+        })
+        .collect();
+    assert_eq!(said, expect);
+}
+
+#[test]
+fn pieces_of_a_message_have_their_own_weights() {
+    let list = json!([
+        {"role": "user", "content": "héllo", "train_detail": [{"begin_offset": 1, "end_offset": 2, "train": true}]},
+        {"role": "assistant", "weight": 0.5, "content":
+            [{"type": "text", "text": " x ", "weight": 0}, {"type": "text", "text": "y\n", "train": true}]},
+    ]);
+    let said: [(&str, f32, &str); 5] =
+        [("h", 0.0, ""), ("él", 0.5, "!"), ("lo", 0.0, ""), (" x ", 0.0, ""), ("y\n", 0.25, "!")];
+    let stop = ("<|im_end|>", 0.25, "");
+    check_weights("chatml", list.clone(), &[&said[..], &[stop]].concat());
+    let trimmed: [(&str, f32, &str); 2] = [("x ", 0.0, ""), ("y", 0.25, "!")];
+    let stop = ("<|eot_id|>", 0.25, "");
+    check_weights("llama3", list, &[&said[..3], &trimmed[..], &[stop]].concat());
+    let json = "{% for m in messages %}{{ m.content | tojson }}<|im_end|>{% endfor %}";
+    let list = json!([
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "\"b\" c", "train_detail": [{"begin_offset": 0, "end_offset": 2, "train": true}]},
+    ]);
+    let said = [("a", 0.5, ""), ("\\\"b\\\"", 0.5, "!"), (" c", 0.0, ""), ("<|im_end|>", 0.5, "")];
+    check_weights(json, list, &said);
+    let list = json!([
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "train": true, "reasoning_content": [{"text": "x", "train": false}, {"text": "y"}]},
+    ]);
+    let source =
+        "{% for m in messages %}{{ m.reasoning_content }}{{ m.content }}<|im_end|>{% endfor %}";
+    let said = [
+        ("a", 0.5, ""),
+        ("x", 0.0, "!"),
+        ("y", 0.5, "!"),
+        ("b", 0.5, "!"),
+        ("<|im_end|>", 0.5, "!"),
+    ];
+    check_weights(source, list, &said);
 }
 
 #[test]

@@ -5,8 +5,8 @@
 //! - Content that is a list of parts becomes one text when all parts are text. Parts of reasoning
 //!   become `reasoning_content`, parts that are tool calls become `tool_calls`, as does a ShareGPT
 //!   message from `function_call`. Anything else (a picture) is refused.
-//! - Weights on parts move to the message when they agree; when they do not, the row is refused
-//!   rather than trained wrongly.
+//! - Weights on parts move to the message when they agree and it has none; else the content stays
+//!   the list of its weighed texts, which the stages behind read as one text with weights.
 
 use hone_schema::{Message, parse_messages};
 
@@ -29,7 +29,7 @@ const ROLES: [(&str, &[&str]); 5] = [
 const CALLS: [&str; 2] = ["function_call", "tool_call"];
 
 /// Weights of a message or part, under the names of the ecosystem's tools.
-const WEIGHTS: [&str; 4] = ["train", "weight", "loss_weight", "loss"];
+const WEIGHTS: [&str; 6] = ["train", "training", "weight", "loss_weight", "loss_scale", "loss"];
 
 /// A message of a role and a text.
 pub(super) fn plain(role: &str, content: &str) -> String {
@@ -146,6 +146,8 @@ struct Parts {
     reasoning: String,
     calls: Vec<String>,
     weights: Vec<(&'static str, String)>,
+    /// The parts that are text, as JSON.
+    texts: Vec<String>,
     n_parts: usize,
 }
 
@@ -155,26 +157,33 @@ impl Parts {
         for item in value.items().unwrap_or_default() {
             parts.n_parts += 1;
             match item.fields() {
-                Some(fields) => parts.add(idx, &fields)?,
-                None => parts
-                    .text
-                    .push_str(&item.text().ok_or_else(|| not_text(idx, item.shape().name()))?),
+                Some(fields) => parts.add(idx, item, &fields)?,
+                None => {
+                    let text = item.text().ok_or_else(|| not_text(idx, item.shape().name()))?;
+                    parts.text.push_str(&text);
+                    parts.texts.push(item.0.to_owned());
+                }
             }
         }
         Ok(parts)
     }
 
-    fn add(&mut self, idx: usize, fields: &Fields) -> Result<(), Fault> {
+    fn add(&mut self, idx: usize, part: Raw, fields: &Fields) -> Result<(), Fault> {
         let kind = fields.get("type").and_then(Raw::text).unwrap_or_default();
-        let text =
-            ["text", "value", "content"].iter().find_map(|key| fields.get(key)).and_then(Raw::text);
+        let keys = ["text", "value", "content", "thinking", "reasoning"];
+        let text = keys.iter().find_map(|key| fields.get(key)).and_then(Raw::text);
         let weight = WEIGHTS.into_iter().find_map(|key| Some((key, fields.get(key)?.0.to_owned())));
         match (kind.as_str(), text) {
             ("text" | "output_text" | "input_text", Some(text)) => {
                 self.text.push_str(&text);
+                self.texts.push(part.0.to_owned());
                 self.weights.extend(weight);
             }
-            ("reasoning" | "thinking", Some(text)) => self.reasoning.push_str(&text),
+            ("reasoning" | "thinking", Some(text)) => {
+                self.reasoning.push_str(&text);
+                self.texts.push(part.0.to_owned());
+                self.weights.extend(weight);
+            }
             ("tool_call", Some(text)) => self.calls.extend(calls(idx, &text)?),
             (kind, _) => return Err(not_text(idx, &format!("a part of type `{kind}`"))),
         }
@@ -184,17 +193,19 @@ impl Parts {
     fn content(self, idx: usize, fields: &Fields) -> Result<Content, Fault> {
         let mut added = Vec::new();
         let own_weight = WEIGHTS.iter().any(|key| fields.get(key).is_some());
+        let mut json = quote(&self.text);
         if let Some((key, value)) = self.weights.first() {
             let agree =
                 self.weights.len() == self.n_parts && self.weights.iter().all(|(_, w)| w == value);
-            if !agree || own_weight {
-                let detail = format!("message {idx} weighs its parts; hone weighs whole messages");
-                return Err(Fault::new(Reason::PartWeights, detail));
+            if agree && !own_weight {
+                added.push(format!("{}:{value}", quote(key)));
+            } else {
+                json = format!("[{}]", self.texts.join(","));
             }
-            let key = if *key == "loss_weight" { "weight" } else { key };
-            added.push(format!("{}:{value}", quote(key)));
         }
-        if !self.reasoning.is_empty() && fields.get("reasoning_content").is_none() {
+        // A list that stays holds its thoughts itself.
+        let is_list = json.starts_with('[');
+        if !self.reasoning.is_empty() && !is_list && fields.get("reasoning_content").is_none() {
             added.push(format!("\"reasoning_content\":{}", quote(&self.reasoning)));
         }
         if !self.calls.is_empty() {
@@ -204,7 +215,7 @@ impl Parts {
             }
             added.push(format!("\"tool_calls\":[{}]", self.calls.join(",")));
         }
-        Ok(Content { json: quote(&self.text), added })
+        Ok(Content { json, added })
     }
 }
 

@@ -213,11 +213,12 @@ fn content_of_parts() {
     no(r#"[{"type":"image_url","image_url":{"url":"x"}}]"#, Reason::NotText, "`image_url`");
     no(r#"[{"type":"text","text":"a"},{"type":"image"}]"#, Reason::NotText, "`image`");
     no(r#"[3]"#, Reason::NotText, "a number");
-    no(
-        r#"[{"type":"text","text":"a","train":true},{"type":"text","text":"b"}]"#,
-        Reason::PartWeights,
-        "message 0",
-    );
+    let weighed = r#"[{"type":"text","text":"a","train":true},{"type":"text","text":"b"}]"#;
+    ok(weighed, &format!(r#""content":{weighed}"#));
+    let thought =
+        r#"[{"type":"thinking","thinking":"a","train":false},{"type":"text","text":"b"}]"#;
+    ok(thought, &format!(r#""content":{thought}"#));
+    no(r#"[{"type":"text","text":"a","train":2e40}]"#, Reason::WrongType, "`train`");
     no(r#"[]"#, Reason::EmptyResponse, "message 0");
 }
 
