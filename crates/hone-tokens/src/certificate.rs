@@ -1,24 +1,37 @@
 //! What is seen to hold on every row that is taken.
 //!
-//! This looks at tokens and at the template's spans, not at how the mask was made, so that a mistake there is found here:
-//! no token begins a text twice; every trained response has a stop marker, that marker is one token, and that token is
-//! trained; no trained token holds a byte of a header or of a message that is not to be trained; at least one is trained.
+//! This looks at tokens, at the template's spans and at the policy, not at how the mask was made, so that a mistake there is
+//! found here: no token begins a text twice; every trained response has a stop marker, that marker is one token, and that token
+//! is trained, as far as the policy has it so; no trained token holds a byte of a header or of a message that is not to be
+//! trained; none weighs more than the data says; at least one is trained. What remains of a row that was cut is looked at again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use hone_schema::{Kind, Part, Span};
+use hone_schema::{Kind, Part, Rendered, Span};
 
-use crate::mask::{RESPONSE, TrainOn, bytes};
+use crate::mask::bytes;
+use crate::policy::{Learn, Policy, RESPONSE, TrainOn, TrainOnStop};
 use crate::row::{Reason, Rules, Work};
+use crate::thought::thoughts;
 use crate::vocab::Vocab;
 
 /// What was seen.
 pub(crate) struct Proof {
-    /// Ids of the stop tokens.
+    /// Ids of the stop tokens of trained responses.
     pub(crate) stops: BTreeSet<u32>,
     /// Number of trained responses.
     pub(crate) turns: u32,
+    /// The tokens of each of them: first, behind the last before its stop, and that of its stop.
+    pub(crate) endings: Vec<Ending>,
+}
+
+/// Where a trained response lies, in tokens.
+pub(crate) struct Ending {
+    /// Tokens of what it says.
+    pub(crate) said: Range<usize>,
+    /// Its stop token.
+    pub(crate) stop: usize,
 }
 
 type Fault = (Reason, String);
@@ -32,9 +45,26 @@ pub(crate) fn certify(vocab: &Vocab, work: &Work, rules: &Rules) -> Result<Proof
         let detail = format!("{} tokens, none of them trained", work.weights.len());
         return Err((Reason::NoTrainedToken, detail));
     }
-    one_bos(work, rules.bos)?;
-    nothing_else(vocab, work, rules.train_on)?;
-    stops(work)
+    in_model(work, rules)?;
+    let stop_ids = stop_ids(work);
+    one_bos(work, rules.bos, &stop_ids)?;
+    let may = May::new(work.row, &rules.policy);
+    nothing_else(vocab, work, &may, &stop_ids)?;
+    no_thought(work, &rules.policy)?;
+    stops(work, &may)
+}
+
+fn in_model(work: &Work, rules: &Rules) -> Result<(), Fault> {
+    let Some(n) = rules.n_embeddings else { return Ok(()) };
+    match work.encoded.ids.iter().position(|id| *id >= n) {
+        Some(token) => {
+            let (id, at) = (work.encoded.ids[token], work.encoded.offsets[token].clone());
+            let text = &work.row.text[at];
+            let detail = format!("token {token}, {text:?}, has id {id}, the model has {n}");
+            Err((Reason::NotInModel, detail))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Indexes of the tokens that share a byte with `bytes`.
@@ -45,97 +75,237 @@ fn tokens_of(work: &Work, bytes: &Range<usize>) -> Range<usize> {
     from..from + n
 }
 
+/// The tokens that end the responses of a row, trained or not.
+fn stop_ids(work: &Work) -> BTreeSet<u32> {
+    let stops = work.row.spans.iter().filter(|span| span.part == Part::Stop);
+    stops.flat_map(|span| tokens_of(work, &bytes(span))).map(|t| work.encoded.ids[t]).collect()
+}
+
 /// A beginning-of-text token stands first, or behind the token that ends the turn before: as in Llama-2's template, and in
 /// SmolLM2's, where it is the marker that opens every turn. A turn that is not trained ends in scaffold, so what ends a turn
-/// is known from the stops of those that are.
-fn one_bos(work: &Work, bos: Option<u32>) -> Result<(), Fault> {
+/// is known from the stops of responses.
+fn one_bos(work: &Work, bos: Option<u32>, stops: &BTreeSet<u32>) -> Result<(), Fault> {
     let Some(bos) = bos else { return Ok(()) };
     let spans = &work.row.spans;
-    let part_at = |at: &Range<usize>| {
-        let span = spans.partition_point(|s| (s.end as usize) <= at.start);
-        spans.get(span).map(|s| s.part)
-    };
-    let tokens = || work.encoded.ids.iter().zip(&work.encoded.offsets);
-    let stops: BTreeSet<u32> =
-        tokens().filter(|(_, at)| part_at(at) == Some(Part::Stop)).map(|(id, _)| *id).collect();
+    let mut span = 0;
     let mut text_begins = true;
-    for (id, at) in tokens() {
-        let part = part_at(at);
-        if *id == bos && part == Some(Part::Scaffold) && !text_begins {
+    for (id, at) in work.encoded.ids.iter().zip(&work.encoded.offsets) {
+        while span > 0 && spans[span - 1].end as usize > at.start {
+            span -= 1;
+        }
+        while spans.get(span).is_some_and(|s| s.end as usize <= at.start) {
+            span += 1;
+        }
+        let is_scaffold = spans.get(span).is_some_and(|s| s.part == Part::Scaffold);
+        if *id == bos && is_scaffold && !text_begins {
             let detail = format!("again at byte {}", at.start);
             return Err((Reason::DoubledBos, detail));
         }
-        let is_blank = work.row.text[at.clone()].trim().is_empty();
-        text_begins = stops.contains(id) || (text_begins && is_blank && *id != bos);
+        let goes_on = || *id != bos && work.row.text[at.clone()].trim().is_empty();
+        text_begins = stops.contains(id) || (text_begins && goes_on());
     }
     Ok(())
+}
+
+/// Which bytes may be trained: the policy, said anew.
+struct May<'a> {
+    row: &'a Rendered,
+    policy: &'a Policy,
+    last_response: Option<u32>,
+}
+
+impl<'a> May<'a> {
+    fn new(row: &'a Rendered, policy: &'a Policy) -> Self {
+        let mut last_response = None;
+        for span in &row.spans {
+            if span.role == RESPONSE {
+                last_response = last_response.max(span.message);
+            }
+        }
+        May { row, policy, last_response }
+    }
+
+    /// Whether the message of a span is to be trained, as far as roles go.
+    fn role(&self, span: &Span) -> bool {
+        let is_response = span.role == RESPONSE;
+        match (&self.policy.train_on, span.message) {
+            (_, None) => false,
+            _ if span.chosen => true,
+            (TrainOn::All, _) => is_response,
+            (TrainOn::Last, message) => is_response && message == self.last_response,
+            (TrainOn::Every, _) => true,
+            (TrainOn::Roles(roles), _) => roles.iter().any(|role| *role == span.role),
+        }
+    }
+
+    /// Whether the bytes of a span that is no stop marker may be trained.
+    fn train(&self, span: &Span) -> bool {
+        let is_thought = span.part == Part::Reasoning && self.policy.reasoning == Learn::Mask;
+        let is_theirs = match self.row.kind {
+            Kind::Text => span.part != Part::Scaffold,
+            _ => self.role(span) && !is_thought,
+        };
+        span.weight > 0.0 && is_theirs
+    }
 }
 
 /// No trained token holds a byte that is not to be trained; of scaffold, blanks before trained bytes may be in it.
-fn nothing_else(vocab: &Vocab, work: &Work, train_on: TrainOn) -> Result<(), Fault> {
+fn nothing_else(
+    vocab: &Vocab,
+    work: &Work,
+    may: &May,
+    stop_ids: &BTreeSet<u32>,
+) -> Result<(), Fault> {
     let row = work.row;
-    for span in &row.spans {
-        let is_taken = train_on.takes(row, span);
-        // A stop marker is trained with its response, whatever its own weight.
-        if is_taken && (span.weight > 0.0 || span.part == Part::Stop) {
-            continue;
-        }
+    for span in row.spans.iter().filter(|span| span.part != Part::Stop) {
+        let is_taken = may.train(span);
         let bytes = bytes(span);
         for token in tokens_of(work, &bytes).filter(|token| work.weights[*token] > 0.0) {
-            let at = work.encoded.offsets[token].clone();
-            let detail = format!("token {token}, {:?}", &row.text[at.clone()]);
-            if span.part != Part::Scaffold {
-                return Err((Reason::ForeignByteTrained, detail));
+            let (id, at) = (work.encoded.ids[token], work.encoded.offsets[token].clone());
+            let detail = || format!("token {token}, {:?}", &row.text[at.clone()]);
+            if is_taken {
+                if work.weights[token] > span.weight {
+                    return Err((Reason::TooHeavy, detail()));
+                }
+                continue;
             }
+            if span.part != Part::Scaffold {
+                return Err((Reason::ForeignByteTrained, detail()));
+            }
+            let is_foreign_stop = may.policy.stop == TrainOnStop::All && stop_ids.contains(&id);
             let inside = &row.text[at.start.max(bytes.start)..at.end.min(bytes.end)];
-            if !inside.trim().is_empty() || vocab.is_control(work.encoded.ids[token]) {
-                return Err((Reason::HeaderTrained, detail));
+            let is_header = !inside.trim().is_empty() || vocab.is_control(id);
+            if is_header && !is_foreign_stop {
+                return Err((Reason::HeaderTrained, detail()));
             }
         }
     }
     Ok(())
 }
 
-fn stops(work: &Work) -> Result<Proof, Fault> {
-    let row = work.row;
-    let mut proof = Proof { stops: BTreeSet::new(), turns: 0 };
-    let is_trained = |span: &Span| tokens_of(work, &bytes(span)).any(|t| work.weights[t] > 0.0);
-    let mut trained: Vec<Option<u32>> = row
-        .spans
-        .iter()
-        .filter(|span| span.part != Part::Scaffold && is_trained(span))
-        .map(|span| span.message)
-        .collect();
-    trained.sort_unstable();
-    trained.dedup();
-    for message in trained {
-        proof.turns += 1;
-        let mut stops = row.spans.iter().filter(|s| s.message == message && s.part == Part::Stop);
+/// No trained token holds a byte of a thought that the policy masks.
+fn no_thought(work: &Work, policy: &Policy) -> Result<(), Fault> {
+    if policy.reasoning == Learn::Train && policy.empty_thoughts == Learn::Train {
+        return Ok(());
+    }
+    for thought in thoughts(work.row) {
+        let masked = match (thought.is_empty, policy.empty_thoughts, policy.reasoning) {
+            (true, Learn::Mask, _) => thought.whole,
+            (false, _, Learn::Mask) => thought.inside,
+            _ => continue,
+        };
+        if let Some(token) = tokens_of(work, &masked).find(|token| work.weights[*token] > 0.0) {
+            let at = work.encoded.offsets[token].clone();
+            let detail = format!("token {token}, {:?} of a thought", &work.row.text[at]);
+            return Err((Reason::ForeignByteTrained, detail));
+        }
+    }
+    Ok(())
+}
+
+/// A message, as its stop markers are judged.
+#[derive(Default)]
+struct Turn<'a> {
+    /// Spans of its stop markers.
+    stops: Vec<&'a Span>,
+    /// Tokens of its other spans.
+    said: Option<Range<usize>>,
+    /// Whether any of those is to be trained.
+    may_say: bool,
+    /// Whether any of those is trained.
+    is_said: bool,
+    is_response: bool,
+}
+
+fn turns<'a>(work: &Work<'a>, may: &May) -> BTreeMap<Option<u32>, Turn<'a>> {
+    let mut turns: BTreeMap<Option<u32>, Turn> = BTreeMap::new();
+    for span in work.row.spans.iter() {
+        if span.message.is_none() && work.row.kind != Kind::Text {
+            continue;
+        }
+        let turn = turns.entry(span.message).or_default();
+        turn.is_response |= span.role == RESPONSE && work.row.kind != Kind::Text;
+        if span.part == Part::Stop {
+            turn.stops.push(span);
+            continue;
+        }
+        let mut tokens = tokens_of(work, &bytes(span));
+        turn.said = match &turn.said {
+            Some(said) => Some(said.start..tokens.end.max(said.end)),
+            None => Some(tokens.clone()),
+        };
+        let may_say = may.train(span);
+        turn.may_say |= may_say;
+        turn.is_said |= may_say && tokens.any(|token| work.weights[token] > 0.0);
+    }
+    turns
+}
+
+/// The stop markers are trained, or not, as the policy says.
+fn stops(work: &Work, may: &May) -> Result<Proof, Fault> {
+    let mut proof = Proof { stops: BTreeSet::new(), turns: 0, endings: Vec::new() };
+    let turns = turns(work, may);
+    let policy = if work.row.kind == Kind::Text { TrainOnStop::Turn } else { may.policy.stop };
+    let is_marked = |span: &&Span| {
+        let is_theirs = work.row.kind == Kind::Text || may.role(span);
+        is_theirs && tokens_of(work, &bytes(span)).any(|token| work.weights[token] > 0.0)
+    };
+    // A response that says nothing, or shares its only token with its header, is trained when its stop is.
+    let is_trained = |turn: &Turn| {
+        turn.is_said || ((turn.said.is_none() || turn.may_say) && turn.stops.iter().any(is_marked))
+    };
+    let last = turns.iter().rev().find(|(_, turn)| turn.is_response && is_trained(turn));
+    let last = last.map(|(message, _)| *message);
+    for (message, turn) in &turns {
+        let is_trained = is_trained(turn);
+        let wants = match policy {
+            TrainOnStop::Turn => is_trained,
+            TrainOnStop::All => true,
+            TrainOnStop::Last => is_trained && last == Some(*message),
+            TrainOnStop::None => false,
+        };
+        proof.turns += u32::from(is_trained);
         // A text may go on where its row ends, and what others say is not the model's to end; a response is.
-        let is_response = row.spans.iter().any(|s| s.message == message && s.role == RESPONSE);
-        if is_response && row.kind != Kind::Text && stops.clone().next().is_none() {
+        if wants && is_trained && turn.is_response && turn.stops.is_empty() {
             let detail = message.map_or_else(String::new, |m| format!("message {m}"));
             return Err((Reason::NoStop, detail));
         }
-        stops.try_for_each(|span| stop(work, span, &mut proof))?;
+        for span in &turn.stops {
+            let stop = stop(work, span, wants)?;
+            if let (Some(stop), true) = (stop, is_trained) {
+                proof.stops.insert(work.encoded.ids[stop]);
+                let said = turn.said.clone().unwrap_or(stop..stop);
+                proof.endings.extend(wants.then_some(Ending { said, stop }));
+            }
+        }
     }
     Ok(proof)
 }
 
-fn stop(work: &Work, span: &Span, proof: &mut Proof) -> Result<(), Fault> {
+/// The token of a stop marker, which is trained when the policy `wants` it and only then; `None` where it may be, and is, not one.
+fn stop(work: &Work, span: &Span, wants: bool) -> Result<Option<usize>, Fault> {
     let bytes = bytes(span);
-    let tokens = tokens_of(work, &bytes);
+    let mut tokens = tokens_of(work, &bytes);
     let text = &work.row.text[bytes.clone()];
     let is_one = tokens.len() == 1 && work.encoded.offsets[tokens.start] == bytes;
+    let first = tokens.start;
+    if !wants {
+        let is_trained = tokens.any(|token| work.weights[token] > 0.0);
+        let detail = || format!("{text:?} at byte {}", bytes.start);
+        return if is_trained {
+            Err((Reason::StopTrained, detail()))
+        } else {
+            Ok(is_one.then_some(first))
+        };
+    }
     if !is_one {
         let detail = format!("{text:?} is {} tokens, or part of one", tokens.len());
         return Err((Reason::StopInPieces, detail));
     }
-    if work.weights[tokens.start] == 0.0 {
+    if work.weights[first] == 0.0 {
         return Err((Reason::StopNotTrained, format!("{text:?} at byte {}", bytes.start)));
     }
-    proof.stops.insert(work.encoded.ids[tokens.start]);
-    Ok(())
+    Ok(Some(first))
 }
 
 #[cfg(test)]
@@ -181,19 +351,34 @@ mod tests {
     }
 
     /// The certificate of a mask: one digit a token of `<s> <u> q <e> <a> . _ r <e>`.
-    fn check(mask: &str, expect: Result<(u32, usize), Reason>) {
-        let (vocab, row) = world();
+    fn check_under(
+        policy: &Policy,
+        edit: impl FnOnce(&mut Rendered),
+        mask: &str,
+        expect: Result<(u32, usize), Reason>,
+    ) {
+        let (vocab, mut row) = world();
+        edit(&mut row);
         let written = crate::row::written(&row, row.text.len());
         let encoded = vocab.encode(&row.text, &written).expect("bytes can be written");
         let weights: Vec<f32> = mask.bytes().map(|b| f32::from(b - b'0')).collect();
         assert_eq!(weights.len(), encoded.ids.len(), "one digit a token");
         let work = Work { row: &row, encoded, weights };
-        let rules =
-            Rules { max_len: 9, too_long: TooLong::Drop, train_on: TrainOn::Assistant, bos: None };
+        let rules = Rules {
+            max_len: 9,
+            too_long: TooLong::Drop,
+            policy: policy.clone(),
+            bos: None,
+            n_embeddings: Some(260),
+        };
         let found = certify(&vocab, &work, &rules);
         let found =
             found.map(|proof| (proof.turns, proof.stops.len())).map_err(|(reason, _)| reason);
-        assert_eq!(found, expect, "{mask}");
+        assert_eq!(found, expect, "{mask} under {policy:?}");
+    }
+
+    fn check(mask: &str, expect: Result<(u32, usize), Reason>) {
+        check_under(&Policy::default(), |_| {}, mask, expect);
     }
 
     /// Masks that are wrong in one token each: the certificate finds them all, whatever made them.
@@ -208,7 +393,39 @@ mod tests {
         check("000001011", Err(Reason::HeaderTrained));
         check("010000011", Err(Reason::HeaderTrained));
         check("100000011", Err(Reason::HeaderTrained));
+        check("000000021", Err(Reason::TooHeavy));
         // A blank of the template may stand before what is trained.
         check("000000111", Ok((1, 1)));
+    }
+
+    #[test]
+    fn planted_faults_are_found_under_every_policy() {
+        let same = |_: &mut Rendered| {};
+        let roles = |train_on| Policy { train_on, ..Policy::default() };
+        let user = roles(TrainOn::Roles(vec!["user".to_owned()]));
+        check_under(&user, same, "001000000", Ok((1, 0)));
+        check_under(&user, same, "001000010", Err(Reason::ForeignByteTrained));
+        check_under(&user, same, "001000001", Err(Reason::StopTrained));
+        check_under(&roles(TrainOn::Every), same, "001000011", Ok((2, 1)));
+        check_under(&roles(TrainOn::Every), same, "001100011", Err(Reason::HeaderTrained));
+        check_under(&roles(TrainOn::Last), same, "000000011", Ok((1, 1)));
+        // The row itself wants the question trained; or nothing of the answer.
+        let chosen = |row: &mut Rendered| row.spans[1].chosen = true;
+        check_under(&Policy::default(), chosen, "001000011", Ok((2, 1)));
+        let unchosen = |row: &mut Rendered| row.spans[3].weight = 0.0;
+        let default = Policy::default();
+        check_under(&default, unchosen, "000000011", Err(Reason::ForeignByteTrained));
+        check_under(&default, unchosen, "000000001", Err(Reason::StopTrained));
+        let stop = |stop| Policy { stop, ..Policy::default() };
+        check_under(&stop(TrainOnStop::None), same, "000000010", Ok((1, 1)));
+        check_under(&stop(TrainOnStop::None), same, "000000011", Err(Reason::StopTrained));
+        check_under(&stop(TrainOnStop::Last), same, "000000010", Err(Reason::StopNotTrained));
+        check_under(&stop(TrainOnStop::All), same, "000100011", Ok((1, 1)));
+        check_under(&stop(TrainOnStop::All), same, "000110011", Err(Reason::HeaderTrained));
+        check_under(&stop(TrainOnStop::All), same, "000100010", Err(Reason::StopNotTrained));
+        let masked = Policy { reasoning: Learn::Mask, ..Policy::default() };
+        let thinks = |row: &mut Rendered| row.spans[3].part = Part::Reasoning;
+        check_under(&masked, thinks, "000000011", Err(Reason::ForeignByteTrained));
+        check_under(&default, thinks, "000000011", Ok((1, 1)));
     }
 }

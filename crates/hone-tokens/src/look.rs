@@ -6,7 +6,7 @@ use std::ops::Range;
 use hone_schema::Rendered;
 
 use crate::encode::{EncodeError, Encoded};
-use crate::mask::{span_weights, token_weights, touched};
+use crate::mask::{Mask, touched};
 use crate::row::{Rules, written};
 use crate::vocab::Vocab;
 
@@ -19,6 +19,8 @@ pub struct Look {
     pub weights: Vec<f32>,
     /// Weight of each span's loss under the policy.
     pub span_weights: Vec<f32>,
+    /// Bytes of thoughts that the policy masks, whatever their spans weigh; in order and apart from each other.
+    pub masked: Vec<Range<usize>>,
     /// Indexes of the spans that each token has bytes of.
     pub touched: Vec<Range<usize>>,
 }
@@ -29,8 +31,8 @@ pub struct Look {
 /// See [`EncodeError`].
 pub fn look(vocab: &Vocab, row: &Rendered, rules: &Rules) -> Result<Look, EncodeError> {
     let encoded = vocab.encode(&row.text, &written(row, row.text.len()))?;
-    let span_weights = span_weights(row, rules.train_on);
-    let weights = token_weights(row, &span_weights, &encoded);
+    let mask = Mask::new(row, &rules.policy);
+    let weights = mask.token_weights(vocab, row, &encoded);
     let touched = encoded.offsets.iter().map(|token| touched(&row.spans, token)).collect();
-    Ok(Look { encoded, weights, span_weights, touched })
+    Ok(Look { encoded, weights, span_weights: mask.spans, masked: mask.masked, touched })
 }

@@ -3,25 +3,14 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use hone_schema::{Doc, Kind, Part, Rendered, Split};
-use serde::{Deserialize, Serialize};
+use hone_schema::{Doc, Kind, Rendered, Split};
 
 use crate::certificate::certify;
+use crate::cut::{TooLong, cut};
 use crate::encode::{EncodeError, Encoded};
-use crate::mask::{TrainOn, bytes, span_weights, token_weights};
+use crate::mask::{Mask, bytes};
+use crate::policy::Policy;
 use crate::vocab::Vocab;
-
-/// What happens to a row that is longer than a pack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TooLong {
-    /// It is left out.
-    Drop,
-    /// Its first tokens are kept.
-    Truncate,
-    /// The whole stage stops.
-    Error,
-}
 
 /// How rows become tokens.
 #[derive(Clone, Debug)]
@@ -30,10 +19,12 @@ pub struct Rules {
     pub max_len: u32,
     /// What happens to longer ones.
     pub too_long: TooLong,
-    /// Which messages are trained.
-    pub train_on: TrainOn,
+    /// What is trained.
+    pub policy: Policy,
     /// The token that begins a text, by the template.
     pub bos: Option<u32>,
+    /// Number of rows of the model's embedding, where it is known: no row may have an id beyond them.
+    pub n_embeddings: Option<u32>,
 }
 
 /// Why a row is refused, as it stands in the ledger.
@@ -43,6 +34,12 @@ pub enum Reason {
     TooLong,
     /// Longer than a pack, and what fits holds no trained token.
     ResponseCutOff,
+    /// Longer than a pack, and too long still without anything that is not trained.
+    ResponseDoesNotFit,
+    /// Longer than a pack, and cut just between a response and its stop token.
+    StopCutOff,
+    /// A piece of a row that was split, without a trained token.
+    UntrainedPiece,
     /// Nothing in it is trained.
     NoTrainedToken,
     /// A token that begins a text where no text begins.
@@ -53,10 +50,16 @@ pub enum Reason {
     StopInPieces,
     /// A trained response whose stop token is not trained.
     StopNotTrained,
+    /// A stop token that is trained where the policy trains none.
+    StopTrained,
     /// A trained token with bytes of a header.
     HeaderTrained,
     /// A trained token with bytes of a message that is not to be trained.
     ForeignByteTrained,
+    /// A trained token that weighs more than the data gives one of its bytes.
+    TooHeavy,
+    /// An id that the model has no embedding for.
+    NotInModel,
     /// The model of the vocabulary itself made a control token of a message's text.
     ForgedControl,
     /// The tokenizer reported an error.
@@ -65,16 +68,22 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 11] = [
+    pub const ALL: [Reason; 17] = [
         Reason::TooLong,
         Reason::ResponseCutOff,
+        Reason::ResponseDoesNotFit,
+        Reason::StopCutOff,
+        Reason::UntrainedPiece,
         Reason::NoTrainedToken,
         Reason::DoubledBos,
         Reason::NoStop,
         Reason::StopInPieces,
         Reason::StopNotTrained,
+        Reason::StopTrained,
         Reason::HeaderTrained,
         Reason::ForeignByteTrained,
+        Reason::TooHeavy,
+        Reason::NotInModel,
         Reason::ForgedControl,
         Reason::NotEncodable,
     ];
@@ -84,16 +93,34 @@ impl Reason {
         match self {
             Reason::TooLong => "too long",
             Reason::ResponseCutOff => "response cut off",
+            Reason::ResponseDoesNotFit => "response does not fit",
+            Reason::StopCutOff => "stop token cut off",
+            Reason::UntrainedPiece => "piece without a trained token",
             Reason::NoTrainedToken => "no trained token",
             Reason::DoubledBos => "doubled beginning-of-text token",
             Reason::NoStop => "no stop marker",
             Reason::StopInPieces => "stop marker is not one token",
             Reason::StopNotTrained => "stop token not trained",
+            Reason::StopTrained => "stop token trained",
             Reason::HeaderTrained => "header trained",
             Reason::ForeignByteTrained => "untrained text trained",
+            Reason::TooHeavy => "weight above the data's",
+            Reason::NotInModel => "id beyond the model's vocabulary",
             Reason::ForgedControl => "forged control token",
             Reason::NotEncodable => "not encodable",
         }
+    }
+
+    /// Whether the row is too long, which is for the pipeline to decide about, and no violation of what the certificate asks.
+    pub fn is_about_length(self) -> bool {
+        matches!(
+            self,
+            Reason::TooLong
+                | Reason::ResponseCutOff
+                | Reason::ResponseDoesNotFit
+                | Reason::StopCutOff
+                | Reason::UntrainedPiece
+        )
     }
 }
 
@@ -139,7 +166,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    fn of(weights: &[f32]) -> Self {
+    pub(crate) fn of(weights: &[f32]) -> Self {
         Counts {
             tokens: weights.len() as u64,
             trained: weights.iter().filter(|w| **w > 0.0).count() as u64,
@@ -147,7 +174,7 @@ impl Counts {
     }
 }
 
-/// A row as tokens.
+/// A row as tokens, or a part of one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// The row's id.
@@ -164,11 +191,15 @@ pub struct Row {
     pub weights: Vec<f32>,
     /// The bytes of the row's text that each token stands for.
     pub offsets: Vec<Range<usize>>,
-    /// Tokens before anything was cut.
+    /// Which of the whole row's tokens these are: ranges in order, apart from each other; one range where nothing was cut out.
+    pub kept: Vec<Range<u32>>,
+    /// Tokens of the whole row.
+    pub n_whole: u32,
+    /// Tokens that this is to account for: those of the whole row, or of its piece where it was split.
     pub before: Counts,
-    /// The tokens that end its trained responses, or its text.
+    /// The tokens that end the whole row's trained responses, or its text.
     pub stops: BTreeSet<u32>,
-    /// Trained responses; each one's stop token was seen to be trained before anything was cut.
+    /// Trained responses of the whole row, each certified before anything was cut; 0 for a piece behind the first.
     pub turns: u32,
 }
 
@@ -178,17 +209,38 @@ impl Row {
         Counts::of(&self.weights)
     }
 
-    /// Its place in a pack.
-    pub fn doc(&self) -> Doc {
+    /// Whether tokens of the row are missing from it.
+    pub fn is_cut(&self) -> bool {
+        self.ids.len() != self.n_whole as usize
+    }
+
+    /// Index in the whole row of its first token.
+    pub fn offset(&self) -> u32 {
+        self.kept.first().map_or(0, |range| range.start)
+    }
+
+    /// Its place in a pack; `row` is the index of the whole row among the rendered ones.
+    pub fn doc(&self, row: u64) -> Doc {
         Doc {
             len: self.ids.len() as u32,
+            row,
             row_id: self.id.clone(),
             source: self.source.clone(),
             kind: self.kind,
-            offset: 0,
-            truncated: self.ids.len() as u64 != self.before.tokens,
+            offset: self.offset(),
+            truncated: self.is_cut(),
+            kept: if self.kept.len() > 1 { self.kept.clone() } else { Vec::new() },
         }
     }
+}
+
+/// What became of a row that is taken.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Taken {
+    /// The row, or its pieces in order where it was split; at least one.
+    pub rows: Vec<Row>,
+    /// Its pieces that are not taken.
+    pub refused: Vec<Refusal>,
 }
 
 /// Everything that is known of a row before it is judged.
@@ -201,7 +253,7 @@ pub(crate) struct Work<'a> {
 /// The ranges of a row's text that the template wrote, up to byte `end`, in order and apart from each other.
 pub(crate) fn written(row: &Rendered, end: usize) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
-    for span in row.spans.iter().filter(|s| s.part != Part::Content) {
+    for span in row.spans.iter().filter(|s| !s.part.is_said()) {
         let bytes = bytes(span);
         let bytes = bytes.start.min(end)..bytes.end.min(end);
         match ranges.last_mut() {
@@ -218,53 +270,14 @@ pub(crate) fn written(row: &Rendered, end: usize) -> Vec<Range<usize>> {
 /// # Errors
 /// The reason why the row is not taken. With [`TooLong::Error`] too long a row is [`Reason::TooLong`] as well, and it is for
 /// the caller to stop.
-pub fn tokenize(vocab: &Vocab, row: &Rendered, rules: &Rules) -> Result<Row, Refusal> {
-    let encoded =
-        vocab.encode(&row.text, &written(row, row.text.len())).map_err(|error| Refusal {
-            reason: match error {
-                EncodeError::Forged { .. } => Reason::ForgedControl,
-                EncodeError::Fault(_) => Reason::NotEncodable,
-            },
-            detail: error.to_string(),
-            counts: Counts::default(),
-        })?;
-    let weights = token_weights(row, &span_weights(row, rules.train_on), &encoded);
+pub fn tokenize(vocab: &Vocab, row: &Rendered, rules: &Rules) -> Result<Taken, Refusal> {
+    let encoded = vocab
+        .encode(&row.text, &written(row, row.text.len()))
+        .map_err(|error| Refusal::of_encoding(&error))?;
+    let weights = Mask::new(row, &rules.policy).token_weights(vocab, row, &encoded);
     let work = Work { row, encoded, weights };
     let before = Counts::of(&work.weights);
-    let refuse = |reason, detail: String| Refusal { reason, detail, counts: before };
-    let proof = certify(vocab, &work, rules).map_err(|(reason, detail)| refuse(reason, detail))?;
-    let mut row = Row {
-        id: row.id.clone(),
-        source: row.source.clone(),
-        split: row.split,
-        kind: row.kind,
-        ids: work.encoded.ids,
-        weights: work.weights,
-        offsets: work.encoded.offsets,
-        before,
-        stops: proof.stops,
-        turns: proof.turns,
-    };
-    cut(&mut row, rules).map_err(|(reason, detail)| refuse(reason, detail))?;
-    Ok(row)
-}
-
-fn cut(row: &mut Row, rules: &Rules) -> Result<(), (Reason, String)> {
-    let max = rules.max_len as usize;
-    if row.ids.len() <= max {
-        return Ok(());
-    }
-    if rules.too_long != TooLong::Truncate {
-        let detail = format!("{} tokens, a pack holds {max}", row.ids.len());
-        return Err((Reason::TooLong, detail));
-    }
-    row.ids.truncate(max);
-    row.weights.truncate(max);
-    row.offsets.truncate(max);
-    if row.counts().trained == 0 {
-        let detail =
-            format!("none of its {} trained tokens is among the first {max}", row.before.trained);
-        return Err((Reason::ResponseCutOff, detail));
-    }
-    Ok(())
+    let refuse = |(reason, detail)| Refusal { reason, detail, counts: before };
+    let proof = certify(vocab, &work, rules).map_err(refuse)?;
+    cut(vocab, work, proof, rules).map_err(refuse)
 }

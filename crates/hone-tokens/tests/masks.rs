@@ -3,7 +3,7 @@
 mod support;
 
 use hone_schema::{Kind, Part, Rendered};
-use hone_tokens::{Reason, Rules, TooLong, TrainOn, tokenize};
+use hone_tokens::{Learn, Policy, Row, Rules, TrainOn, TrainOnStop, Vocab, tokenize};
 use proptest::prelude::*;
 use support::{Bit, byte_level, chat, outcome, pieces, rendered, rules, vocab_of, with};
 
@@ -16,7 +16,18 @@ fn check(row: &Rendered, expect: &str) {
 }
 
 fn check_on(train_on: TrainOn, row: &Rendered, expect: &str) {
-    check_with(&byte_level(), row, &Rules { train_on, ..rules() }, expect);
+    check_policy(&Policy { train_on, ..Policy::default() }, row, expect);
+}
+
+fn check_policy(policy: &Policy, row: &Rendered, expect: &str) {
+    check_with(&byte_level(), row, &Rules { policy: policy.clone(), ..rules() }, expect);
+}
+
+/// The one row that `row` becomes.
+fn one(vocab: &Vocab, row: &Rendered, rules: &Rules) -> Row {
+    let mut taken = tokenize(vocab, row, rules).expect("the row is taken");
+    assert_eq!((taken.rows.len(), taken.refused.len()), (1, 0));
+    taken.rows.remove(0)
 }
 
 const TWO: [(&str, &str); 4] = [("u", "hello"), ("a", "yo"), ("u", "there"), ("a", "no")];
@@ -34,10 +45,99 @@ fn the_response_and_its_stop_token() {
 fn policies() {
     check(&chat(&TWO), "·yo<e>·no<e>·");
     check_on(TrainOn::Last, &chat(&TWO), "·no<e>·");
-    check_on(TrainOn::All, &chat(&TWO), "·hello·yo<e>·there·no<e>·");
-    check_on(TrainOn::All, &chat(&[("s", "x"), ("u", "y"), ("a", "z")]), "·x·y·z<e>·");
+    check_on(TrainOn::Every, &chat(&TWO), "·hello·yo<e>·there·no<e>·");
+    check_on(TrainOn::Every, &chat(&[("s", "x"), ("u", "y"), ("a", "z")]), "·x·y·z<e>·");
     // The last response, though a user speaks after it.
     check_on(TrainOn::Last, &chat(&[("u", "a"), ("a", "b"), ("u", "c")]), "·b<e>·");
+}
+
+#[test]
+fn roles_by_name_and_what_the_row_itself_wants() {
+    let roles = |names: &[&str]| TrainOn::Roles(names.iter().map(|r| (*r).to_owned()).collect());
+    check_on(roles(&["user"]), &chat(&TWO), "·hello·there·");
+    check_on(roles(&["user", "assistant"]), &chat(&TWO), "·hello·yo<e>·there·no<e>·");
+    check_on(roles(&["tool"]), &chat(&TWO), "refused: no trained token");
+    let mut row = chat(&TWO);
+    // `train: true` on the first question, and `train: false` on the second answer, whose weight is 0 then.
+    for span in &mut row.spans {
+        span.chosen = span.message == Some(0);
+        if span.message == Some(3) {
+            span.weight = 0.0;
+        }
+    }
+    check(&row, "·hello·yo<e>·");
+    check_on(TrainOn::Last, &row, "·hello·");
+    row.spans.iter_mut().for_each(|span| span.weight = 0.0);
+    check(&row, "refused: no trained token");
+}
+
+#[test]
+fn stop_markers_by_policy() {
+    let check = |stop, row: &Rendered, expect: &str| {
+        check_policy(&Policy { stop, ..Policy::default() }, row, expect);
+    };
+    check(TrainOnStop::Turn, &chat(&TWO), "·yo<e>·no<e>·");
+    check(TrainOnStop::Last, &chat(&TWO), "·yo·no<e>·");
+    check(TrainOnStop::None, &chat(&TWO), "·yo·no·");
+    // The user's turns end with the same token.
+    check(TrainOnStop::All, &chat(&TWO), "·<e>·yo<e>·<e>·no<e>·");
+    let first_only = {
+        let mut row = chat(&TWO);
+        row.spans.iter_mut().filter(|s| s.message == Some(3)).for_each(|s| s.weight = 0.0);
+        row.spans.iter_mut().filter(|s| s.message == Some(1)).for_each(|s| s.weight *= 0.5);
+        row
+    };
+    check(TrainOnStop::Turn, &first_only, "·yo(0.5)<e>(0.5)·");
+    check(TrainOnStop::Last, &first_only, "·yo(0.5)<e>(0.5)·");
+    let half = "·<e>(0.5)·yo(0.5)<e>(0.5)·<e>(0.5)·<e>(0.5)·";
+    let mut light = first_only.clone();
+    light.spans.iter_mut().for_each(|s| s.weight = s.weight.min(0.5));
+    check(TrainOnStop::All, &light, half);
+    // A stop that is none is no fault where none is wanted; nor is one in pieces.
+    let no_stop = response(&[("<a>", S, 0.0), ("yo", C, 1.0)], None);
+    check(TrainOnStop::None, &no_stop, "·yo");
+    check(TrainOnStop::Last, &no_stop, "refused: no stop marker");
+    let in_pieces = response(&[("<a>", S, 0.0), ("yo", C, 1.0), ("</end>", E, 1.0)], None);
+    check(TrainOnStop::None, &in_pieces, "·yo·");
+    check(TrainOnStop::All, &in_pieces, "refused: stop marker is not one token");
+}
+
+#[test]
+fn thoughts_by_policy() {
+    let check = |reasoning, empty_thoughts, row: &Rendered, expect: &str| {
+        check_policy(&Policy { reasoning, empty_thoughts, ..Policy::default() }, row, expect);
+    };
+    use Learn::{Mask, Train};
+    const R: Part = Part::Reasoning;
+    let full = response(
+        &[
+            ("<a>", S, 0.0),
+            ("<think>", S, 1.0),
+            ("hm", R, 1.0),
+            ("</think>", S, 1.0),
+            ("yo", C, 1.0),
+            ("<e>", E, 1.0),
+        ],
+        None,
+    );
+    check(Train, Train, &full, "·<think>hm</think>yo<e>");
+    check(Train, Mask, &full, "·<think>hm</think>yo<e>");
+    check(Mask, Train, &full, "·<think>·</think>yo<e>");
+    // The same where the data wrote the thought into the content.
+    let inline =
+        response(&[("<a>", S, 0.0), ("<think>hm</think>yo", C, 1.0), ("<e>", E, 1.0)], None);
+    check(Train, Train, &inline, "·<think>hm</think>yo<e>");
+    check(Mask, Train, &inline, "·<think>·</think>yo<e>");
+    let empty = response(
+        &[("<a>", S, 0.0), ("<think>\n\n</think>\n\n", S, 1.0), ("yo", C, 1.0), ("<e>", E, 1.0)],
+        None,
+    );
+    check(Train, Train, &empty, "·<think>⏎⏎</think>⏎⏎yo<e>");
+    check(Mask, Train, &empty, "·<think>⏎⏎</think>⏎⏎yo<e>");
+    check(Train, Mask, &empty, "·yo<e>");
+    // Nothing but a thought: then the stop is not trained either.
+    let only = response(&[("<a>", S, 0.0), ("hm", R, 1.0), ("<e>", E, 1.0)], None);
+    check(Mask, Train, &only, "refused: no trained token");
 }
 
 #[test]
@@ -190,36 +290,6 @@ fn one_beginning_of_text() {
     check(&["<s><u>hi\n<s><a>"], "refused: doubled beginning-of-text token");
 }
 
-#[test]
-fn too_long_a_row() {
-    let row = chat(&[("u", "hi"), ("a", "yo no yo no")]);
-    let check = |max_len, too_long, expect: &str| {
-        check_with(&byte_level(), &row, &Rules { max_len, too_long, ..rules() }, expect);
-    };
-    check(14, TooLong::Drop, "·yo no yo no<e>·");
-    check(13, TooLong::Drop, "refused: too long");
-    check(13, TooLong::Error, "refused: too long");
-    check(11, TooLong::Truncate, "·yo no yo");
-    check(9, TooLong::Truncate, "·yo");
-    check(8, TooLong::Truncate, "refused: response cut off");
-}
-
-#[test]
-fn what_is_cut_is_counted() {
-    let vocab = vocab_of(&byte_level());
-    let row = chat(&[("u", "hi"), ("a", "yo no yo no")]);
-    let cut = Rules { max_len: 10, too_long: TooLong::Truncate, ..rules() };
-    let tokens = tokenize(&vocab, &row, &cut).unwrap();
-    assert_eq!((tokens.before.tokens, tokens.before.trained), (14, 5));
-    assert_eq!((tokens.counts().tokens, tokens.counts().trained), (10, 2));
-    assert!(tokens.doc().truncated);
-    let dropped = Rules { max_len: 10, ..rules() };
-    let refusal = tokenize(&vocab, &row, &dropped).unwrap_err();
-    assert_eq!(refusal.reason, Reason::TooLong);
-    assert_eq!((refusal.counts.tokens, refusal.counts.trained), (14, 5));
-    assert_eq!(refusal.detail, "14 tokens, a pack holds 10");
-}
-
 fn said() -> impl Strategy<Value = String> {
     let word = prop_oneof![
         "[a-z .,\n]{1,6}",
@@ -241,7 +311,7 @@ proptest! {
             messages.push(("a", answer.as_str()));
         }
         let row = chat(&messages);
-        let tokens = tokenize(&vocab_of(&byte_level()), &row, &rules()).unwrap();
+        let tokens = one(&vocab_of(&byte_level()), &row, &rules());
         prop_assert_eq!(tokens.ids.len(), tokens.weights.len());
         let mut trained = vec![false; row.text.len()];
         for (bytes, weight) in tokens.offsets.iter().zip(&tokens.weights) {

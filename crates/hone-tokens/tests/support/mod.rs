@@ -5,7 +5,9 @@
 use std::ops::Range;
 
 use hone_schema::{Kind, Part, Rendered, Span, Split};
-use hone_tokens::{Refusal, Row, Rules, TooLong, TrainOn, Vocab, VocabSpec, tokenize, train_vocab};
+use hone_tokens::{
+    Policy, Refusal, Row, Rules, Taken, TooLong, Vocab, VocabSpec, tokenize, train_vocab,
+};
 use serde_json::{Value, json};
 
 /// Markers of the tokenizers here.
@@ -177,7 +179,13 @@ pub(crate) fn chat(messages: &[(&str, &str)]) -> Rendered {
 }
 
 pub(crate) fn rules() -> Rules {
-    Rules { max_len: 1000, too_long: TooLong::Drop, train_on: TrainOn::Assistant, bos: None }
+    Rules {
+        max_len: 1000,
+        too_long: TooLong::Drop,
+        policy: Policy::default(),
+        bos: None,
+        n_embeddings: None,
+    }
 }
 
 /// The tokens of a row: a trained one as its text (and its weight where that is not 1), a run of others as `·`. Line ends are `⏎`.
@@ -199,10 +207,14 @@ pub(crate) fn picture(rendered: &Rendered, row: &Row) -> String {
     out
 }
 
-/// What becomes of a row, as text.
+/// What becomes of a row, as text; pieces of it with ` | ` between them.
 pub(crate) fn outcome(vocab: &Vocab, row: &Rendered, rules: &Rules) -> String {
     match tokenize(vocab, row, rules) {
-        Ok(tokens) => picture(row, &tokens),
+        Ok(Taken { rows, refused }) => {
+            let pictures: Vec<String> = rows.iter().map(|piece| picture(row, piece)).collect();
+            let refused = refused.iter().map(|r| format!("refused: {}", r.reason));
+            pictures.into_iter().chain(refused).collect::<Vec<_>>().join(" | ")
+        }
         Err(Refusal { reason, .. }) => format!("refused: {reason}"),
     }
 }
@@ -210,7 +222,7 @@ pub(crate) fn outcome(vocab: &Vocab, row: &Rendered, rules: &Rules) -> String {
 /// The ranges that the template wrote.
 pub(crate) fn written(row: &Rendered) -> Vec<Range<usize>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
-    for span in row.spans.iter().filter(|s| s.part != Part::Content) {
+    for span in row.spans.iter().filter(|s| !s.part.is_said()) {
         let (start, end) = (span.start as usize, span.end as usize);
         match ranges.last_mut() {
             Some(last) if last.end == start => last.end = end,
