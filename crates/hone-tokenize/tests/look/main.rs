@@ -1,0 +1,5 @@
+//! What people do with the outputs of the program: look at them, ask about a token, compare two, take them elsewhere and back.
+
+mod explain;
+mod show;
+mod support;
