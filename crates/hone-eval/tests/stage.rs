@@ -95,11 +95,13 @@ impl Place {
     fn pack(&self, n: u32) -> Pack {
         let doc = |len, kind| Doc {
             len,
+            row: u64::from(n),
             row_id: format!("r{n}"),
             source: format!("{kind} rows"),
             kind,
             offset: 0,
             truncated: false,
+            kept: Vec::new(),
         };
         Pack {
             input_ids: (0..24).map(|i| (i * 11 + n) % 260).collect(),

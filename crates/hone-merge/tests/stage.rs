@@ -86,11 +86,13 @@ impl Place {
     fn packs(&self, kind: Kind) {
         let doc = |n: u32, len| Doc {
             len,
+            row: u64::from(n),
             row_id: format!("r{n}"),
             source: "s".into(),
             kind,
             offset: 0,
             truncated: false,
+            kept: Vec::new(),
         };
         let pack = |n: u32| Pack {
             input_ids: (0..24).map(|i| (i * 7 + n) % 61).collect(),

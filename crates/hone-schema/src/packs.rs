@@ -1,10 +1,11 @@
 //! Packs: token ids and loss weights of documents laid end to end.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Float32Array, LargeStringArray, ListArray, RecordBatch, StructArray,
-    UInt32Array,
+    Array, ArrayRef, BooleanArray, Float32Array, LargeStringArray, ListArray, ListBuilder,
+    RecordBatch, StructArray, UInt32Array, UInt32Builder, UInt64Array,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
@@ -24,11 +25,13 @@ pub struct Pack {
     pub docs: Vec<Doc>,
 }
 
-/// A document in a pack.
+/// A document in a pack, and which tokens of which row it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Doc {
     /// Its number of tokens, at least 1.
     pub len: u32,
+    /// Index of its row among the rendered rows, from 0.
+    pub row: u64,
     /// Id of its row.
     pub row_id: String,
     /// Source of its row.
@@ -39,6 +42,37 @@ pub struct Doc {
     pub offset: u32,
     /// Whether tokens of the row are missing from it.
     pub truncated: bool,
+    /// Which tokens of its row it has, where some were taken out from between others: ranges of indexes in the row's own token
+    /// sequence, in order and apart from each other. Empty where it has them all from [`Doc::offset`] on.
+    pub kept: Vec<Range<u32>>,
+}
+
+impl Doc {
+    /// Index in the row's own token sequence of each of its tokens.
+    pub fn row_tokens(&self) -> impl Iterator<Item = u32> + use<> {
+        let whole = self.offset..self.offset.saturating_add(self.len);
+        let ranges = if self.kept.is_empty() { vec![whole] } else { self.kept.clone() };
+        ranges.into_iter().flatten()
+    }
+
+    fn check(&self, index: usize) -> Result<(), PackError> {
+        if self.len == 0 {
+            return Err(PackError::EmptyDoc { index });
+        }
+        if self.offset.checked_add(self.len).is_none() {
+            return Err(PackError::Kept { index, found: "tokens beyond the 2^32nd".to_owned() });
+        }
+        let Some(first) = self.kept.first() else {
+            return Ok(());
+        };
+        let n: u64 = self.kept.iter().map(|r| u64::from(r.end.saturating_sub(r.start))).sum();
+        let apart = self.kept.windows(2).all(|pair| pair[0].end < pair[1].start);
+        let full = self.kept.iter().all(|range| range.start < range.end);
+        if n != u64::from(self.len) || !apart || !full || first.start != self.offset {
+            return Err(PackError::Kept { index, found: format!("{:?}", self.kept) });
+        }
+        Ok(())
+    }
 }
 
 /// Why a pack contradicts itself.
@@ -66,6 +100,14 @@ pub enum PackError {
         /// Its index.
         index: usize,
     },
+    /// Kept ranges of tokens that are not those of the document.
+    #[error("document {index} of a pack keeps {found} of its row, which are not its tokens")]
+    Kept {
+        /// Its index.
+        index: usize,
+        /// The ranges, as text.
+        found: String,
+    },
     /// A weight that is negative or not a number.
     #[error("token {index} of a pack has loss weight {weight}")]
     Weight {
@@ -77,6 +119,15 @@ pub enum PackError {
 }
 
 impl Pack {
+    /// A pack of no document yet, with room for `n_tokens`.
+    pub fn with_capacity(n_tokens: usize) -> Self {
+        Pack {
+            input_ids: Vec::with_capacity(n_tokens),
+            loss_weight: Vec::with_capacity(n_tokens),
+            docs: Vec::new(),
+        }
+    }
+
     /// What writer and reader both check.
     ///
     /// # Errors
@@ -86,9 +137,7 @@ impl Pack {
         if ids != self.loss_weight.len() {
             return Err(PackError::Weights { ids, weights: self.loss_weight.len() });
         }
-        if let Some(index) = self.docs.iter().position(|doc| doc.len == 0) {
-            return Err(PackError::EmptyDoc { index });
-        }
+        self.docs.iter().enumerate().try_for_each(|(index, doc)| doc.check(index))?;
         let docs: u64 = self.docs.iter().map(|doc| u64::from(doc.len)).sum();
         if docs != ids as u64 {
             return Err(PackError::Docs { ids, docs });
@@ -176,12 +225,19 @@ fn wrong(row: usize, error: &PackError) -> RowError {
 fn doc_fields() -> Fields {
     Fields::from(vec![
         Field::new("len", DataType::UInt32, false),
+        Field::new("row", DataType::UInt64, false),
         Field::new("row_id", DataType::LargeUtf8, false),
         Field::new("source", DataType::LargeUtf8, false),
         Field::new("kind", DataType::LargeUtf8, false),
         Field::new("offset", DataType::UInt32, false),
         Field::new("truncated", DataType::Boolean, false),
+        Field::new("kept", DataType::List(Arc::new(kept_field())), true),
     ])
+}
+
+/// First token and token behind the last of each kept range, one after the other.
+fn kept_field() -> Field {
+    Field::new("item", DataType::UInt32, false)
 }
 
 fn weights_column(packs: &[Pack]) -> Result<ListArray, RowError> {
@@ -198,11 +254,13 @@ fn docs_column(packs: &[Pack]) -> Result<ListArray, RowError> {
     };
     let columns: Vec<ArrayRef> = vec![
         Arc::new(UInt32Array::from_iter_values(docs().map(|d| d.len))),
+        Arc::new(UInt64Array::from_iter_values(docs().map(|d| d.row))),
         text(|d| &d.row_id),
         text(|d| &d.source),
         text(|d| d.kind.as_str()),
         Arc::new(UInt32Array::from_iter_values(docs().map(|d| d.offset))),
         Arc::new(BooleanArray::from_iter(docs().map(|d| Some(d.truncated)))),
+        Arc::new(kept_column(docs())),
     ];
     let values = StructArray::try_new(doc_fields(), columns, None)?;
     let offsets = OffsetBuffer::from_lengths(packs.iter().map(|p| p.docs.len()));
@@ -210,26 +268,47 @@ fn docs_column(packs: &[Pack]) -> Result<ListArray, RowError> {
     Ok(ListArray::try_new(field, offsets, Arc::new(values), None)?)
 }
 
+fn kept_column<'a>(docs: impl Iterator<Item = &'a Doc>) -> ListArray {
+    let mut column = ListBuilder::new(UInt32Builder::new()).with_field(kept_field());
+    for doc in docs {
+        doc.kept.iter().for_each(|range| column.values().append_slice(&[range.start, range.end]));
+        column.append(!doc.kept.is_empty());
+    }
+    column.finish()
+}
+
+fn kept_at(list: &ListArray, doc: usize) -> Result<Vec<Range<u32>>, RowError> {
+    if list.is_null(doc) {
+        return Ok(Vec::new());
+    }
+    let ends: UInt32Array = item(list, doc, "kept")?;
+    Ok(ends.values().chunks_exact(2).map(|ends| ends[0]..ends[1]).collect())
+}
+
 fn docs_at(list: &ListArray, row: usize) -> Result<Vec<Doc>, RowError> {
     let values: StructArray = item(list, row, "docs")?;
     let batch = RecordBatch::from(values);
     let len = column::<UInt32Array>(&batch, "len")?;
+    let row_idx = column::<UInt64Array>(&batch, "row")?;
     let row_id = column::<LargeStringArray>(&batch, "row_id")?;
     let source = column::<LargeStringArray>(&batch, "source")?;
     let kind = column::<LargeStringArray>(&batch, "kind")?;
     let offset = column::<UInt32Array>(&batch, "offset")?;
     let truncated = column::<BooleanArray>(&batch, "truncated")?;
+    let kept = column::<ListArray>(&batch, "kept")?;
     (0..batch.num_rows())
         .map(|idx| {
             let name = kind.value(idx);
             let unknown = || RowError::Value { row, name: "kind", found: format!("{name:?}") };
             Ok(Doc {
                 len: len.value(idx),
+                row: row_idx.value(idx),
                 row_id: row_id.value(idx).to_owned(),
                 source: source.value(idx).to_owned(),
                 kind: Kind::from_name(name).ok_or_else(unknown)?,
                 offset: offset.value(idx),
                 truncated: truncated.value(idx),
+                kept: kept_at(kept, idx)?,
             })
         })
         .collect()
@@ -242,11 +321,13 @@ mod tests {
     fn doc(len: u32) -> Doc {
         Doc {
             len,
+            row: 7,
             row_id: format!("r{len}"),
             source: "s".into(),
             kind: Kind::Sft,
             offset: 0,
             truncated: len > 2,
+            kept: Vec::new(),
         }
     }
 
@@ -260,9 +341,17 @@ mod tests {
 
     #[test]
     fn packs_read_back() {
-        let packs = vec![pack(), Pack { docs: vec![doc(5)], ..pack() }];
+        let cut = Doc { kept: vec![2..4, 7..8, 9..11], offset: 2, ..doc(5) };
+        let packs = vec![pack(), Pack { docs: vec![cut], ..pack() }];
         let batch = Pack::to_batch(&packs).unwrap();
         assert_eq!(Pack::from_batch(&batch).unwrap(), packs);
+    }
+
+    #[test]
+    fn every_token_of_a_document_has_its_place_in_the_row() {
+        let tokens = |doc: Doc| doc.row_tokens().collect::<Vec<_>>();
+        assert_eq!(tokens(Doc { offset: 4, ..doc(3) }), [4, 5, 6]);
+        assert_eq!(tokens(Doc { kept: vec![2..4, 7..8], offset: 2, ..doc(3) }), [2, 3, 7]);
     }
 
     #[test]
@@ -283,6 +372,10 @@ mod tests {
         check(|p| p.loss_weight.truncate(4), "5 ids and 4 loss weights");
         check(|p| p.docs.truncate(1), "5 ids, its documents have 2");
         check(|p| p.docs[0].len = 0, "document 0 of a pack is empty");
+        check(|p| p.docs[1].kept = vec![0..2], "document 1 of a pack keeps [0..2] of its row");
+        check(|p| p.docs[1].kept = vec![0..2, 2..3], "keeps [0..2, 2..3]");
+        check(|p| p.docs[1].kept = vec![1..4], "keeps [1..4]");
+        check(|p| p.docs[1].offset = u32::MAX, "beyond the 2^32nd");
         check(|p| p.loss_weight[1] = f32::NAN, "token 1 of a pack has loss weight NaN");
         check(|p| p.loss_weight[1] = -1.0, "loss weight -1");
     }

@@ -19,10 +19,13 @@ use parquet::file::properties::WriterProperties;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::{Sealed, StoreError, sync, tidy};
+use crate::{Sealed, SpillWriter, StoreError, sync, tidy};
 
 /// Most rows of a Parquet row group: bounds what a reader must hold at once.
 const ROW_GROUP_ROWS: usize = 65_536;
+
+/// Most bytes of a Parquet row group, compressed: a writer holds it back until it is whole.
+const ROW_GROUP_BYTES: usize = 32 << 20;
 
 /// What a manifest says beside its files; see [`Manifest`] for the fields.
 #[derive(Clone, Debug)]
@@ -130,6 +133,7 @@ impl Draft {
             .set_compression(Compression::ZSTD(level))
             .set_created_by("hone".to_owned())
             .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+            .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
             .build();
         let writer = ArrowWriter::try_new(file, schema, Some(properties))
             .map_err(|e| StoreError::write(&path, &e))?;
@@ -146,6 +150,16 @@ impl Draft {
         let writer =
             FileWriter::try_new(file, &schema).map_err(|e| StoreError::write(&path, &e))?;
         Ok(IpcFile { writer, path, rows: 0 })
+    }
+
+    /// A scratch file beside the artefact's own, to put aside what does not fit into memory. It is no part of the artefact: it has no
+    /// name, and is gone when it is dropped. `what` is for messages.
+    ///
+    /// # Errors
+    /// The name does not fit, or the file cannot be made.
+    pub fn spill(&self, what: &str) -> Result<SpillWriter, StoreError> {
+        let name = FileName::try_from(what)?;
+        SpillWriter::create(&self.scratch.join(name.as_str()))
     }
 
     /// Writes the manifest, and makes the directory visible under its name in one step, in the place of an older one.

@@ -4,15 +4,18 @@
 //! the target, behind a lock that the kernel frees when its holder dies; every file is hashed while it is written and synced;
 //! `manifest.json` comes last; one rename makes it visible. [`Sealed`] is the way out: it refuses a directory whose manifest,
 //! ledger, names, sizes or hashes are not as they were sealed. [`ModelDir`] reads Hugging Face model directories, sealed or
-//! foreign; [`input`] reads what users bring; [`Live`] appends to logs that people watch while a stage runs.
+//! foreign; [`input`] reads what users bring; [`Live`] appends to logs that people watch while a stage runs; [`Spill`] is where a
+//! stage puts aside what does not fit into memory.
 
 mod draft;
 mod error;
 pub mod input;
 mod live;
 mod model_dir;
+pub mod output;
 mod program;
 mod sealed;
+mod spill;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -24,4 +27,5 @@ pub use live::Live;
 pub use model_dir::ModelDir;
 pub use program::program;
 pub use sealed::{Batches, Sealed, children, remove_sealed};
+pub use spill::{Spill, SpillWriter};
 pub use tidy::{sweep, sweep_all};

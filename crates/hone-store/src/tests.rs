@@ -168,6 +168,7 @@ fn tables_read_back() {
         kind: hone_schema::Kind::Text,
         messages: "[]".into(),
         tools: None,
+        variables: None,
         text: Some("hello".into()),
         weight: 1.0,
         chosen: None,
@@ -201,6 +202,28 @@ fn a_file_that_was_begun_and_not_finished_is_not_sealed() {
     let error = draft.seal(seal("s")).unwrap_err();
     assert!(error.to_string().contains("begun and not finished"), "{error}");
     assert_eq!(names(temp.path()), [""; 0]);
+}
+
+#[test]
+fn what_is_put_aside_is_read_at_any_place_and_leaves_no_file() {
+    let temp = tempfile::tempdir().unwrap();
+    let draft = Draft::open(&temp.path().join("a")).unwrap();
+    let mut spill = draft.spill("rows").unwrap();
+    // Short ones, one that is longer than the buffer, and one behind it.
+    let records: Vec<Vec<u8>> =
+        [3, 0, 1 << 19, 5].iter().enumerate().map(|(n, len)| vec![n as u8; *len]).collect();
+    let places: Vec<u64> = records.iter().map(|record| spill.append(record).unwrap()).collect();
+    assert_eq!(places, [0, 3, 3, 3 + (1 << 19)]);
+    let spill = spill.finish().unwrap();
+    assert_eq!(spill.bytes(), 8 + (1 << 19));
+    for (record, at) in records.iter().zip(&places).rev() {
+        assert_eq!(spill.read(*at, record.len()).unwrap(), *record);
+    }
+    let error = spill.read(spill.bytes() - 1, 2).unwrap_err().to_string();
+    assert!(error.contains("cannot read"), "{error}");
+    let sealed = draft.seal(seal("x")).unwrap();
+    assert_eq!(names(sealed.dir()), ["manifest.json"]);
+    assert_eq!(spill.read(0, 3).unwrap(), [0, 0, 0]);
 }
 
 #[test]

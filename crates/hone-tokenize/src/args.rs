@@ -2,11 +2,15 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use hone_cli::{Common, Failure};
 use hone_schema::Split;
-use hone_tokens::{TooLong, TrainOn};
+use hone_tokens::{Learn, Packing, Policy, TooLong, TrainOn, TrainOnStop};
 use serde::{Deserialize, Serialize};
+
+use crate::diff::DiffArgs;
+use crate::explain::ExplainArgs;
+use crate::show::ShowArgs;
 
 /// Turn rendered text into token packs and a loss mask.
 ///
@@ -28,38 +32,14 @@ impl AsRef<Common> for Args {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Print one example with its trained tokens marked.
+    /// Show what is trained: a row, a pack, or a page of rows.
     Show(ShowArgs),
+    /// Say of one token whose it is, and why it is trained or not.
+    Explain(ExplainArgs),
+    /// Compare two outputs row by row; ends with 1 where they differ.
+    Diff(DiffArgs),
     /// Train a byte-level BPE vocabulary from texts.
     Vocab(VocabArgs),
-}
-
-/// Which example, and how it is shown.
-#[derive(clap::Args)]
-pub(crate) struct ShowArgs {
-    /// Number of the row in its split, from 0.
-    #[arg(long, value_name = "N", conflicts_with = "id")]
-    pub(crate) row: Option<usize>,
-    /// Id of the row.
-    #[arg(long, value_name = "ID")]
-    pub(crate) id: Option<String>,
-    /// Split that the row is counted in.
-    #[arg(long, value_name = "SPLIT", default_value = "train", value_parser = split)]
-    pub(crate) split: Split,
-    /// Colours, or marks made of characters.
-    #[arg(long, value_enum, default_value_t)]
-    pub(crate) color: Color,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Color {
-    /// Colours on a terminal, marks elsewhere.
-    #[default]
-    Auto,
-    /// Colours everywhere.
-    Always,
-    /// Marks everywhere.
-    Never,
 }
 
 /// Which texts, and how large a vocabulary.
@@ -76,7 +56,8 @@ pub(crate) struct VocabArgs {
     pub(crate) specials: Vec<String>,
 }
 
-fn split(name: &str) -> Result<Split, String> {
+/// A split by its name.
+pub(crate) fn split(name: &str) -> Result<Split, String> {
     Split::from_name(name).ok_or_else(|| "a split is `train`, `eval` or `test`".to_owned())
 }
 
@@ -88,12 +69,30 @@ pub(crate) struct Config {
     pub(crate) max_len: u32,
     /// What happens to longer rows. No default, for the same reason.
     pub(crate) too_long: TooLong,
-    /// Whether several rows share a pack.
-    #[serde(default = "yes")]
-    pub(crate) pack: bool,
-    /// Which messages are trained.
+    /// How rows share packs.
+    #[serde(default)]
+    pub(crate) packing: Packing,
+    /// Whether rows of similar length stand beside each other, for whoever pads them; without packing only.
+    #[serde(default)]
+    pub(crate) length_buckets: bool,
+    /// An older spelling: `true` is `packing = "best-fit"`, `false` is `packing = "none"`.
+    #[serde(default, skip_serializing)]
+    pack: Option<bool>,
+    /// Which messages are trained: `"all"` responses, the `"last"` one, what `"every"` role says, or a list of roles.
     #[serde(default)]
     pub(crate) train_on: TrainOn,
+    /// Which stop markers are trained: that of each trained `"turn"`, `"all"`, the `"last"` one, or `"none"`.
+    #[serde(default)]
+    pub(crate) train_on_stop: TrainOnStop,
+    /// Whether responses are trained (`"train"`) to think, or what they think is only context (`"mask"`).
+    #[serde(default)]
+    pub(crate) reasoning: Learn,
+    /// Whether responses are trained to open with a thought that is empty, where the template writes one.
+    #[serde(default)]
+    pub(crate) empty_thoughts: Learn,
+    /// Largest share of rows that the certificate may refuse; above it the stage ends with exit 1. Rows that are too long do not count.
+    #[serde(default = "max_violation_share")]
+    pub(crate) max_violation_share: f64,
     /// Added tokens that messages may write as one token, such as `<think>`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) allow_in_messages: Vec<String>,
@@ -102,8 +101,9 @@ pub(crate) struct Config {
     pub(crate) tokenizer: Option<PathBuf>,
 }
 
-fn yes() -> bool {
-    true
+/// Real sets have a few rows without an answer; more is a wrong setting.
+fn max_violation_share() -> f64 {
+    0.05
 }
 
 /// Longest pack, in tokens: beyond any context window in use.
@@ -111,13 +111,37 @@ const MAX_LEN_MAX: u32 = 1 << 24;
 
 impl Config {
     /// Checks the values against each other.
-    pub(crate) fn check(self) -> Result<Self, Failure> {
+    pub(crate) fn check(mut self) -> Result<Self, Failure> {
+        match self.pack.take() {
+            Some(true) => self.packing = Packing::BestFit,
+            Some(false) => self.packing = Packing::None,
+            None => {}
+        }
+        if self.length_buckets && self.packing != Packing::None {
+            let message = "[tokenize] `length_buckets` sorts rows that are not packed";
+            return Err(Failure::usage(message).hint("add `packing = \"none\"`, or leave it out"));
+        }
         if self.max_len < 2 || self.max_len > MAX_LEN_MAX {
             let message = format!("[tokenize] `max_len` is {}", self.max_len);
             return Err(
                 Failure::usage(message).hint(format!("a pack holds 2 to {MAX_LEN_MAX} tokens"))
             );
         }
+        if !(0.0..=1.0).contains(&self.max_violation_share) {
+            let message =
+                format!("[tokenize] `max_violation_share` is {}", self.max_violation_share);
+            return Err(Failure::usage(message).hint("a share lies between 0 and 1"));
+        }
         Ok(self)
+    }
+
+    /// What is trained of a row.
+    pub(crate) fn policy(&self) -> Policy {
+        Policy {
+            train_on: self.train_on.clone(),
+            stop: self.train_on_stop,
+            reasoning: self.reasoning,
+            empty_thoughts: self.empty_thoughts,
+        }
     }
 }

@@ -2,13 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hone_cli::{Context, Failure};
+use hone_cli::Context;
 use hone_schema::{Ledger, Pack, Split};
-use hone_tokens::{PromptIds, Refusal, Row};
+use hone_tokens::{PromptIds, Refusal, Row, Taken};
 use serde_json::{Value, json};
 
+/// Why rows are more than came in.
+const PIECES: &str = "pieces of a long row";
+
+/// Why tokens are missing from a row that goes out.
+const TRUNCATED: &str = "truncated";
+
+/// Why a token of a piece is not trained any more: nothing stands before it that could predict it.
+const FIRST_OF_PIECE: &str = "first of a piece";
+
 /// Counts of one split.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct SplitTally {
     rows: u64,
     packs: u64,
@@ -16,6 +25,8 @@ struct SplitTally {
     trained: u64,
     longest: u64,
     largest_pack: u64,
+    /// Share of padding in padded batches, by their size; where rows are not packed.
+    padding: Vec<(usize, f64)>,
 }
 
 /// Counts of the stage.
@@ -26,6 +37,10 @@ pub(crate) struct Tally {
     stop_ids: BTreeSet<u32>,
     turns: u64,
     truncated: u64,
+    /// Rows that do not hold what the certificate asks.
+    violations: u64,
+    /// Rows that lost something, by source and reason.
+    losses: BTreeMap<(String, &'static str), u64>,
     prompts: u64,
     /// Prompts whose ids are not the first ids of their rows, and the first such row.
     off_prompts: u64,
@@ -41,22 +56,53 @@ impl Tally {
             stop_ids: eos.iter().copied().collect(),
             turns: 0,
             truncated: 0,
+            violations: 0,
+            losses: BTreeMap::new(),
             prompts: 0,
             off_prompts: 0,
             off_prompt: None,
         }
     }
 
-    /// Counts a row that goes out.
-    pub(crate) fn pass(&mut self, row: &Row, prompt: Option<&PromptIds>) {
+    /// Counts a row that goes out, whole, cut or in pieces.
+    pub(crate) fn pass(&mut self, taken: &Taken, prompt: Option<&PromptIds>) {
+        let Some(first) = taken.rows.first() else {
+            return;
+        };
+        let account = self.ledger.source(&first.source);
+        account.rows_in += 1;
+        account.rows_out += taken.rows.len() as u64;
+        let n_more = (taken.rows.len() + taken.refused.len() - 1) as u64;
+        if n_more > 0 {
+            *account.added.entry(PIECES.to_owned()).or_default() += n_more;
+        }
+        for refusal in &taken.refused {
+            let reason = refusal.reason.as_str().to_owned();
+            *self.ledger.source(&first.source).rejected.entry(reason).or_default() += 1;
+            self.lose(&first.source, refusal);
+        }
+        taken.rows.iter().for_each(|row| self.count(row));
+        if let Some(prompt) = prompt {
+            self.prompts += 1;
+            if !prompt.is_prefix {
+                self.off_prompts += 1;
+                self.off_prompt.get_or_insert_with(|| first.id.clone());
+            }
+        }
+    }
+
+    /// Counts the tokens of a row or of a piece of one.
+    fn count(&mut self, row: &Row) {
         let now = row.counts();
-        let source = self.ledger.source(&row.source);
-        source.pass();
-        source.tokens.get_or_insert_default().count(
+        let lost = if now.tokens < row.before.tokens { TRUNCATED } else { FIRST_OF_PIECE };
+        self.ledger.source(&row.source).tokens.get_or_insert_default().count(
             (row.before.tokens, row.before.trained),
             (now.tokens, now.trained),
-            "truncated",
+            lost,
         );
+        if now != row.before {
+            *self.losses.entry((row.source.clone(), lost)).or_default() += 1;
+        }
         let split = self.splits.entry(row.split.as_str()).or_default();
         split.rows += 1;
         split.tokens += now.tokens;
@@ -64,26 +110,29 @@ impl Tally {
         split.longest = split.longest.max(now.tokens);
         self.stop_ids.extend(&row.stops);
         self.turns += u64::from(row.turns);
-        self.truncated += u64::from(now.tokens < row.before.tokens);
-        if let Some(prompt) = prompt {
-            self.prompts += 1;
-            if !prompt.is_prefix {
-                self.off_prompts += 1;
-                self.off_prompt.get_or_insert_with(|| row.id.clone());
-            }
-        }
+        self.truncated += u64::from(lost == TRUNCATED);
     }
 
     /// Counts a row that does not.
     pub(crate) fn refuse(&mut self, source: &str, refusal: &Refusal) {
-        let account = self.ledger.source(source);
-        account.reject(refusal.reason.as_str());
-        let Refusal { reason, counts, .. } = refusal;
-        account.tokens.get_or_insert_default().count(
+        self.ledger.source(source).reject(refusal.reason.as_str());
+        self.violations += u64::from(!refusal.reason.is_about_length());
+        self.lose(source, refusal);
+    }
+
+    /// Counts the tokens of what does not go out.
+    fn lose(&mut self, source: &str, Refusal { reason, counts, .. }: &Refusal) {
+        self.ledger.source(source).tokens.get_or_insert_default().count(
             (counts.tokens, counts.trained),
             (0, 0),
             reason.as_str(),
         );
+        *self.losses.entry((source.to_owned(), reason.as_str())).or_default() += 1;
+    }
+
+    /// Notes how much padding a split's rows would need that are not packed.
+    pub(crate) fn padding(&mut self, split: Split, shares: &[(usize, f64)]) {
+        self.splits.entry(split.as_str()).or_default().padding = shares.to_vec();
     }
 
     /// Rows that go out.
@@ -124,14 +173,37 @@ impl Tally {
         }
     }
 
-    /// The report.
-    pub(crate) fn report(&self, vocab_size: usize, max_len: u32) -> Value {
+    /// What is wrong when more than `max_share` of the rows do not hold what the certificate asks.
+    pub(crate) fn gate(&self, max_share: f64) -> Option<String> {
+        let rows = self.ledger.rows_in();
+        let share = self.violations as f64 / rows.max(1) as f64;
+        (share > max_share).then(|| {
+            let by_reason: Vec<String> = self
+                .ledger
+                .rejected()
+                .iter()
+                .map(|(reason, n)| format!("{} `{reason}`", grouped(*n)))
+                .collect();
+            format!(
+                "{} of {} rows do not hold what the certificate asks ({:.1} %, at most {:.1} % may): {}; \
+                 `hone-tokenize show` prints a row with the reason, tokenize.max_violation_share is the bar",
+                grouped(self.violations),
+                grouped(rows),
+                100.0 * share,
+                100.0 * max_share,
+                by_reason.join(", ")
+            )
+        })
+    }
+
+    /// The report; `failed` is what the gate says.
+    pub(crate) fn report(&self, vocab_size: usize, max_len: u32, failed: Option<&str>) -> Value {
         let splits: serde_json::Map<String, Value> = self
             .splits
             .iter()
             .map(|(name, split)| {
                 let space = split.packs * u64::from(max_len);
-                let value = json!({
+                let mut value = json!({
                     "rows": split.rows,
                     "packs": split.packs,
                     "fill": split.tokens as f64 / space as f64,
@@ -140,10 +212,15 @@ impl Tally {
                     "longest_row": split.longest,
                     "longest_pack": split.largest_pack,
                 });
+                if !split.padding.is_empty() {
+                    let shares = split.padding.iter().map(|(n, share)| (n.to_string(), *share));
+                    value["padding_by_batch_size"] = shares.collect();
+                }
                 ((*name).to_owned(), value)
             })
             .collect();
         json!({
+            "gate": {"failed": failed.into_iter().collect::<Vec<_>>()},
             "splits": splits,
             "truncated_rows": self.truncated,
             "prompts": {"rows": self.prompts, "not_a_prefix": self.off_prompts},
@@ -164,54 +241,86 @@ impl Tally {
         let (packs, tokens) = (sum(|s| s.packs), sum(|s| s.tokens));
         let refused: u64 = self.ledger.rejected().values().sum();
         format!(
-            "{} rows ({refused} refused), {tokens} tokens, {} trained, {packs} packs of {max_len}, {:.1} % full",
+            "{} rows ({refused} refused), {tokens} tokens, {} trained, {packs} packs of {max_len}, {:.1} % full{}",
             self.rows(),
             sum(|s| s.trained),
             100.0 * tokens as f64 / (packs * u64::from(max_len)) as f64,
+            self.largest_loss().unwrap_or_default(),
         )
     }
+
+    /// Where most trained tokens were lost, and why, in words.
+    fn largest_loss(&self) -> Option<String> {
+        let of = |lost: &BTreeMap<String, u64>, reason: &str| lost.get(reason).copied();
+        let losses = self.losses.iter().map(|((source, reason), rows)| {
+            let account = self.ledger.sources.get(source).and_then(|s| s.tokens.as_ref());
+            let tokens = account.and_then(|t| of(&t.tokens_lost, reason)).unwrap_or(0);
+            let trained = account.and_then(|t| of(&t.trained_lost, reason)).unwrap_or(0);
+            (trained, tokens, *rows, source, *reason)
+        });
+        let (trained, tokens, rows, source, reason) =
+            losses.max_by_key(|(trained, tokens, rows, ..)| (*trained, *tokens, *rows))?;
+        Some(format!(
+            "; source {source}: {} rows, {} tokens, {} trained tokens lost to `{reason}`",
+            grouped(rows),
+            grouped(tokens),
+            grouped(trained)
+        ))
+    }
 }
 
-/// Documents in and out of packing, to be compared: rows and tokens of every kind must come out as they went in.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Conserved {
-    docs: BTreeMap<String, u64>,
-    tokens: u64,
-    trained: u64,
+/// A number with a comma before every three digits.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (idx, digit) in digits.char_indices() {
+        if idx > 0 && (digits.len() - idx).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
 }
 
-impl Conserved {
-    /// Counts rows before they are packed.
-    pub(crate) fn rows(rows: &[Row]) -> Self {
-        let mut all = Conserved::default();
-        for row in rows {
-            *all.docs.entry(row.id.clone()).or_default() += 1;
-            all.tokens += row.counts().tokens;
-            all.trained += row.counts().trained;
-        }
-        all
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hone_tokens::{Counts, Reason};
+
+    fn refuse(tally: &mut Tally, source: &str, reason: Reason, tokens: u64, trained: u64) {
+        let counts = Counts { tokens, trained };
+        tally.refuse(source, &Refusal { reason, detail: String::new(), counts });
     }
 
-    /// Counts packs.
-    pub(crate) fn add(&mut self, packs: &[Pack]) {
-        for pack in packs {
-            for doc in &pack.docs {
-                *self.docs.entry(doc.row_id.clone()).or_default() += 1;
-            }
-            self.tokens += pack.input_ids.len() as u64;
-            self.trained += pack.n_trained();
-        }
+    #[test]
+    fn the_largest_loss_is_the_one_of_most_trained_tokens() {
+        let mut tally = Tally::new(&[]);
+        assert_eq!(tally.largest_loss(), None);
+        refuse(&mut tally, "b", Reason::NoTrainedToken, 9000, 0);
+        refuse(&mut tally, "a", Reason::TooLong, 4000, 3000);
+        refuse(&mut tally, "a", Reason::TooLong, 310, 1);
+        let text = "; source a: 2 rows, 4,310 tokens, 3,001 trained tokens lost to `too long`";
+        assert_eq!(tally.largest_loss().as_deref(), Some(text));
+        assert!(tally.ledger.check().is_ok());
     }
 
-    /// Whether nothing was lost or doubled.
-    pub(crate) fn check(&self, packed: &Conserved, split: Split) -> Result<(), Failure> {
-        if self == packed {
-            return Ok(());
+    #[test]
+    fn too_many_violations_fail_and_long_rows_are_none() {
+        let mut tally = Tally::new(&[]);
+        for _ in 0..9 {
+            refuse(&mut tally, "a", Reason::TooLong, 9, 9);
         }
-        let message = format!(
-            "packing {split} lost or doubled rows: {} tokens in, {} out",
-            self.tokens, packed.tokens
-        );
-        Err(Failure::environment(message).hint("this is a fault of hone; please report it"))
+        assert_eq!(tally.gate(0.0), None);
+        refuse(&mut tally, "a", Reason::NoStop, 9, 9);
+        assert_eq!(tally.gate(0.1), None);
+        let failed = tally.gate(0.05).unwrap();
+        assert!(failed.starts_with("1 of 10 rows do not hold"), "{failed}");
+        assert!(failed.contains("(10.0 %, at most 5.0 % may): 1 `no stop marker`"), "{failed}");
+    }
+
+    #[test]
+    fn digits_stand_in_groups_of_three() {
+        let shown = [0, 12, 999, 1000, 1234567].map(grouped);
+        assert_eq!(shown, ["0", "12", "999", "1,000", "1,234,567"]);
     }
 }

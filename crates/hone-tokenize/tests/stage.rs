@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use hone_schema::{
-    ArtefactKind, Kind, Ledger, Pack, Part, Prompt, Reject, Rendered, Span, Split, sha256,
+    ArtefactKind, Doc, Kind, Ledger, Pack, Part, Prompt, Reject, Rendered, Span, Split, sha256,
 };
 use hone_store::{Draft, Seal, Sealed};
 use hone_tokens::{VocabSpec, train_vocab};
@@ -231,19 +231,82 @@ fn a_second_run_is_fresh_and_a_changed_value_is_not() {
     check(&place.tokenize(&[]), 0, &["no sealed output yet"]);
     check(&place.tokenize(&[]), 0, &["fresh"]);
     let one_each = place.tokenize(&["--set", "tokenize.pack=false"]);
-    check(&one_each, 0, &["`pack` was true and is false", "55 packs of 64"]);
+    check(&one_each, 0, &["`packing` was \"best-fit\" and is \"none\"", "55 packs of 64"]);
 }
 
 #[test]
 fn long_rows_are_cut_or_stop_the_stage_as_the_pipeline_says() {
     let place = Place::new(&rows());
-    let cut = place.tokenize(&["--set", "tokenize.too_long=truncate"]);
-    check(&cut, 0, &["warning: 1 rows are cut at 64 tokens", "56 rows (0 refused)"]);
-    let train = packs(&place.sealed(), "train.arrow");
-    let long = train.iter().flat_map(|p| &p.docs).find(|d| d.row_id == "long").unwrap();
-    assert_eq!((long.len, long.truncated, long.offset), (64, true, 0));
+    let docs = |id: &str| {
+        let train = packs(&place.sealed(), "train.arrow");
+        let mut docs: Vec<Doc> = train.into_iter().flat_map(|p| p.docs).collect();
+        docs.retain(|doc| doc.row_id == id);
+        docs.sort_by_key(|doc| doc.offset);
+        docs
+    };
+    let cut = place.tokenize(&["--set", "tokenize.too_long={ truncate = \"head\" }"]);
+    let lost = "trained tokens lost to `truncated`";
+    check(&cut, 0, &["warning: 1 rows are cut at 64 tokens", "56 rows (0 refused)", lost]);
+    let long = &docs("long")[0];
+    assert_eq!((long.len, long.row, long.truncated, long.offset), (64, 3, true, 0));
+    let tail = place.tokenize(&["--set", "tokenize.too_long={ truncate = \"tail\" }"]);
+    check(&tail, 0, &["warning: 1 rows are cut at 64 tokens"]);
+    let long = &docs("long")[0];
+    let n = long.kept[1].end;
+    assert_eq!((long.kept.clone(), long.truncated), (vec![0..1, n - 63..n], true));
+    let split = place.tokenize(&["--set", "tokenize.too_long=split"]);
+    check(&split, 0, &["59 rows (0 refused)", "3 trained tokens lost to `first of a piece`"]);
+    let offsets: Vec<u32> = docs("long").iter().map(|doc| doc.offset).collect();
+    assert_eq!(offsets, [0, 64, 128, 192]);
     let stop = place.tokenize(&["--set", "tokenize.too_long=error"]);
     check(&stop, 3, &["row `long` of `s`: ", "a pack holds 64", "hint: raise tokenize.max_len"]);
+}
+
+#[test]
+fn rows_are_packed_as_the_pipeline_says() {
+    let place = Place::new(&rows());
+    let run = |args: &[&str]| {
+        let output = place.tokenize(&[&["--json", "--quiet"], args].concat());
+        check(&output, 0, &[]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let rows = packs(&place.sealed(), "train.arrow");
+        let rows: Vec<Vec<u64>> =
+            rows.iter().map(|p| p.docs.iter().map(|d| d.row).collect()).collect();
+        (report["report"]["splits"]["train"].clone(), rows)
+    };
+    let in_order: Vec<u64> = (0..56).filter(|row| ![3, 4, 5].contains(row)).collect();
+    let (report, rows) = run(&[]);
+    let n_best = rows.len();
+    assert!(report["fill"].as_f64().is_some_and(|fill| fill > 0.9), "{report}");
+    assert_ne!(rows.concat(), in_order);
+    let (_, rows) = run(&["--set", "tokenize.packing=sequential"]);
+    assert_eq!(rows.concat(), in_order);
+    assert!(rows.len() >= n_best && rows.len() < 20, "{}", rows.len());
+    let none = ["--set", "tokenize.packing=none"];
+    let (report, rows) = run(&none);
+    assert_eq!((rows.len(), rows.concat()), (53, in_order.clone()));
+    let padding = |report: &Value| report["padding_by_batch_size"]["8"].as_f64().unwrap();
+    let plain = padding(&report);
+    let (report, rows) = run(&[&none[..], &["--set", "tokenize.length_buckets=true"]].concat());
+    let mut sorted = rows.concat();
+    sorted.sort_unstable();
+    assert_eq!(sorted, in_order);
+    assert!(padding(&report) < plain / 2.0, "{plain} and {report}");
+    let both = place.tokenize(&["--set", "tokenize.length_buckets=true"]);
+    check(&both, 2, &["`length_buckets` sorts rows that are not packed", "packing = \"none\""]);
+}
+
+#[test]
+fn too_many_rows_that_cannot_be_certified_fail_the_stage() {
+    let mut rows = rows();
+    for row in &mut rows[6..12] {
+        row.spans.iter_mut().for_each(|span| span.weight = 0.0);
+    }
+    let place = Place::new(&rows);
+    let bar = "6 of 56 rows do not hold what the certificate asks (10.7 %, at most 5.0 % may)";
+    check(&place.tokenize(&[]), 1, &[bar, "6 `no trained token`"]);
+    check(&place.tokenize(&[]), 1, &["fresh", "a gate failed when this was made", bar]);
+    check(&place.tokenize(&["--set", "tokenize.max_violation_share=0.2"]), 0, &["7 refused"]);
 }
 
 #[test]

@@ -1,0 +1,173 @@
+//! What the stage reads: the rendered rows, the tokenizer, and the rules that the pipeline file gives.
+
+use std::path::PathBuf;
+
+use arrow::array::RecordBatch;
+use hone_cli::{Failure, Pipeline};
+use hone_schema::{ArtefactKind, InputRef, Rendered};
+use hone_store::{ModelDir, Sealed, StoreError};
+use hone_tokens::{Rules, Vocab};
+use serde_json::Value;
+
+use crate::args::Config;
+
+/// Longest file beside the weights of a model that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// Rows handed on at a time: enough to keep all threads busy, and little memory.
+const ROWS_A_BATCH: usize = 2048;
+
+/// The table of rendered rows.
+const RENDERED: &str = "rendered.parquet";
+
+/// Everything the stage reads, open.
+pub(crate) struct Inputs {
+    pub(crate) config: Config,
+    pub(crate) rendered: Sealed,
+    pub(crate) rules: Rules,
+    pub(crate) vocab: Vocab,
+    pub(crate) tokenizer_json: Vec<u8>,
+    pub(crate) eos: Vec<u32>,
+    pub(crate) refs: Vec<InputRef>,
+}
+
+impl Inputs {
+    /// Opens what the pipeline names.
+    pub(crate) fn open(pipeline: &Pipeline) -> Result<Self, Failure> {
+        let config: Config = pipeline.stage("tokenize")?;
+        let config = config.check().map_err(|failure| pipeline.at("tokenize", failure))?;
+        let rendered = Sealed::open(&pipeline.dir("template"), ArtefactKind::Rendered)?;
+        let source = TokenizerSource::open(pipeline, &config)?;
+        let tokenizer_json = source.read("tokenizer.json")?.ok_or_else(|| {
+            Failure::input(format!("{}: there is no tokenizer.json", source.dir.display()))
+                .hint("hone needs the tokenizer in the form of the tokenizers library")
+        })?;
+        let wrong = |e: &dyn std::fmt::Display| {
+            Failure::input(format!("{}: {e}", source.dir.join("tokenizer.json").display()))
+        };
+        let mut vocab = Vocab::from_json(&tokenizer_json).map_err(|e| wrong(&e))?;
+        for token in &config.allow_in_messages {
+            vocab
+                .allow(token)
+                .map_err(|e| Failure::usage(format!("tokenize.allow_in_messages: {e}")))?;
+        }
+        let bos = bos_of(&rendered)?;
+        let rules = Rules {
+            max_len: config.max_len,
+            too_long: config.too_long,
+            policy: config.policy(),
+            n_embeddings: None,
+            bos: bos.and_then(|token| vocab.id_of(&token)),
+        };
+        let refs = vec![rendered.input("rendered"), source.input()?];
+        Ok(Inputs { eos: source.eos()?, config, rendered, rules, vocab, tokenizer_json, refs })
+    }
+
+    /// The rendered rows, a batch at a time.
+    pub(crate) fn batches(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<Vec<Rendered>, Failure>> + Send + use<>, Failure> {
+        let path = self.rendered.path(RENDERED);
+        let batches = self.rendered.parquet(RENDERED)?;
+        Ok(batches.flat_map(slices).map(move |batch| {
+            let rows = Rendered::from_batch(&batch?);
+            rows.map_err(|e| Failure::input(format!("{}: {e}", path.display())))
+        }))
+    }
+
+    /// Number of rendered rows.
+    pub(crate) fn n_rows(&self) -> u64 {
+        self.rendered.manifest().file(RENDERED).and_then(|file| file.rows).unwrap_or(0)
+    }
+}
+
+/// A batch in pieces: rows as values are several times as large as they are in a batch.
+fn slices(batch: Result<RecordBatch, StoreError>) -> Vec<Result<RecordBatch, StoreError>> {
+    let batch = match batch {
+        Ok(batch) => batch,
+        Err(error) => return vec![Err(error)],
+    };
+    let starts = (0..batch.num_rows()).step_by(ROWS_A_BATCH);
+    let len = |start: usize| ROWS_A_BATCH.min(batch.num_rows() - start);
+    starts.map(|start| Ok(batch.slice(start, len(start)))).collect()
+}
+
+/// Where the tokenizer lies: the base model, or a directory of its own.
+struct TokenizerSource {
+    dir: PathBuf,
+    model: Option<ModelDir>,
+}
+
+impl TokenizerSource {
+    fn open(pipeline: &Pipeline, config: &Config) -> Result<Self, Failure> {
+        match &config.tokenizer {
+            Some(dir) => Ok(TokenizerSource { dir: dir.clone(), model: None }),
+            None => {
+                let model = ModelDir::open(pipeline.need_base()?)?;
+                Ok(TokenizerSource { dir: model.dir().to_owned(), model: Some(model) })
+            }
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, Failure> {
+        match &self.model {
+            Some(model) => Ok(model.try_read(name, FILE_BYTES_MAX)?),
+            None => {
+                let path = self.dir.join(name);
+                let is_there = hone_store::input::is_file(&path);
+                let read = || hone_store::input::read(&path, FILE_BYTES_MAX);
+                Ok(is_there.then(read).transpose()?)
+            }
+        }
+    }
+
+    fn input(&self) -> Result<InputRef, Failure> {
+        let role = "tokenizer".to_owned();
+        match &self.model {
+            Some(model) => {
+                Ok(model.input_of(&role, &["tokenizer.json", "generation_config.json"])?)
+            }
+            None => {
+                let (sha256, _) = hone_store::input::hash(&self.dir.join("tokenizer.json"))?;
+                Ok(InputRef { role, sha256 })
+            }
+        }
+    }
+
+    /// The ids that `generation_config.json` ends a text with.
+    fn eos(&self) -> Result<Vec<u32>, Failure> {
+        if self.model.is_none() {
+            return Ok(Vec::new());
+        }
+        let name = "generation_config.json";
+        let Some(bytes) = self.read(name)? else {
+            return Ok(Vec::new());
+        };
+        let path = self.dir.join(name);
+        let wrong = |what: String| Failure::input(format!("{}: {what}", path.display()));
+        let config: Value = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
+        let ids = match config.get("eos_token_id") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::Array(ids)) => ids.clone(),
+            Some(id) => vec![id.clone()],
+        };
+        ids.iter()
+            .map(|id| {
+                let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
+                id.ok_or_else(|| wrong("`eos_token_id` is neither an id nor a list of ids".into()))
+            })
+            .collect()
+    }
+}
+
+/// The token that begins a text, by the template.
+fn bos_of(rendered: &Sealed) -> Result<Option<String>, Failure> {
+    let name = "template.json";
+    let facts: Value = serde_json::from_slice(&rendered.read(name)?)
+        .map_err(|e| Failure::input(format!("{}: {e}", rendered.path(name).display())))?;
+    Ok(facts
+        .get("bos_token")
+        .and_then(Value::as_str)
+        .filter(|token| !token.is_empty())
+        .map(str::to_owned))
+}
