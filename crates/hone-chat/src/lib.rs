@@ -12,6 +12,10 @@
 //! whatever trimming, splitting and reordering the template does; and the second text with the
 //! words put back has to be the first one, or the row is refused (module `locate`).
 //!
+//! Templates that leave out of an answer, once others follow, what they write when it is the last
+//! (thoughts, mostly) are noticed row by row: [`ChatTemplate::samples`] renders such an answer in a
+//! sample of its own, as a served model is given it.
+//!
 //! A template is foreign code. Rendering is bounded in instructions and in bytes, and everything
 //! that makes long texts from short ones in one instruction is bounded by itself (module `python`).
 
@@ -19,6 +23,7 @@ mod builtin;
 mod date;
 mod engine;
 mod fit;
+mod history;
 mod json;
 mod locate;
 mod names;
@@ -31,4 +36,5 @@ mod words;
 
 pub use builtin::{BUILTINS, builtin};
 pub use date::Date;
-pub use template::{ChatTemplate, Dialect, Located, SOURCE_BYTES_MAX, TemplateError};
+pub use history::{Rewritten, Sample};
+pub use template::{ChatTemplate, Dialect, Given, Located, SOURCE_BYTES_MAX, TemplateError};

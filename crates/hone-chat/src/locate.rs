@@ -24,7 +24,7 @@ use serde_json::{Map, Value};
 use crate::fit::fit;
 use crate::json;
 use crate::python::is_space;
-use crate::template::{ChatTemplate, TemplateError};
+use crate::template::{ChatTemplate, Given, TemplateError};
 use crate::words::{self, Decoded, Guards, Item, Keep, Leaf, Masked};
 
 /// Role whose messages are answers.
@@ -37,7 +37,7 @@ const SHOWN_BYTES: usize = 120;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Block {
     pub(crate) leaf: usize,
-    /// Index of the message; `None` for the tools.
+    /// Index of the message; `None` for tools and documents.
     pub(crate) message: Option<usize>,
     /// Its bytes in the leaf.
     pub(crate) range: Range<usize>,
@@ -64,14 +64,18 @@ pub(crate) struct Found {
 pub(crate) fn blocks(
     template: &ChatTemplate,
     messages: &[Map<String, Value>],
-    tools: Option<&Value>,
+    given: &Given,
 ) -> Result<Found, TemplateError> {
     let list = Value::Array(messages.iter().cloned().map(Value::Object).collect());
-    let text = template.render_json(&list, tools, false, None)?;
+    let text = template.render_json(&list, given, false, None)?;
     let mut reserved = template.reserved.clone();
-    words::private_use(&list.to_string(), &mut reserved);
-    tools.inspect(|tools| words::private_use(&tools.to_string(), &mut reserved));
-    let search = Search { template, messages, tools, reserved, text: &text };
+    for value in [Some(&list), given.tools, given.documents].into_iter().flatten() {
+        words::private_use(&value.to_string(), &mut reserved);
+    }
+    for variable in given.variables.into_iter().flat_map(Map::values) {
+        words::private_use(&variable.to_string(), &mut reserved);
+    }
+    let search = Search { template, messages, given, reserved, text: &text };
     let (blocks, generated, leaves) = search.run()?;
     Ok(Found { text, blocks, generated, leaves })
 }
@@ -81,7 +85,7 @@ type Places = (Vec<Block>, Vec<Range<usize>>, Vec<Leaf>);
 struct Search<'a> {
     template: &'a ChatTemplate,
     messages: &'a [Map<String, Value>],
-    tools: Option<&'a Value>,
+    given: &'a Given<'a>,
     reserved: HashSet<char>,
     text: &'a str,
 }
@@ -104,10 +108,14 @@ impl Search<'_> {
 
     /// The conversation rendered with its words marked, and put back.
     fn marked(&self, keep: Keep<'_>, guards: Guards) -> Option<(Masked, Decoded)> {
-        let masked = words::mask(self.messages, self.tools, &self.reserved, keep, guards)?;
-        let (template, tools) = (self.template, masked.tools.as_ref());
-        let marks = template.has_generation.then_some(masked.marks);
-        let rendered = template.render_json(&masked.messages, tools, false, marks).ok()?;
+        let masked = words::mask(self.messages, self.given, &self.reserved, keep, guards)?;
+        let marks = self.template.has_generation.then_some(masked.marks);
+        let given = Given {
+            tools: masked.tools.as_ref(),
+            documents: masked.documents.as_ref(),
+            variables: self.given.variables,
+        };
+        let rendered = self.template.render_json(&masked.messages, &given, false, marks).ok()?;
         let decoded = masked.decode(&rendered)?;
         Some((masked, decoded))
     }
@@ -180,7 +188,7 @@ impl Search<'_> {
 }
 
 /// The text around a place.
-fn around(text: &str, at: usize) -> String {
+pub(crate) fn around(text: &str, at: usize) -> String {
     let boundary = |mut at: usize| {
         while !text.is_char_boundary(at) {
             at -= 1;

@@ -2,19 +2,30 @@
 
 use serde_json::{Map, Value};
 
-use crate::template::{ChatTemplate, TemplateError};
+use crate::template::{ChatTemplate, Given, TemplateError};
 
 impl ChatTemplate {
     /// Refuses control tokens in what the template takes for its own: roles, types, keys.
     pub(crate) fn check_names(
         &self,
         messages: &[Map<String, Value>],
-        tools: Option<&Value>,
+        given: &Given,
     ) -> Result<(), TemplateError> {
         for (at, message) in messages.iter().enumerate() {
             self.check_map(message, &at.to_string())?;
         }
-        tools.map_or(Ok(()), |tools| self.check_value(tools, "of the tools"))
+        let check = |value: Option<&Value>, whose| {
+            value.map_or(Ok(()), |value| self.check_value(value, whose))
+        };
+        check(given.tools, "of the tools")?;
+        check(given.documents, "of the documents")?;
+        // Texts of variables are for the template to compare, and so count as its own.
+        for (name, variable) in given.variables.into_iter().flatten() {
+            self.check_name(name, "variable", "of the variables")?;
+            self.check_name(&variable.to_string(), "variable", "of the variables")?;
+            self.check_value(variable, "of the variables")?;
+        }
+        Ok(())
     }
 
     fn check_map(&self, map: &Map<String, Value>, message: &str) -> Result<(), TemplateError> {

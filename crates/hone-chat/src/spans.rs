@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::json;
 use crate::locate::{ANSWER, Block, Found, blocks};
 use crate::python::is_space;
-use crate::template::{ChatTemplate, Located, TemplateError};
+use crate::template::{ChatTemplate, Given, Located, TemplateError};
 use crate::words::Leaf;
 
 impl ChatTemplate {
@@ -28,10 +28,23 @@ impl ChatTemplate {
         tools: Option<&Value>,
         weight: f32,
     ) -> Result<Located, TemplateError> {
+        self.locate_with(messages, &Given::tools(tools), weight)
+    }
+
+    /// The same with all that a row may give.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::locate`].
+    pub fn locate_with(
+        &self,
+        messages: &[Message],
+        given: &Given,
+        weight: f32,
+    ) -> Result<Located, TemplateError> {
         let maps: Vec<Map<String, Value>> = messages.iter().map(|m| m.value.clone()).collect();
-        self.check_names(&maps, tools)?;
-        let found = blocks(self, &maps, tools)?;
-        self.spans_of(found, messages, tools, weight)
+        self.check_names(&maps, given)?;
+        let found = blocks(self, &maps, given)?;
+        self.spans_of(found, messages, given, weight)
     }
 
     /// The spans of a conversation whose messages were found.
@@ -39,7 +52,7 @@ impl ChatTemplate {
         &self,
         found: Found,
         messages: &[Message],
-        tools: Option<&Value>,
+        given: &Given,
         weight: f32,
     ) -> Result<Located, TemplateError> {
         let Found { text, blocks, generated, leaves } = found;
@@ -47,7 +60,7 @@ impl ChatTemplate {
         let mut writer =
             Writer { template: self, messages, weight, text, blocks, generated, leaves, notes };
         writer.end_last_answer();
-        let prompt_len = writer.prompt_len(tools);
+        let prompt_len = writer.prompt_len(given);
         let spans = writer.spans(prompt_len)?;
         Ok(Located {
             text: writer.text,
@@ -113,13 +126,13 @@ impl<'a> Writer<'a> {
     }
 
     /// What a served model is given.
-    fn prompt_len(&mut self, tools: Option<&Value>) -> Option<usize> {
+    fn prompt_len(&mut self, given: &Given) -> Option<usize> {
         let (last, before) = self.messages.split_last()?;
         if last.role != ANSWER {
             return None;
         }
         let first = self.blocks.iter().position(|b| b.message == Some(before.len()));
-        let prompt = self.template.render(before, tools, true).ok();
+        let prompt = self.template.render_with(before, given, true).ok();
         let fits = |prompt: &String| {
             self.text.starts_with(prompt.as_str())
                 && first.is_none_or(|first| prompt.len() <= self.blocks[first].at.start)

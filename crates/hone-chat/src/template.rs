@@ -30,6 +30,24 @@ pub struct Dialect {
     pub variables: Map<String, Value>,
 }
 
+/// What a row gives the template beside its messages.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Given<'a> {
+    /// The tools that may be called: a list.
+    pub tools: Option<&'a Value>,
+    /// The documents to answer from: a list.
+    pub documents: Option<&'a Value>,
+    /// Variables of the row's own; of those of one name they go before the dialect's.
+    pub variables: Option<&'a Map<String, Value>>,
+}
+
+impl<'a> Given<'a> {
+    /// Tools and nothing else.
+    pub fn tools(tools: Option<&'a Value>) -> Self {
+        Given { tools, ..Given::default() }
+    }
+}
+
 /// Why something was not rendered.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
@@ -55,13 +73,26 @@ pub enum TemplateError {
     /// The template took too long, or wrote too much.
     #[error("the chat template goes beyond its limit of {0}")]
     Limit(&'static str),
+    /// The template leaves out of an answer, once others follow, what it writes when it is the last.
+    #[error(
+        "the chat template rewrites message {message} once others follow: \
+         in the whole conversation it renders {whole:?}, as served {served:?}"
+    )]
+    Rewritten {
+        /// Index of the message.
+        message: usize,
+        /// The text around the first difference, of the whole conversation.
+        whole: String,
+        /// The same of the conversation up to that message.
+        served: String,
+    },
     /// A role, a key or a type holds a control token: the template would write it as if it were its
     /// own.
     #[error("message {message}: {what} `{found}` holds the control token `{token}`")]
     Forged {
-        /// Index of the message, or `of the tools`.
+        /// Index of the message, or of what else is given: `of the tools`.
         message: String,
-        /// `role`, `key` or `type`.
+        /// `role`, `key`, `type` or `variable`.
         what: &'static str,
         /// Its text.
         found: String,
@@ -90,6 +121,7 @@ impl TemplateError {
             TemplateError::Source { .. } | TemplateError::Failed { .. } => "template failed",
             TemplateError::Raised(_) => "refused by the template",
             TemplateError::Limit(_) => "template limit",
+            TemplateError::Rewritten { .. } => "history rewritten",
             TemplateError::Forged { .. } => "forged control token",
             TemplateError::Provenance { .. } => "provenance unknown",
         }
@@ -172,8 +204,21 @@ impl ChatTemplate {
         tools: Option<&Value>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
+        self.render_with(messages, &Given::tools(tools), add_generation_prompt)
+    }
+
+    /// The same with all that a row may give.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_with(
+        &self,
+        messages: &[Message],
+        given: &Given,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
         let messages = messages.iter().map(|m| Value::Object(m.value.clone())).collect();
-        self.render_json(&Value::Array(messages), tools, add_generation_prompt, None)
+        self.render_json(&Value::Array(messages), given, add_generation_prompt, None)
     }
 
     /// Texts that end an answer, the longest first; what generation stops at.
@@ -201,7 +246,7 @@ impl ChatTemplate {
     pub(crate) fn render_json(
         &self,
         messages: &Value,
-        tools: Option<&Value>,
+        given: &Given,
         add_generation_prompt: bool,
         marks: Option<[char; 2]>,
     ) -> Result<String, TemplateError> {
@@ -210,12 +255,14 @@ impl ChatTemplate {
         for (name, token) in &self.dialect.tokens {
             context.insert(name.as_str(), minijinja::Value::from(token.as_str()));
         }
-        for (name, variable) in &self.dialect.variables {
+        context.insert("documents", minijinja::Value::from(()));
+        let own = given.variables.into_iter().flatten();
+        for (name, variable) in self.dialect.variables.iter().chain(own) {
             context.insert(name.as_str(), value(variable));
         }
         context.insert("messages", value(messages));
-        context.insert("tools", value(tools.unwrap_or(&Value::Null)));
-        context.insert("documents", minijinja::Value::from(()));
+        context.insert("tools", value(given.tools.unwrap_or(&Value::Null)));
+        given.documents.map(|documents| context.insert("documents", value(documents)));
         context.insert("add_generation_prompt", minijinja::Value::from(add_generation_prompt));
         if let Some(marks) = marks {
             for (name, mark) in MARKS.into_iter().zip(marks) {

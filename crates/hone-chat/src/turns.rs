@@ -15,7 +15,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::locate::{Block, Found, blocks};
-use crate::template::{ChatTemplate, TemplateError};
+use crate::template::{ChatTemplate, Given, TemplateError};
 
 /// What was learned.
 #[derive(Clone, Debug, Default)]
@@ -127,7 +127,7 @@ fn behind_answer(template: &ChatTemplate, n_answers: usize) -> Option<String> {
     SHAPES.into_iter().find_map(|(system, parts)| {
         let messages = small(n_answers, system, parts);
         let answer = usize::from(system) + 1;
-        let Found { text, blocks, .. } = blocks(template, &messages, None).ok()?;
+        let Found { text, blocks, .. } = blocks(template, &messages, &Given::default()).ok()?;
         let at = blocks.iter().rposition(|block: &Block| block.message == Some(answer))?;
         let end = blocks.get(at + 1).map_or(text.len(), |next| next.at.start);
         Some(text[blocks[at].at.end..end].to_owned())
@@ -138,7 +138,7 @@ fn behind_answer(template: &ChatTemplate, n_answers: usize) -> Option<String> {
 /// and no need to try again.
 fn exceeds_limits(template: &ChatTemplate) -> bool {
     let messages = small(1, false, false).into_iter().map(Value::Object).collect();
-    let rendered = template.render_json(&Value::Array(messages), None, false, None);
+    let rendered = template.render_json(&Value::Array(messages), &Given::default(), false, None);
     matches!(rendered, Err(TemplateError::Limit(_)))
 }
 
@@ -146,10 +146,11 @@ fn exceeds_limits(template: &ChatTemplate) -> bool {
 fn lead(template: &ChatTemplate) -> Option<String> {
     SHAPES.into_iter().find_map(|(system, parts)| {
         let messages = small(1, system, parts);
-        let Found { text, blocks, .. } = blocks(template, &messages, None).ok()?;
+        let Found { text, blocks, .. } = blocks(template, &messages, &Given::default()).ok()?;
         let answer = messages.len() - 1;
         let before = messages[..answer].iter().cloned().map(Value::Object).collect();
-        let prompt = template.render_json(&Value::Array(before), None, true, None).ok()?;
+        let prompt =
+            template.render_json(&Value::Array(before), &Given::default(), true, None).ok()?;
         let first = blocks.iter().find(|block| block.message == Some(answer))?;
         Some(text[..first.at.start].strip_prefix(prompt.as_str())?.to_owned())
     })
@@ -158,7 +159,8 @@ fn lead(template: &ChatTemplate) -> Option<String> {
 /// What the template writes before the first question.
 fn before_question(template: &ChatTemplate) -> Option<String> {
     SHAPES.into_iter().find_map(|(system, parts)| {
-        let Found { text, blocks, .. } = blocks(template, &small(1, system, parts), None).ok()?;
+        let Found { text, blocks, .. } =
+            blocks(template, &small(1, system, parts), &Given::default()).ok()?;
         let first = blocks.iter().find(|block| block.message == Some(usize::from(system)))?;
         Some(text[..first.at.start].to_owned())
     })
@@ -170,8 +172,8 @@ fn header(template: &ChatTemplate) -> Option<String> {
         let mut messages = small(1, system, parts);
         messages.pop();
         let messages = Value::Array(messages.into_iter().map(Value::Object).collect());
-        let without = template.render_json(&messages, None, false, None).ok()?;
-        let with = template.render_json(&messages, None, true, None).ok()?;
+        let without = template.render_json(&messages, &Given::default(), false, None).ok()?;
+        let with = template.render_json(&messages, &Given::default(), true, None).ok()?;
         Some(with.strip_prefix(&without)?.to_owned())
     })
 }

@@ -12,6 +12,7 @@ use hone_schema::{Part, REASONING_KEYS};
 use serde_json::{Map, Value};
 
 use crate::python::is_space;
+use crate::template::Given;
 
 /// Private-use characters, the rarest first.
 const SYMBOLS: [std::ops::RangeInclusive<char>; 3] =
@@ -46,14 +47,16 @@ pub(crate) enum Guards {
     All,
 }
 
-/// One text of a message, or of the tools.
+/// One text of a message, of the tools or of the documents.
 pub(crate) struct Leaf {
-    /// Index of its message; `None` for the tools.
+    /// Index of its message; `None` for tools and documents.
     pub(crate) message: Option<usize>,
-    /// Key of the message under which it lies; empty for the tools.
+    /// Key of the message under which it lies; empty for tools and documents.
     pub(crate) key: String,
     /// Whether it is content, a thought or a call of a tool.
     pub(crate) part: Part,
+    /// Whether it is only a name for a call, which many templates leave out.
+    pub(crate) is_id: bool,
     /// The text.
     pub(crate) text: String,
     /// Ranges of literals that were kept.
@@ -84,6 +87,8 @@ pub(crate) struct Masked {
     pub(crate) messages: Value,
     /// The tools.
     pub(crate) tools: Option<Value>,
+    /// The documents.
+    pub(crate) documents: Option<Value>,
     /// All texts that were replaced.
     pub(crate) leaves: Vec<Leaf>,
     /// The characters that mark generation blocks.
@@ -114,7 +119,7 @@ pub(crate) struct Decoded {
 /// Replaces the words; `None` when there are more words than characters to replace them with.
 pub(crate) fn mask(
     messages: &[Map<String, Value>],
-    tools: Option<&Value>,
+    given: &Given,
     reserved: &HashSet<char>,
     keep: Keep<'_>,
     guards: Guards,
@@ -127,6 +132,7 @@ pub(crate) fn mask(
         message: None,
         key: String::new(),
         part: Part::Content,
+        is_id: false,
         leaves: Vec::new(),
         symbols: HashMap::new(),
     };
@@ -139,13 +145,15 @@ pub(crate) fn mask(
     masker.message = None;
     masker.key.clear();
     masker.part = Part::Content;
-    let tools = match tools {
-        Some(tools) => Some(masker.value(tools)?),
-        None => None,
+    let mut other = |value: Option<&Value>| match value {
+        Some(value) => Some(Some(masker.value(value)?)),
+        None => Some(None),
     };
+    let (tools, documents) = (other(given.tools)?, other(given.documents)?);
     Some(Masked {
         messages: Value::Array(list),
         tools,
+        documents,
         leaves: masker.leaves,
         marks,
         symbols: masker.symbols,
@@ -164,6 +172,7 @@ struct Masker<'a> {
     message: Option<usize>,
     key: String,
     part: Part,
+    is_id: bool,
     leaves: Vec<Leaf>,
     symbols: HashMap<char, Symbol>,
 }
@@ -213,8 +222,12 @@ impl Masker<'_> {
             .map(|(key, value)| {
                 let value = match PLAIN_KEYS.contains(&key.as_str()) {
                     true => value.clone(),
-                    false => self.value(value)?,
+                    false => {
+                        self.is_id = key == "id";
+                        self.value(value)?
+                    }
                 };
+                self.is_id = false;
                 Some((key.clone(), value))
             })
             .collect()
@@ -269,8 +282,14 @@ impl Masker<'_> {
             n_before += 1;
             at = end;
         }
-        let (message, key, part) = (self.message, self.key.clone(), self.part);
-        self.leaves.push(Leaf { message, key, part, text: text.to_owned(), literals });
+        self.leaves.push(Leaf {
+            message: self.message,
+            key: self.key.clone(),
+            part: self.part,
+            is_id: self.is_id,
+            text: text.to_owned(),
+            literals,
+        });
         Some(out)
     }
 
@@ -375,7 +394,8 @@ mod tests {
         let Value::Object(message) = json!({"role": "user", "content": content}) else {
             panic!("an object");
         };
-        let masked = mask(&[message], None, &HashSet::new(), keep, guards).expect("few words");
+        let masked =
+            mask(&[message], &Given::default(), &HashSet::new(), keep, guards).expect("few words");
         let text = masked.messages[0]["content"].as_str().expect("a text");
         let letters: String = text
             .chars()
@@ -410,7 +430,8 @@ mod tests {
         let mut reserved = HashSet::new();
         private_use("a\u{f0000}\u{f0001}\u{e000}", &mut reserved);
         assert_eq!(reserved.len(), 3);
-        let masked = mask(&[], None, &reserved, Keep::Space, Guards::None).expect("no words");
+        let masked =
+            mask(&[], &Given::default(), &reserved, Keep::Space, Guards::None).expect("no words");
         assert_eq!(masked.marks, ['\u{f0002}', '\u{f0003}']);
     }
 
@@ -419,7 +440,8 @@ mod tests {
         let Value::Object(message) = json!({"role": "user", "content": "abc"}) else {
             panic!("an object");
         };
-        let masked = mask(&[message], None, &HashSet::new(), Keep::Space, Guards::None);
+        let masked =
+            mask(&[message], &Given::default(), &HashSet::new(), Keep::Space, Guards::None);
         let masked = masked.expect("few words");
         let text = masked.messages[0]["content"].as_str().expect("a text");
         let short: String = text.chars().skip(1).collect();

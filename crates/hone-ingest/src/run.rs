@@ -404,6 +404,7 @@ fn conversation(
         kind: row.kind,
         messages: row.messages,
         tools: row.tools,
+        variables: row.variables,
         text: row.text,
         weight: source.weight * row.weight,
         chosen: row.chosen,

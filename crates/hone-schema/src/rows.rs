@@ -110,6 +110,8 @@ pub struct Conversation {
     pub messages: String,
     /// The tools offered, as JSON.
     pub tools: Option<String>,
+    /// Variables of the chat template that are the row's own (`documents`, `enable_thinking`), as a JSON object.
+    pub variables: Option<String>,
     /// The text of a [`Kind::Text`] row.
     pub text: Option<String>,
     /// Weight of its loss: source times row.
@@ -292,6 +294,7 @@ impl Conversation {
             utf8("kind"),
             utf8("messages"),
             utf8_null("tools"),
+            utf8_null("variables"),
             utf8_null("text"),
             Field::new("weight", DataType::Float32, false),
             utf8_null("chosen"),
@@ -313,6 +316,7 @@ impl Conversation {
             texts(rows.iter().map(|r| r.kind.as_str())),
             texts(rows.iter().map(|r| r.messages.as_str())),
             texts_null(rows.iter().map(|r| r.tools.as_deref())),
+            texts_null(rows.iter().map(|r| r.variables.as_deref())),
             texts_null(rows.iter().map(|r| r.text.as_deref())),
             Arc::new(Float32Array::from_iter_values(rows.iter().map(|r| r.weight))),
             texts_null(rows.iter().map(|r| r.chosen.as_deref())),
@@ -334,6 +338,7 @@ impl Conversation {
         let weight = column::<Float32Array>(batch, "weight")?;
         let (messages, tools, plain) = (text("messages")?, text("tools")?, text("text")?);
         let (chosen, rejected, meta) = (text("chosen")?, text("rejected")?, text("meta")?);
+        let variables = text("variables")?;
         (0..batch.num_rows())
             .map(|row| {
                 Ok(Conversation {
@@ -344,6 +349,7 @@ impl Conversation {
                     kind: named(kind, row, "kind", Kind::from_name)?,
                     messages: text_at(messages, row),
                     tools: text_null_at(tools, row),
+                    variables: text_null_at(variables, row),
                     text: text_null_at(plain, row),
                     weight: weight_at(weight, row, "weight")?,
                     chosen: text_null_at(chosen, row),
@@ -708,6 +714,7 @@ mod tests {
             kind: Kind::Preference,
             messages: r#"[{"role":"user","content":"é"}]"#.into(),
             tools: Some("[]".into()),
+            variables: Some("{}".into()),
             text: None,
             weight: 0.25,
             chosen: Some("[]".into()),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use hone_chat::Date;
+use hone_chat::{Date, Rewritten};
 use hone_cli::worker::WORKER;
 use hone_cli::{Common, Failure};
 use serde::{Deserialize, Serialize};
@@ -73,6 +73,11 @@ pub(crate) struct Config {
     pub(crate) date: Option<String>,
     /// Further variables of the template, such as `enable_thinking = false`.
     pub(crate) variables: Map<String, Value>,
+    /// What becomes of a conversation when the template leaves out of an earlier answer what it
+    /// writes when that answer is the last (its thought, mostly): `expand` trains such an answer in
+    /// a sample of its own, which ends with it and is named `<id>#<message>`; `refuse` rejects the
+    /// row; `accept` trains the answer as it is left.
+    pub(crate) rewritten: Rewritten,
     /// Share of the rows that may be rejected before the stage ends with exit code 1.
     pub(crate) max_reject_share: f64,
 }
@@ -96,6 +101,7 @@ impl Default for Config {
             template: Choice::Name("auto".to_owned()),
             date: None,
             variables: Map::new(),
+            rewritten: Rewritten::Expand,
             max_reject_share: 0.05,
         }
     }

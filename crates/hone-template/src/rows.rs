@@ -1,20 +1,24 @@
 //! One row: a conversation in, a rendered one or a reject out.
 
-use hone_chat::{ChatTemplate, Located};
+use hone_chat::{ChatTemplate, Given, Located, Rewritten, Sample};
 use hone_schema::{Conversation, Kind, Part, Reject, Rendered, Span, parse_messages};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// A rendered row and what a report should count of it.
 pub(crate) type Done = (Rendered, Vec<&'static str>);
 
-/// Renders a row.
+/// Renders a row: one sample, or several where the template rewrites what earlier answers say.
 ///
 /// # Errors
 /// The row, with the reason why it is not rendered.
-pub(crate) fn render(template: &ChatTemplate, row: &Conversation) -> Result<Done, Box<Reject>> {
+pub(crate) fn render(
+    template: &ChatTemplate,
+    rewritten: Rewritten,
+    row: &Conversation,
+) -> Result<Vec<Done>, Box<Reject>> {
     let reject = |reason: &str, detail: String| Box::new(reject(row, reason, detail));
-    let located = match row.kind {
-        Kind::Text => plain_text(template, row),
+    let samples = match row.kind {
+        Kind::Text => vec![Sample { answer: None, located: plain_text(template, row) }],
         Kind::Preference => {
             let detail =
                 "rows with a chosen and a rejected answer need an objective that compares them"
@@ -29,25 +33,36 @@ pub(crate) fn render(template: &ChatTemplate, row: &Conversation) -> Result<Done
             }
             let tools = row.tools.as_deref().map(serde_json::from_str::<Value>).transpose();
             let tools = tools.map_err(|e| reject("bad tools", e.to_string()))?;
-            template
-                .locate(&messages, tools.as_ref(), row.weight)
-                .map_err(|e| reject(e.reason(), e.to_string()))?
+            let variables = row.variables.as_deref().map(serde_json::from_str).transpose();
+            let mut variables: Map<String, Value> =
+                variables.map_err(|e| reject("bad variables", e.to_string()))?.unwrap_or_default();
+            let documents = variables.remove("documents");
+            let given = Given {
+                tools: tools.as_ref(),
+                documents: documents.as_ref(),
+                variables: Some(&variables),
+            };
+            let samples = template.samples(&messages, &given, row.weight, rewritten);
+            samples.map_err(|e| reject(e.reason(), e.to_string()))?
         }
     };
-    if u32::try_from(located.text.len()).is_err() {
-        return Err(reject("too long", format!("{} bytes", located.text.len())));
-    }
-    let rendered = Rendered {
-        id: row.id.clone(),
-        source: row.source.clone(),
-        split: row.split,
-        kind: row.kind,
-        text: located.text,
-        spans: located.spans,
-        prompt_len: located.prompt_len,
-        meta: row.meta.clone(),
+    let one = |Sample { answer, located }| {
+        if u32::try_from(located.text.len()).is_err() {
+            return Err(reject("too long", format!("{} bytes", located.text.len())));
+        }
+        let rendered = Rendered {
+            id: answer.map_or_else(|| row.id.clone(), |answer| format!("{}#{answer}", row.id)),
+            source: row.source.clone(),
+            split: row.split,
+            kind: row.kind,
+            text: located.text,
+            spans: located.spans,
+            prompt_len: located.prompt_len,
+            meta: row.meta.clone(),
+        };
+        Ok((rendered, located.notes))
     };
-    Ok((rendered, located.notes))
+    samples.into_iter().map(one).collect()
 }
 
 /// A row that is not rendered.

@@ -22,12 +22,17 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Counts a row that was rendered.
-    pub(crate) fn pass(&mut self, row: &Conversation, done: &rows::Done) {
-        let (rendered, notes) = done;
-        self.ledger.source(&row.source).pass();
-        self.bytes += rendered.text.len() as u64;
-        let mut notes = notes.clone();
+    /// Counts a row that was rendered, and the samples that it became.
+    pub(crate) fn pass(&mut self, row: &Conversation, done: &[rows::Done]) {
+        let account = self.ledger.source(&row.source);
+        account.pass();
+        let n_added = done.len().saturating_sub(1) as u64;
+        if n_added > 0 {
+            account.rows_out += n_added;
+            *account.added.entry("expanded".to_owned()).or_default() += n_added;
+        }
+        self.bytes += done.iter().map(|(rendered, _)| rendered.text.len() as u64).sum::<u64>();
+        let mut notes: Vec<&str> = done.iter().flat_map(|(_, notes)| notes.clone()).collect();
         notes.sort_unstable();
         notes.dedup();
         notes.into_iter().for_each(|note| *self.notes.entry(note.to_owned()).or_default() += 1);
@@ -80,9 +85,15 @@ impl Tally {
         } else {
             Exit::Done
         };
+        let n_added: u64 = self.ledger.sources.values().flat_map(|s| s.added.values()).sum();
+        let expanded = match n_added {
+            0 => String::new(),
+            n => format!(" (of them {n} for earlier answers that the template rewrites)"),
+        };
         let mut report = json!({
             "rows_in": n_in,
             "rows_out": n_out,
+            "rows_added": n_added,
             "rejected": n_rejected,
             "text_bytes": self.bytes,
         });
@@ -92,7 +103,7 @@ impl Tally {
             ledger: self.ledger,
             report,
             exit,
-            summary: format!("{n_out} rows rendered, {n_rejected} rejected{notes}"),
+            summary: format!("{n_out} rows rendered{expanded}, {n_rejected} rejected{notes}"),
         })
     }
 }

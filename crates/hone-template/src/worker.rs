@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use hone_chat::{ChatTemplate, Dialect};
+use hone_chat::{ChatTemplate, Dialect, Rewritten};
 use hone_cli::worker::{Limits, encode_rows, join, serve};
 use hone_cli::{Exit, Failure};
 use hone_schema::{Conversation, Reject, Rendered};
@@ -71,21 +71,26 @@ pub(crate) fn work() -> Result<Exit, Failure> {
             "date": config.date,
             "variables": config.variables,
         });
-        Ok((facts.to_string().into_bytes(), move |batch| answer(&template, &batch)))
+        let rewritten = config.rewritten;
+        Ok((facts.to_string().into_bytes(), move |batch| answer(&template, rewritten, &batch)))
     })
 }
 
 /// Rendered rows, rejected ones, and their counts.
-fn answer(template: &ChatTemplate, batch: &RecordBatch) -> Result<Vec<u8>, Failure> {
+fn answer(
+    template: &ChatTemplate,
+    rewritten: Rewritten,
+    batch: &RecordBatch,
+) -> Result<Vec<u8>, Failure> {
     let rows = Conversation::from_batch(batch)?;
-    let done: Vec<_> = rows.par_iter().map(|row| rows::render(template, row)).collect();
+    let done: Vec<_> = rows.par_iter().map(|row| rows::render(template, rewritten, row)).collect();
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     let mut tally = Tally::default();
     for (row, done) in rows.iter().zip(done) {
         match done {
             Ok(done) => {
                 tally.pass(row, &done);
-                good.push(done.0);
+                good.extend(done.into_iter().map(|(rendered, _)| rendered));
             }
             Err(reject) => {
                 tally.reject(&reject);

@@ -23,6 +23,7 @@ fn row(id: &str, kind: Kind, messages: Value, text: Option<&str>) -> Conversatio
         kind,
         messages: messages.to_string(),
         tools: None,
+        variables: None,
         text: text.map(str::to_owned),
         weight: 0.5,
         chosen: None,
@@ -151,6 +152,47 @@ fn threads_change_no_byte() {
         bytes.push(std::fs::read(dir.join("runs/p/template/rendered.parquet")).unwrap());
     }
     assert!(bytes[0] == bytes[1], "the rows depend on the number of threads");
+}
+
+/// Writes what an answer thinks only where it is the last; documents and a variable before all.
+const FORGETS: &str = "{{ style }}{% for d in documents or [] %}{{ d.text }} {% endfor %}\
+    {% for m in messages %}{% if m.reasoning_content and loop.last %}({{ m.reasoning_content }})\
+    {% endif %}{{ m.content }}{{ eos_token }}{% endfor %}";
+
+#[test]
+fn rewritten_answers_become_samples_and_rows_have_variables_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let answer = |text: &str, thought: &str| json!({"role": "assistant", "content": text, "reasoning_content": thought});
+    let user = |text: &str| json!({"role": "user", "content": text});
+    let two = json!([user("q"), answer("a", "t"), user("r"), answer("b", "u")]);
+    let mut own = row("own", Kind::Sft, chat("q", "a"), None);
+    own.variables = Some(json!({"style": "!", "documents": [{"text": "doc"}]}).to_string());
+    let rows = [row("two", Kind::Sft, two, None), own];
+    prepare(dir, &rows, "template = { file = 'forgets.jinja' }\nvariables = { style = '?' }");
+    std::fs::write(dir.join("forgets.jinja"), FORGETS).unwrap();
+    let talk =
+        ["3 rows rendered (of them 1 for earlier answers that the template rewrites), 0 rejected"];
+    let json = check(dir, &["--json"], 0, &talk);
+    let (good, bad) = rendered(dir);
+    let found: Vec<(&str, &str)> = good.iter().map(|r| (r.id.as_str(), r.text.as_str())).collect();
+    let expect = [
+        ("two#1", "?q</s>(t)a</s>"),
+        ("two", "?q</s>a</s>r</s>(u)b</s>"),
+        ("own", "!doc q</s>a</s>"),
+    ];
+    assert_eq!((found, bad.len()), (expect.to_vec(), 0));
+    let report: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(report["ledger"]["sources"]["s"]["added"], json!({"expanded": 1}));
+    let flags = ["--set", "template.rewritten=accept", "--set", "template.max_reject_share=1.0"];
+    check(dir, &flags, 0, &["2 rows rendered, 0 rejected", "history rewritten: 1"]);
+    let flags = ["--set", "template.rewritten=refuse", "--set", "template.max_reject_share=1.0"];
+    check(
+        dir,
+        &flags,
+        0,
+        &["1 rows rendered, 1 rejected", "rewrites message 1 once others follow"],
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use hone_schema::{Kind, Sha256Hex, sha256};
 
 use crate::fault::{Fault, Reason};
-use crate::json::{Fields, Raw, Shape, canonical};
+use crate::json::{Fields, Raw, Shape, canonical, quote};
 use crate::schema::{COMPLETION, CONVERSATIONS, OUTPUT, PROMPT, Schema};
 
 /// Columns of pictures, sound and film. What they hold belongs to the prompt, and hone reads text.
@@ -38,6 +38,8 @@ pub(crate) struct Row {
     /// Canonical JSON list.
     pub(crate) messages: String,
     pub(crate) tools: Option<String>,
+    /// The chat template's variables that are the row's own, as a JSON object.
+    pub(crate) variables: Option<String>,
     pub(crate) text: Option<String>,
     pub(crate) weight: f32,
     pub(crate) chosen: Option<String>,
@@ -54,6 +56,7 @@ impl Row {
             kind,
             messages: format!("[{}]", messages.join(",")),
             tools: None,
+            variables: None,
             text: None,
             weight: 1.0,
             chosen: None,
@@ -76,7 +79,12 @@ impl Row {
         ];
         let parts: Vec<&str> = parts.into_iter().map(Option::unwrap_or_default).collect();
         // JSON texts and names hold no zero byte; of plain text only one part is there.
-        sha256(parts.join("\0").as_bytes())
+        let mut all = parts.join("\0");
+        if let Some(variables) = &self.variables {
+            all.push('\0');
+            all.push_str(variables);
+        }
+        sha256(all.as_bytes())
     }
 
     /// Bytes of text it holds, roughly what a tokenizer will see.
@@ -141,6 +149,7 @@ pub(crate) fn convert(bytes: &[u8], schema: Schema, options: &Options) -> Result
     };
     row.id = id(&mut fields);
     row.tools = tools(&mut fields)?;
+    row.variables = variables(&mut fields)?;
     row.weight = weight(&mut fields)?;
     row.meta = fields.rest();
     Ok(row)
@@ -219,6 +228,44 @@ fn tools(fields: &mut Fields) -> Result<Option<String>, Fault> {
             Err(Fault::new(Reason::WrongType, detail))
         }
     }
+}
+
+/// `chat_template_kwargs` and `documents` as one JSON object; each comes as JSON, or as the text of
+/// it. Documents for templates are a list of objects; a column of that name that is none is another
+/// thing, and stays in `meta`.
+fn variables(fields: &mut Fields) -> Result<Option<String>, Fault> {
+    let json = |value: Raw| match value.text() {
+        Some(text) if text.trim().is_empty() => Some("null".to_owned()),
+        Some(text) => canonical(&text).ok(),
+        None => Some(value.0.to_owned()),
+    };
+    let mut entries = Vec::new();
+    if let Some(value) = fields.take("chat_template_kwargs") {
+        let object = json(value).unwrap_or_else(|| value.0.to_owned());
+        match Raw(&object).shape() {
+            Shape::Null => {}
+            Shape::Object => {
+                let own = Raw(&object).fields().into_iter();
+                entries.extend(own.flat_map(|fields| {
+                    let pairs = fields.iter().map(|(key, v)| format!("{}:{}", quote(key), v.0));
+                    pairs.collect::<Vec<_>>()
+                }));
+            }
+            other => {
+                let detail = format!("`chat_template_kwargs` is {}, not an object", other.name());
+                return Err(Fault::new(Reason::WrongType, detail));
+            }
+        }
+    }
+    let documents = fields.get("documents").and_then(json).filter(|list| {
+        let items = Raw(list).items().unwrap_or_default();
+        !items.is_empty() && items.iter().all(|item| item.shape() == Shape::Object)
+    });
+    if let Some(documents) = documents {
+        fields.take("documents");
+        entries.push(format!("\"documents\":{documents}"));
+    }
+    Ok((!entries.is_empty()).then(|| format!("{{{}}}", entries.join(","))))
 }
 
 /// The weight of a row: a number of at least 0, or the text of one (in tables).

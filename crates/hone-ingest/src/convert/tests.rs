@@ -223,6 +223,33 @@ fn content_of_parts() {
 }
 
 #[test]
+fn variables_of_the_chat_template_go_with_their_row() {
+    let check = |columns: &str, variables: Option<&str>, meta: Option<&str>| {
+        let row = format!(r#"{{"prompt":"p","completion":"c",{columns}}}"#);
+        let row = run(&row, Schema::PromptCompletion).unwrap();
+        assert_eq!((row.variables.as_deref(), row.meta.as_deref()), (variables, meta));
+    };
+    let documents = r#"[{"title":"t","text":"x"}]"#;
+    check(
+        r#""chat_template_kwargs":{"enable_thinking":false}"#,
+        Some(r#"{"enable_thinking":false}"#),
+        None,
+    );
+    check(r#""chat_template_kwargs":"{\"a\": 1}""#, Some(r#"{"a":1}"#), None);
+    check(r#""chat_template_kwargs":null"#, None, None);
+    let both = format!(r#""chat_template_kwargs":{{"a":1}},"documents":{documents}"#);
+    check(&both, Some(&format!(r#"{{"a":1,"documents":{documents}}}"#)), None);
+    check(r#""documents":["x"]"#, None, Some(r#"{"documents":["x"]}"#));
+    let wrong = r#"{"prompt":"p","completion":"c","chat_template_kwargs":"x"}"#;
+    refused(wrong, Schema::PromptCompletion, Reason::WrongType, "`chat_template_kwargs` is a text");
+    let hash = |columns: &str| {
+        let row = format!(r#"{{"prompt":"p","completion":"c"{columns}}}"#);
+        run(&row, Schema::PromptCompletion).unwrap().content()
+    };
+    assert_ne!(hash(""), hash(&format!(r#","documents":{documents}"#)));
+}
+
+#[test]
 fn prompt_and_completion() {
     let ok = |row: &str, turns: &[&str]| messages(row, Schema::PromptCompletion, &chat(turns));
     ok(r#"{"prompt":"p","completion":"c"}"#, &["u: p", "a: c"]);

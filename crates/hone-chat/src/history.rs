@@ -1,0 +1,180 @@
+//! Templates that rewrite history: what an answer says when it is the last, and leave out once
+//! others follow.
+//!
+//! Models that think are trained so, and served so: the thought of an earlier turn is not in the
+//! prompt. A conversation rendered once then lacks those thoughts, and what it trains of an earlier
+//! answer (no thought at all, or an empty one) is what the model must never write. So an answer that
+//! loses words is looked at twice: if the conversation up to it still has them, the row is expanded,
+//! refused or taken as it is, as the user decides.
+//!
+//! Nothing is rendered twice for the rows of templates that keep what messages say.
+
+use hone_schema::{Message, Part};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::locate::{ANSWER, Found, around, blocks};
+use crate::python::is_space;
+use crate::template::{ChatTemplate, Given, Located, TemplateError};
+use crate::words::Leaf;
+
+/// What becomes of a conversation of which the template rewrites a trained answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Rewritten {
+    /// Each such answer is trained in a sample of its own, which ends with it.
+    #[default]
+    Expand,
+    /// It is refused.
+    Refuse,
+    /// It is trained as it is rendered.
+    Accept,
+}
+
+/// A conversation, or one answer of it with what goes before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    /// Index of the answer, where the sample ends with one and trains nothing else.
+    pub answer: Option<usize>,
+    /// Its text.
+    pub located: Located,
+}
+
+/// What a report counts of a row that was taken although its history is rewritten.
+const REWRITTEN: &str = "history rewritten";
+
+/// What a report counts of a row in which an answer lacks words even when it is the last.
+const LEFT_OUT: &str = "part of an answer left out by the template";
+
+impl ChatTemplate {
+    /// The samples that train what a row trains, each answer as a served model has to write it:
+    /// the conversation itself, and one sample for each answer that it lacks words of. A
+    /// conversation of which nothing is left to train is not among them.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::locate`]; and [`TemplateError::Rewritten`].
+    pub fn samples(
+        &self,
+        messages: &[Message],
+        given: &Given,
+        weight: f32,
+        policy: Rewritten,
+    ) -> Result<Vec<Sample>, TemplateError> {
+        let maps: Vec<Map<String, Value>> = messages.iter().map(|m| m.value.clone()).collect();
+        self.check_names(&maps, given)?;
+        let found = blocks(self, &maps, given)?;
+        let (served, left_out) = self.rewritten(&found, messages, &maps, given);
+        let mut note = left_out.then_some(LEFT_OUT);
+        let mut whole = messages.to_vec();
+        let mut samples = Vec::new();
+        for (answer, served) in served {
+            match policy {
+                Rewritten::Accept => note = Some(REWRITTEN),
+                Rewritten::Refuse => return Err(refusal(answer, &found.text, &served.text)),
+                Rewritten::Expand => {
+                    silence(&mut whole[answer]);
+                    let mut messages = messages[..=answer].to_vec();
+                    messages[..answer].iter_mut().for_each(silence);
+                    let located = self.spans_of(served, &messages, given, weight)?;
+                    samples.push(Sample { answer: Some(answer), located });
+                }
+            }
+        }
+        if samples.is_empty() || whole.iter().any(is_trained) {
+            let mut located = self.spans_of(found, &whole, given, weight)?;
+            located.notes.extend(note);
+            samples.push(Sample { answer: None, located });
+        }
+        Ok(samples)
+    }
+
+    /// Answers that lack words which they have when they are the last, each with the conversation
+    /// up to it; and whether an answer lacks words in any case.
+    fn rewritten(
+        &self,
+        found: &Found,
+        messages: &[Message],
+        maps: &[Map<String, Value>],
+        given: &Given,
+    ) -> (Vec<(usize, Found)>, bool) {
+        let (mut rewritten, mut left_out) = (Vec::new(), false);
+        let trained = messages.iter().enumerate().filter(|(_, m)| is_trained(m));
+        for (answer, _) in trained {
+            let lacks = found.lacks(answer);
+            if lacks.is_empty() {
+                continue;
+            }
+            // A conversation that the template does not take cannot be served either.
+            let is_last = answer + 1 == messages.len();
+            let served = (!is_last).then(|| blocks(self, &maps[..=answer], given).ok()).flatten();
+            let still = served.as_ref().map(|served| served.lacks(answer));
+            match (served, still) {
+                (Some(served), Some(still)) if lacks.iter().any(|leaf| !still.contains(leaf)) => {
+                    rewritten.push((answer, served));
+                }
+                _ => left_out = true,
+            }
+        }
+        (rewritten, left_out)
+    }
+}
+
+/// An answer that is to be trained.
+fn is_trained(message: &Message) -> bool {
+    message.weight > 0.0 && (message.role == ANSWER || message.chosen)
+}
+
+/// Makes a message one that is read and not learned.
+fn silence(message: &mut Message) {
+    message.weight = 0.0;
+    message.chosen = false;
+    message.marks.clear();
+}
+
+fn refusal(message: usize, whole: &str, served: &str) -> TemplateError {
+    let same = whole.bytes().zip(served.bytes()).take_while(|(a, b)| a == b).count();
+    let (whole, served) = (around(whole, same), around(served, same));
+    TemplateError::Rewritten { message, whole, served }
+}
+
+impl Found {
+    /// Which texts of a message (by their order in it) are not wholly in the text; of its keys
+    /// those count under which it speaks, thinks and calls.
+    fn lacks(&self, message: usize) -> Vec<usize> {
+        let leaves = self.leaves.iter().enumerate();
+        let own: Vec<(usize, &Leaf)> = leaves.filter(|(_, l)| l.message == Some(message)).collect();
+        let speaks =
+            |leaf: &Leaf| !leaf.is_id && (leaf.part != Part::Content || leaf.key == "content");
+        let is_whole = |(at, leaf): &(usize, &Leaf)| self.has_all_words(*at, leaf);
+        // The same thought may be there under several keys, of which a template knows one.
+        let is_known = |leaf: &Leaf| {
+            let mut same = own.iter().filter(|(_, l)| l.part == leaf.part && l.text == leaf.text);
+            leaf.part == Part::Reasoning && same.any(is_whole)
+        };
+        let lacking = own
+            .iter()
+            .enumerate()
+            .filter(|(_, leaf)| speaks(leaf.1) && !is_whole(leaf) && !is_known(leaf.1));
+        lacking.map(|(order, _)| order).collect()
+    }
+
+    /// Whether every word of a text is in a block, but for literals that the template looks for
+    /// (`</think>`), which it writes itself.
+    fn has_all_words(&self, at: usize, leaf: &Leaf) -> bool {
+        let mut known: Vec<_> =
+            self.blocks.iter().filter(|b| b.leaf == at).map(|b| b.range.clone()).collect();
+        if known.first() == Some(&(0..leaf.text.len())) {
+            return true;
+        }
+        known.extend(leaf.literals.iter().cloned());
+        known.sort_unstable_by_key(|range| range.start);
+        let mut end = 0;
+        for range in known.into_iter().chain([leaf.text.len()..leaf.text.len()]) {
+            if range.start > end && !leaf.text[end..range.start].chars().all(is_space) {
+                return false;
+            }
+            end = end.max(range.end);
+        }
+        true
+    }
+}
