@@ -70,10 +70,10 @@ pub(crate) fn blocks(
     let text = template.render_json(&list, given, false, None)?;
     let mut reserved = template.reserved.clone();
     for value in [Some(&list), given.tools, given.documents].into_iter().flatten() {
-        words::private_use(&value.to_string(), &mut reserved);
+        words::reserve(value, &mut reserved);
     }
     for variable in given.variables.into_iter().flat_map(Map::values) {
-        words::private_use(&variable.to_string(), &mut reserved);
+        words::reserve(variable, &mut reserved);
     }
     let search = Search { template, messages, given, reserved, text: &text };
     let (blocks, generated, leaves) = search.run()?;

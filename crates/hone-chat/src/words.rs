@@ -5,7 +5,7 @@
 //! and split at it. A guard is one such character between two characters of a text: trimming stops
 //! at it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ops::Range;
 
 use hone_schema::{Part, REASONING_KEYS};
@@ -71,14 +71,57 @@ impl Leaf {
 }
 
 /// What a symbol stands for.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct Symbol {
     leaf: usize,
-    range: Range<usize>,
+    /// Its bytes in the leaf.
+    start: usize,
+    end: usize,
     /// How often it stands there for one occurrence of the word; 0 for a guard.
     n_chars: usize,
     /// Words of this leaf before it.
     n_before: usize,
+}
+
+/// What each symbol stands for, by its place among [`SYMBOLS`].
+#[derive(Default)]
+struct Symbols {
+    slots: Vec<Option<Symbol>>,
+}
+
+impl Symbols {
+    fn insert(&mut self, c: char, symbol: Symbol) {
+        let place = place(c).expect("symbols are taken from the ranges");
+        if self.slots.len() <= place {
+            self.slots.resize(place + 1, None);
+        }
+        self.slots[place] = Some(symbol);
+    }
+
+    fn get(&self, c: char) -> Option<Symbol> {
+        self.slots.get(place(c)?).copied().flatten()
+    }
+}
+
+/// The place of a private-use character among [`SYMBOLS`].
+fn place(c: char) -> Option<usize> {
+    let mut before = 0;
+    for range in &SYMBOLS {
+        if range.contains(&c) {
+            return Some(before + (c as usize - *range.start() as usize));
+        }
+        before += *range.end() as usize - *range.start() as usize + 1;
+    }
+    None
+}
+
+/// The lowest of the bytes with which private-use characters begin; shorter characters, and most of
+/// those of three bytes, begin with lower ones.
+const PRIVATE_USE_BYTE: u8 = 0xee;
+
+/// Length of the text before the first byte with which a private-use character might begin.
+fn plain_len(text: &str) -> usize {
+    text.bytes().position(|byte| byte >= PRIVATE_USE_BYTE).unwrap_or(text.len())
 }
 
 /// A conversation in disguise.
@@ -93,7 +136,7 @@ pub(crate) struct Masked {
     pub(crate) leaves: Vec<Leaf>,
     /// The characters that mark generation blocks.
     pub(crate) marks: [char; 2],
-    symbols: HashMap<char, Symbol>,
+    symbols: Symbols,
 }
 
 /// A word or a guard, found in a rendered text.
@@ -134,7 +177,7 @@ pub(crate) fn mask(
         part: Part::Content,
         is_id: false,
         leaves: Vec::new(),
-        symbols: HashMap::new(),
+        symbols: Symbols::default(),
     };
     let marks = [masker.free.next()?, masker.free.next()?];
     let mut list = Vec::with_capacity(messages.len());
@@ -162,7 +205,21 @@ pub(crate) fn mask(
 
 /// Private-use characters of a text: what may not be used to replace a word.
 pub(crate) fn private_use(text: &str, into: &mut HashSet<char>) {
-    into.extend(text.chars().filter(|c| SYMBOLS.iter().any(|range| range.contains(c))));
+    let from = plain_len(text);
+    into.extend(text[from..].chars().filter(|c| place(*c).is_some()));
+}
+
+/// Private-use characters of every text and key of a value.
+pub(crate) fn reserve(value: &Value, into: &mut HashSet<char>) {
+    match value {
+        Value::String(text) => private_use(text, into),
+        Value::Array(items) => items.iter().for_each(|item| reserve(item, into)),
+        Value::Object(map) => map.iter().for_each(|(key, value)| {
+            private_use(key, into);
+            reserve(value, into);
+        }),
+        _ => {}
+    }
 }
 
 struct Masker<'a> {
@@ -174,7 +231,7 @@ struct Masker<'a> {
     part: Part,
     is_id: bool,
     leaves: Vec<Leaf>,
-    symbols: HashMap<char, Symbol>,
+    symbols: Symbols,
 }
 
 /// What the texts under a key of a message are, or those of a part of that type.
@@ -255,7 +312,7 @@ impl Masker<'_> {
             if cuts.next_if_eq(&at).is_some() {
                 let symbol = self.free.next()?;
                 out.push(symbol);
-                let guard = Symbol { leaf, range: at..at, n_chars: 0, n_before };
+                let guard = Symbol { leaf, start: at, end: at, n_chars: 0, n_before };
                 self.symbols.insert(symbol, guard);
             }
             if at == text.len() {
@@ -278,7 +335,7 @@ impl Masker<'_> {
             let symbol = self.free.next()?;
             let n_chars = text[at..end].chars().count();
             out.extend(std::iter::repeat_n(symbol, n_chars));
-            self.symbols.insert(symbol, Symbol { leaf, range: at..end, n_chars, n_before });
+            self.symbols.insert(symbol, Symbol { leaf, start: at, end, n_chars, n_before });
             n_before += 1;
             at = end;
         }
@@ -357,21 +414,27 @@ impl Masked {
         let mut text = String::with_capacity(rendered.len());
         let mut items = Vec::new();
         let (mut opened, mut generated) = (Vec::new(), Vec::new());
-        let mut chars = rendered.chars();
-        while let Some(c) = chars.next() {
+        let mut rest = rendered;
+        loop {
+            let (plain, coded) = rest.split_at(plain_len(rest));
+            text.push_str(plain);
+            let mut chars = coded.chars();
+            let Some(c) = chars.next() else {
+                break;
+            };
             if c == self.marks[0] {
                 opened.push(text.len());
             } else if c == self.marks[1] {
                 generated.push(opened.pop()?..text.len());
-            } else if let Some(symbol) = self.symbols.get(&c) {
+            } else if let Some(symbol) = self.symbols.get(c) {
                 if !(1..symbol.n_chars).all(|_| chars.next() == Some(c)) {
                     return None;
                 }
-                let start = text.len();
-                text.push_str(&self.leaves[symbol.leaf].text[symbol.range.clone()]);
+                let (start, range) = (text.len(), symbol.start..symbol.end);
+                text.push_str(&self.leaves[symbol.leaf].text[range.clone()]);
                 items.push(Item {
                     leaf: symbol.leaf,
-                    range: symbol.range.clone(),
+                    range,
                     at: start..text.len(),
                     n_before: symbol.n_before,
                     is_guard: symbol.n_chars == 0,
@@ -379,6 +442,7 @@ impl Masked {
             } else {
                 text.push(c);
             }
+            rest = chars.as_str();
         }
         Some(Decoded { text, items, generated })
     }
@@ -399,7 +463,7 @@ mod tests {
         let text = masked.messages[0]["content"].as_str().expect("a text");
         let letters: String = text
             .chars()
-            .map(|c| match masked.symbols.get(&c) {
+            .map(|c| match masked.symbols.get(c) {
                 Some(symbol) if symbol.n_chars == 0 => '|',
                 Some(_) => 'w',
                 None => c,
