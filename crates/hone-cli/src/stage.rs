@@ -188,6 +188,13 @@ fn differences(old: &Manifest, plan: &StagePlan, program: &Program) -> Vec<Strin
     all
 }
 
+/// What is not the same in two configurations, in words: `` `max_len` was 64 and is 32 ``.
+pub fn changes(old: &Value, new: &Value) -> Vec<String> {
+    let mut all = Vec::new();
+    diff_json("", old, new, &mut all);
+    all
+}
+
 fn diff_json(path: &str, old: &Value, new: &Value, all: &mut Vec<String>) {
     match (old, new) {
         (Value::Object(a), Value::Object(b)) => {

@@ -1,5 +1,6 @@
 //! What people do with the outputs of the program: look at them, ask about a token, compare two, take them elsewhere and back.
 
+mod diff;
 mod explain;
 mod show;
 mod support;
