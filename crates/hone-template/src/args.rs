@@ -42,12 +42,19 @@ pub(crate) struct RenderArgs {
     /// Name of a built-in template, `auto` for that of the pipeline's base model, or a file.
     #[arg(long, value_name = "NAME|FILE")]
     pub(crate) template: String,
-    /// File with the messages: a JSON list of objects with `role` and `content`.
+    /// File with the messages: a JSON list of objects with `role` and `content`; or an object that
+    /// holds it under `messages`, perhaps beside `tools`, `documents` and `chat_template_kwargs`.
     #[arg(long, value_name = "FILE")]
     pub(crate) messages: PathBuf,
     /// File with the tools: a JSON list.
     #[arg(long, value_name = "FILE")]
     pub(crate) tools: Option<PathBuf>,
+    /// File with the documents: a JSON list.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) documents: Option<PathBuf>,
+    /// Further variables of the template, such as `{"enable_thinking": false}`.
+    #[arg(long, value_name = "JSON")]
+    pub(crate) kwargs: Option<String>,
     /// Go on to where the model is to answer.
     #[arg(long)]
     pub(crate) add_generation_prompt: bool,
@@ -66,7 +73,9 @@ pub(crate) struct RenderArgs {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
-    /// `auto` (that of the base model), a built-in name, or `{ file = "x.jinja" }`.
+    /// `auto` (that of the base model; for rows with tools its `tool_use`, where it has one), a
+    /// built-in name, `{ file = "x.jinja" }`, or `{ of_model = "rag" }` for one of several that the
+    /// base model has.
     pub(crate) template: Choice,
     /// The date that templates see as today, such as `2026-01-31`. Without one, `strftime_now` is
     /// undefined.
@@ -92,6 +101,11 @@ pub(crate) enum Choice {
     File {
         /// Its path.
         file: PathBuf,
+    },
+    /// One of several that come with the base model.
+    OfModel {
+        /// Its name.
+        of_model: String,
     },
 }
 

@@ -4,6 +4,29 @@ use hone_chat::{ChatTemplate, Given, Located, Rewritten, Sample};
 use hone_schema::{Conversation, Kind, Part, Reject, Rendered, Span, parse_messages};
 use serde_json::{Map, Value};
 
+/// The template of a stage, and that for rows with tools, where there is another.
+#[derive(Debug)]
+pub(crate) struct Templates {
+    pub(crate) plain: ChatTemplate,
+    pub(crate) tool_use: Option<ChatTemplate>,
+}
+
+impl Templates {
+    /// The template for a row.
+    pub(crate) fn of(&self, has_tools: bool) -> &ChatTemplate {
+        self.tool_use.as_ref().filter(|_| has_tools).unwrap_or(&self.plain)
+    }
+
+    /// What ends an answer in either, the longest first.
+    pub(crate) fn stops(&self) -> Vec<&str> {
+        let both = [Some(&self.plain), self.tool_use.as_ref()].into_iter().flatten();
+        let mut stops: Vec<&str> = both.flat_map(ChatTemplate::stops).map(String::as_str).collect();
+        stops.sort_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
+        stops.dedup();
+        stops
+    }
+}
+
 /// A rendered row and what a report should count of it.
 pub(crate) type Done = (Rendered, Vec<&'static str>);
 
@@ -12,11 +35,12 @@ pub(crate) type Done = (Rendered, Vec<&'static str>);
 /// # Errors
 /// The row, with the reason why it is not rendered.
 pub(crate) fn render(
-    template: &ChatTemplate,
+    templates: &Templates,
     rewritten: Rewritten,
     row: &Conversation,
 ) -> Result<Vec<Done>, Box<Reject>> {
     let reject = |reason: &str, detail: String| Box::new(reject(row, reason, detail));
+    let template = templates.of(row.tools.is_some());
     let samples = match row.kind {
         Kind::Text => vec![Sample { answer: None, located: plain_text(template, row) }],
         Kind::Preference => {

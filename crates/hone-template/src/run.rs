@@ -87,6 +87,9 @@ fn describe(ctx: &Context, draft: &Draft, source: &Source, facts: &[u8]) -> Resu
         ));
     }
     draft.write("template.jinja", source.text.as_bytes(), None)?;
+    if let Some(tool_use) = &source.tool_use {
+        draft.write("tool_use.jinja", tool_use.as_bytes(), None)?;
+    }
     draft.write("template.json", format!("{facts:#}\n").as_bytes(), None)?;
     Ok(())
 }

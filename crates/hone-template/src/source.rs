@@ -33,6 +33,8 @@ pub(crate) struct Source {
     /// The name to show: `auto`, a built-in one, or the file's path.
     pub(crate) name: String,
     pub(crate) text: String,
+    /// The one for rows with tools, where the model has one of its own for them.
+    pub(crate) tool_use: Option<String>,
 }
 
 /// What is known of a base model's tokenizer.
@@ -42,8 +44,8 @@ pub(crate) struct Tokenizer {
     pub(crate) tokens: BTreeMap<String, String>,
     /// Texts of all added tokens.
     pub(crate) added: Vec<String>,
-    /// The template that comes with it.
-    template: Option<String>,
+    /// The templates that come with it, by name; an only one is `default`.
+    templates: BTreeMap<String, String>,
 }
 
 impl Tokenizer {
@@ -69,13 +71,31 @@ impl Tokenizer {
             listed.chain(decoded).filter_map(token_text).map(str::to_owned).collect();
         added.sort();
         added.dedup();
-        let file = model.try_read("chat_template.jinja", SOURCE_BYTES_MAX as u64)?;
-        let template = match file {
-            Some(bytes) => Some(utf8(bytes, "chat_template.jinja")?),
-            None => default_template(&config["chat_template"]),
-        };
-        Ok(Tokenizer { tokens, added, template })
+        let mut templates = template_files(model)?;
+        if templates.is_empty() {
+            templates = configured(&config["chat_template"]);
+        }
+        Ok(Tokenizer { tokens, added, templates })
     }
+}
+
+/// Folder of a model with further templates, one a file.
+const FURTHER: &str = "additional_chat_templates";
+
+/// Templates in files of their own, as transformers writes them since 4.51.
+fn template_files(model: &ModelDir) -> Result<BTreeMap<String, String>, Failure> {
+    let mut templates = BTreeMap::new();
+    if let Some(bytes) = model.try_read("chat_template.jinja", SOURCE_BYTES_MAX as u64)? {
+        templates.insert("default".to_owned(), utf8(bytes, "chat_template.jinja")?);
+    }
+    let folder = model.dir().join(FURTHER);
+    let files = if folder.is_dir() { input::list(&folder)? } else { Vec::new() };
+    for path in files.iter().filter(|path| path.extension().is_some_and(|e| e == "jinja")) {
+        let Some(name) = path.file_stem().and_then(|name| name.to_str()) else { continue };
+        let bytes = input::read(path, SOURCE_BYTES_MAX as u64)?;
+        templates.insert(name.to_owned(), utf8(bytes, &path.display().to_string())?);
+    }
+    Ok(templates)
 }
 
 /// The text of a token that is written as a text or as an object with one.
@@ -83,13 +103,12 @@ fn token_text(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token["content"].as_str())
 }
 
-/// The template of a `tokenizer_config.json`: a text, or a list of named ones.
-fn default_template(value: &Value) -> Option<String> {
-    let named = |wanted: &str| {
-        let list = value.as_array()?;
-        list.iter().find(|entry| entry["name"] == wanted)?["template"].as_str()
-    };
-    value.as_str().or_else(|| named("default")).map(str::to_owned)
+/// The templates of a `tokenizer_config.json`: a text, or a list of named ones.
+fn configured(value: &Value) -> BTreeMap<String, String> {
+    let own = |name: &str, text: &str| (name.to_owned(), text.to_owned());
+    let listed = value.as_array().into_iter().flatten();
+    let listed = listed.filter_map(|e| Some(own(e["name"].as_str()?, e["template"].as_str()?)));
+    listed.chain(value.as_str().map(|text| own("default", text))).collect()
 }
 
 fn json(model: &ModelDir, name: &str, bytes_max: u64) -> Result<Value, Failure> {
@@ -115,7 +134,12 @@ pub(crate) fn model_input(model: &ModelDir) -> Result<InputRef, Failure> {
 
 /// A template file as an input.
 pub(crate) fn file_input(source: &Source) -> InputRef {
-    InputRef { role: "template".to_owned(), sha256: sha256(source.text.as_bytes()) }
+    let mut all = source.text.clone();
+    if let Some(tool_use) = &source.tool_use {
+        all.push('\0');
+        all.push_str(tool_use);
+    }
+    InputRef { role: "template".to_owned(), sha256: sha256(all.as_bytes()) }
 }
 
 /// Finds the template that is meant.
@@ -127,22 +151,41 @@ pub(crate) fn find(choice: &Choice, tokenizer: &Tokenizer) -> Result<Source, Fai
         Choice::File { file } => {
             let bytes = input::read(file, SOURCE_BYTES_MAX as u64)?;
             let name = file.display().to_string();
-            Ok(Source { text: utf8(bytes, &name)?, name })
+            Ok(Source { text: utf8(bytes, &name)?, name, tool_use: None })
         }
         Choice::Name(name) if name == "auto" => {
-            let text = tokenizer.template.clone().ok_or_else(|| {
-                Failure::input("the base model has no chat template").hint(format!(
-                    "choose a built-in one with `--set template.template=chatml` (there are {})",
-                    names().join(", ")
-                ))
-            })?;
-            Ok(Source { name: name.clone(), text })
+            let text = tokenizer.templates.get("default").cloned();
+            let text = text.ok_or_else(|| no_default(tokenizer))?;
+            let tool_use = tokenizer.templates.get("tool_use").cloned();
+            Ok(Source { name: name.clone(), text, tool_use })
         }
         Choice::Name(name) => {
             let text = builtin(name).ok_or_else(|| unknown(name))?;
-            Ok(Source { name: name.clone(), text: text.to_owned() })
+            Ok(Source { name: name.clone(), text: text.to_owned(), tool_use: None })
+        }
+        Choice::OfModel { of_model } => {
+            let text = tokenizer.templates.get(of_model).cloned().ok_or_else(|| {
+                let known: Vec<&str> = tokenizer.templates.keys().map(String::as_str).collect();
+                let failure = format!("the base model has no chat template `{of_model}`");
+                Failure::usage(failure).hint(match known.as_slice() {
+                    [] => "it has none at all".to_owned(),
+                    known => format!("it has {}", known.join(", ")),
+                })
+            })?;
+            Ok(Source { name: of_model.clone(), text, tool_use: None })
         }
     }
+}
+
+fn no_default(tokenizer: &Tokenizer) -> Failure {
+    if let Some(name) = tokenizer.templates.keys().next() {
+        return Failure::input("the base model has no default chat template")
+            .hint(format!("name one of its own: `template = {{ of_model = \"{name}\" }}`"));
+    }
+    Failure::input("the base model has no chat template").hint(format!(
+        "choose a built-in one with `--set template.template=chatml` (there are {})",
+        names().join(", ")
+    ))
 }
 
 /// What a flag names: `auto`, a built-in template, else a file.

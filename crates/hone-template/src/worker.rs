@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::args::Config;
-use crate::rows;
+use crate::rows::{self, Templates};
 use crate::run::failure;
 use crate::source::{Source, Tokenizer};
 use crate::tally::Tally;
@@ -34,20 +34,24 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// Compiles the template.
+    /// Compiles the template, and that for rows with tools.
     ///
     /// # Errors
     /// It is not valid; the date is not one.
-    pub(crate) fn compile(self) -> Result<(ChatTemplate, Config), Failure> {
+    pub(crate) fn compile(self) -> Result<(Templates, Config), Failure> {
         let dialect = Dialect {
             tokens: self.tokenizer.tokens,
             added_tokens: self.tokenizer.added,
             date: self.config.date()?,
             variables: self.config.variables.clone(),
         };
-        let template = ChatTemplate::new(&self.source.text, dialect)
-            .map_err(|e| failure(&self.source.name, &e))?;
-        Ok((template, self.config))
+        let compile = |text: &str, name: &str| {
+            ChatTemplate::new(text, dialect.clone()).map_err(|e| failure(name, &e))
+        };
+        let plain = compile(&self.source.text, &self.source.name)?;
+        let tool_use = self.source.tool_use.as_deref();
+        let tool_use = tool_use.map(|text| compile(text, "tool_use")).transpose()?;
+        Ok((Templates { plain, tool_use }, self.config))
     }
 }
 
@@ -60,30 +64,31 @@ pub(crate) fn work() -> Result<Exit, Failure> {
         let job: Job = serde_json::from_slice(job)
             .map_err(|e| Failure::environment(format!("a worker cannot read its job: {e}")))?;
         let name = job.source.name.clone();
-        let (template, config) = job.compile()?;
+        let (templates, config) = job.compile()?;
+        let template = templates.of(false);
         let facts = json!({
             "name": name,
             "bos_token": template.token("bos_token"),
             "eos_token": template.token("eos_token"),
-            "stops": template.stops(),
+            "stops": templates.stops(),
             "generation_prompt": template.generation_prompt(),
             "appends_eos": template.appends_eos(),
             "date": config.date,
             "variables": config.variables,
         });
         let rewritten = config.rewritten;
-        Ok((facts.to_string().into_bytes(), move |batch| answer(&template, rewritten, &batch)))
+        Ok((facts.to_string().into_bytes(), move |batch| answer(&templates, rewritten, &batch)))
     })
 }
 
 /// Rendered rows, rejected ones, and their counts.
 fn answer(
-    template: &ChatTemplate,
+    templates: &Templates,
     rewritten: Rewritten,
     batch: &RecordBatch,
 ) -> Result<Vec<u8>, Failure> {
     let rows = Conversation::from_batch(batch)?;
-    let done: Vec<_> = rows.par_iter().map(|row| rows::render(template, rewritten, row)).collect();
+    let done: Vec<_> = rows.par_iter().map(|row| rows::render(templates, rewritten, row)).collect();
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     let mut tally = Tally::default();
     for (row, done) in rows.iter().zip(done) {

@@ -224,6 +224,37 @@ fn what_is_wrong_has_its_exit_code() {
 }
 
 #[test]
+fn a_model_may_have_several_templates() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mut with_tools = row("tools", Kind::Sft, chat("q", "a"), None);
+    with_tools.tools = Some("[{\"name\": \"t\"}]".to_owned());
+    prepare(dir, &[row("plain", Kind::Sft, chat("q", "a"), None), with_tools], "");
+    let named = |name: &str| {
+        json!({"name": name, "template":
+        format!("{name}{{% for m in messages %}}{{{{ m.content }}}}{{{{ eos_token }}}}{{% endfor %}}")})
+    };
+    let named: Vec<Value> = ["default", "tool_use", "rag"].map(named).to_vec();
+    let config = json!({"eos_token": "</s>", "chat_template": named});
+    std::fs::write(dir.join("model/tokenizer_config.json"), config.to_string()).unwrap();
+    let texts = |flags: &[&str]| -> Vec<String> {
+        check(dir, flags, 0, &["2 rows rendered, 0 rejected"]);
+        rendered(dir).0.into_iter().map(|row| row.text).collect()
+    };
+    assert_eq!(texts(&[]), ["defaultq</s>a</s>", "tool_useq</s>a</s>"]);
+    let sealed = Sealed::open(&dir.join("runs/p/template"), ArtefactKind::Rendered).unwrap();
+    assert!(sealed.manifest().file("tool_use.jinja").is_some());
+    let rag = ["--set", "template.template={of_model='rag'}"];
+    assert_eq!(texts(&rag), ["ragq</s>a</s>", "ragq</s>a</s>"]);
+    let none = ["--set", "template.template={of_model='x'}"];
+    check(dir, &none, 2, &["no chat template `x`", "default, rag, tool_use"]);
+    std::fs::create_dir(dir.join("model/additional_chat_templates")).unwrap();
+    let file = dir.join("model/additional_chat_templates/tool_use.jinja");
+    std::fs::write(file, "{{ messages[0].content }}").unwrap();
+    check(dir, &[], 3, &["no default chat template", "of_model = \"tool_use\""]);
+}
+
+#[test]
 fn one_conversation_is_shown() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
@@ -233,10 +264,22 @@ fn one_conversation_is_shown() {
     assert_eq!(check(dir, &render, 0, &[]), "<s>User: q\nAssistant: a</s>\n");
     let json = check(dir, &[&render[..], &["--spans"]].concat(), 0, &[]);
     let found: Value = serde_json::from_str(&json).unwrap();
-    let expect =
-        json!({"text": "q", "part": "content", "message": 0, "role": "user", "weight": 1.0});
+    let expect = json!({"text": "q", "part": "content", "message": 0, "role": "user",
+        "weight": 1.0, "chosen": false});
     assert_eq!(found["spans"][1], expect);
     assert_eq!(found["prompt_len"], "<s>User: q\nAssistant:".len());
+    let row = json!({"messages": chat("q", "a"), "tools": [{"name": "t"}],
+        "documents": [{"text": "d"}], "chat_template_kwargs": {"style": "!", "x": 1}});
+    std::fs::write(dir.join("row.json"), row.to_string()).unwrap();
+    std::fs::write(dir.join("d.json"), "[{\"text\": \"e\"}]").unwrap();
+    let source =
+        "{{ style }}{{ x }}{{ tools[0].name }}{{ documents[0].text }}{{ messages[0].content }}";
+    std::fs::write(dir.join("all.jinja"), source).unwrap();
+    let all = ["render", "--template", "all.jinja", "--messages", "row.json"];
+    assert_eq!(check(dir, &all, 0, &[]), "!1tdq\n");
+    let own = ["--documents", "d.json", "--kwargs", "{\"x\": 2}"];
+    assert_eq!(check(dir, &[&all[..], &own[..]].concat(), 0, &[]), "!2teq\n");
+    check(dir, &[&all[..], &["--kwargs", "[]"]].concat(), 2, &["`--kwargs` is no JSON object"]);
     let missing = ["render", "--template", "plain", "--messages", "no.json"];
     check(dir, &missing, 3, &["no.json"]);
     std::fs::write(dir.join("m.json"), "[{}]").unwrap();
