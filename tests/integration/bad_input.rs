@@ -230,8 +230,9 @@ fn a_key_that_is_unknown_missing_or_mistyped_is_named_with_its_line() {
                 "tokenize",
                 &file("too_long = \"drop\"", "too_long = \"chop\""),
                 "exit 2\n\
-                 error: p.toml:17: [tokenize] unknown variant `chop`, expected one of `drop`, \
-                 `truncate`, `error`\n",
+                 error: p.toml:17: [tokenize] invalid value: string \"chop\", expected `drop`, \
+                 `split`, `error`, `{ truncate = \"keep-response\" }`, `{ truncate = \"head\" }` \
+                 or `{ truncate = \"tail\" }`\n",
             ),
             case(
                 "train",
@@ -497,7 +498,10 @@ fn rows_that_do_not_fit_are_refused_with_the_reason() {
                  hint: raise tokenize.max_len\n",
             ),
             case(
-                &file("max_len = 64\ntoo_long = \"drop\"", "max_len = 8\ntoo_long = \"truncate\""),
+                &file(
+                    "max_len = 64\ntoo_long = \"drop\"",
+                    "max_len = 8\ntoo_long = { truncate = \"head\" }",
+                ),
                 "exit 3\n\
                  tokenize: runs because there is no sealed output yet\n\
                  error: none of 41 rows can be trained: 41 of them for `response cut off`\n\
@@ -509,9 +513,9 @@ fn rows_that_do_not_fit_are_refused_with_the_reason() {
                  tokenize: runs because there is no sealed output yet\n\
                  error: row `e67770affe2d12d8c6bb48318363f672` of `sums`: 174 tokens, a pack \
                  holds 64\n\
-                 hint: raise tokenize.max_len, or set tokenize.too_long to \"drop\" or \
-                 \"truncate\"; `hone-tokenize show --id e67770affe2d12d8c6bb48318363f672` prints \
-                 the row\n",
+                 hint: raise tokenize.max_len, or set tokenize.too_long to \"drop\", \"split\" or \
+                 { truncate = \"keep-response\" }; `hone-tokenize show --id \
+                 e67770affe2d12d8c6bb48318363f672` prints the row\n",
             ),
         ],
     );

@@ -23,4 +23,6 @@ pub use flags::{Common, LogFormat};
 pub use launch::launch;
 pub use nearest::nearest;
 pub use pipeline::{Pipeline, STAGES};
-pub use stage::{Outcome, StagePlan, run_stage};
+pub use stage::{Outcome, StagePlan, changes, run_stage};
+/// The form of the pipeline file.
+pub use toml;

@@ -35,6 +35,8 @@ pub struct Pipeline {
     text: String,
     table: Table,
     overrides: Vec<Override>,
+    /// Keys that [`Pipeline::translate`] put in, and the names that they have in the file.
+    renamed: Vec<(String, String)>,
     runs: PathBuf,
 }
 
@@ -95,6 +97,7 @@ impl Pipeline {
             text,
             table,
             overrides,
+            renamed: Vec::new(),
             runs: common.runs.clone(),
         })
     }
@@ -130,7 +133,7 @@ impl Pipeline {
     /// # Errors
     /// An unknown key, named with its line and the nearest known one; a missing or mistyped value.
     pub fn stage<T: DeserializeOwned>(&self, stage: &'static str) -> Result<T, Failure> {
-        if self.overrides.is_empty() && self.has(stage) {
+        if self.overrides.is_empty() && self.renamed.is_empty() && self.has(stage) {
             return self.read_table(stage).map_err(|e| self.key_failure(stage, self.line(&e), &e));
         }
         let empty = || Value::Table(Table::new());
@@ -141,6 +144,29 @@ impl Pipeline {
             let same = in_text.filter(|other| other.message() == e.message());
             self.key_failure(stage, same.and_then(|other| self.line(&other)), &e)
         })
+    }
+
+    /// The pipeline with the table of `stage` rewritten, for keys that go by other names elsewhere. `rewrite` gives the keys that
+    /// it put in with the names they had, so that messages keep their places.
+    ///
+    /// # Errors
+    /// What `rewrite` refuses, with the place of the key that its message names first in backticks.
+    pub fn translate(
+        &self,
+        stage: &str,
+        rewrite: impl FnOnce(&mut Table) -> Result<Vec<(String, String)>, Failure>,
+    ) -> Result<Self, Failure> {
+        let mut new = self.clone();
+        if let Some(Value::Table(table)) = new.table.get_mut(stage) {
+            new.renamed = rewrite(table).map_err(|failure| self.at(stage, failure))?;
+        }
+        Ok(new)
+    }
+
+    /// The name of a key in the file.
+    fn written<'a>(&'a self, key: &'a str) -> &'a str {
+        let renamed = self.renamed.iter().find(|(own, _)| own == key);
+        renamed.map_or(key, |(_, written)| written)
     }
 
     /// The table of `stage` as it stands in the file, so that an error knows its line.
@@ -156,7 +182,12 @@ impl Pipeline {
     fn key_failure(&self, stage: &str, line: Option<usize>, error: &toml::de::Error) -> Failure {
         let message = error.message().trim();
         let at = |key: &str| {
+            let key = self.written(key);
             let set = self.overrides.iter().rev().find(|set| is_set(set, stage, key));
+            let line = line.or_else(|| {
+                let is_rewritten = set.is_none() && !self.renamed.is_empty();
+                is_rewritten.then(|| find_key(&self.text, stage, key)).flatten()
+            });
             match (line, set) {
                 (None, Some(set)) => set.place(),
                 (Some(line), _) => format!("{}:{line}", self.file),
@@ -186,7 +217,7 @@ impl Pipeline {
 
     /// A failure of a check of `stage`'s values, with the place of the key that it names in backticks.
     pub fn at(&self, stage: &str, failure: Failure) -> Failure {
-        let key = failure.message.split('`').nth(1).unwrap_or_default();
+        let key = self.written(failure.message.split('`').nth(1).unwrap_or_default());
         let set = self.overrides.iter().rev().find(|set| is_set(set, stage, key));
         let place = match (set, find_key(&self.text, stage, key)) {
             (Some(set), _) => set.place(),
@@ -450,6 +481,39 @@ mod tests {
         assert_eq!(place(&[], "`path` is empty"), "p.toml:8");
         assert_eq!(place(&[], "`rank` is 0"), "p.toml:4");
         assert_eq!(place(&["train.rank=0"], "`rank` is 0"), "`--set train.rank=0`");
+    }
+
+    #[test]
+    fn a_rewritten_table_keeps_its_places() {
+        let rewrite = |table: &mut Table| {
+            let value = table.remove("learning_rate").expect("the test writes it");
+            table.insert("lr".to_owned(), value);
+            Ok(vec![("lr".to_owned(), "learning_rate".to_owned())])
+        };
+        let read = |text: &str, set: &[&str]| {
+            let pipeline = load(text, set).unwrap().translate("train", rewrite).unwrap();
+            pipeline.stage::<Train>("train").map_err(|failure| {
+                failure.message.rsplit('/').next().unwrap_or_default().to_owned()
+            })
+        };
+        let text = FILE.replace("lr = 0.5", "rank = 2\nlearning_rate = 0.5");
+        assert_eq!(read(&text, &[]).unwrap().lr, 0.5);
+        let wrong = text.replace("0.5", "true");
+        let message = "[train] invalid type: boolean `true`, expected a number";
+        assert_eq!(read(&wrong, &[]).unwrap_err(), format!("p.toml:6: {message}"));
+        let message = "[train] unknown key `rnak`";
+        let unknown = text.replace("rank", "rnak");
+        assert_eq!(read(&unknown, &[]).unwrap_err(), format!("p.toml:5: {message}"));
+        let set = read(&text, &["train.learning_rate=x"]).unwrap_err();
+        assert!(set.starts_with("`--set train.learning_rate=x`: "), "{set}");
+        let pipeline = load(&text, &[]).unwrap();
+        let refused = pipeline
+            .translate("train", |_| Err(Failure::usage("[train] `learning_rate` is odd")))
+            .unwrap_err();
+        assert!(refused.message.ends_with("p.toml:6: [train] `learning_rate` is odd"));
+        let pipeline = pipeline.translate("train", rewrite).unwrap();
+        let checked = pipeline.at("train", Failure::usage("[train] `lr` is too large"));
+        assert!(checked.message.ends_with("p.toml:6: [train] `lr` is too large"));
     }
 
     #[test]

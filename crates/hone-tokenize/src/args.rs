@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
-use hone_cli::{Common, Failure};
+use hone_cli::{Common, Failure, Pipeline};
 use hone_schema::Split;
 use hone_tokens::{Learn, Packing, Policy, TooLong, TrainOn, TrainOnStop};
 use serde::{Deserialize, Serialize};
 
+use crate::aliases;
 use crate::diff::DiffArgs;
 use crate::explain::ExplainArgs;
 use crate::show::ShowArgs;
@@ -110,8 +111,21 @@ fn max_violation_share() -> f64 {
 const MAX_LEN_MAX: u32 = 1 << 24;
 
 impl Config {
+    /// The table of a pipeline, and what to tell people about names in it that are not hone's own.
+    pub(crate) fn read(pipeline: &Pipeline) -> Result<(Self, Vec<String>), Failure> {
+        let mut notes = Vec::new();
+        let pipeline = pipeline.translate("tokenize", |table| {
+            let aliases = aliases::translate(table)?;
+            notes = aliases.notes;
+            Ok(aliases.renamed)
+        })?;
+        let config: Config = pipeline.stage("tokenize")?;
+        let config = config.check().map_err(|failure| pipeline.at("tokenize", failure))?;
+        Ok((config, notes))
+    }
+
     /// Checks the values against each other.
-    pub(crate) fn check(mut self) -> Result<Self, Failure> {
+    fn check(mut self) -> Result<Self, Failure> {
         match self.pack.take() {
             Some(true) => self.packing = Packing::BestFit,
             Some(false) => self.packing = Packing::None,

@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use crate::args::Config;
 
+/// What a model says of itself.
+const MODEL: &str = "config.json";
+
 /// Longest file beside the weights of a model that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
@@ -29,13 +32,14 @@ pub(crate) struct Inputs {
     pub(crate) tokenizer_json: Vec<u8>,
     pub(crate) eos: Vec<u32>,
     pub(crate) refs: Vec<InputRef>,
+    /// What to tell people about the configuration.
+    pub(crate) notes: Vec<String>,
 }
 
 impl Inputs {
     /// Opens what the pipeline names.
     pub(crate) fn open(pipeline: &Pipeline) -> Result<Self, Failure> {
-        let config: Config = pipeline.stage("tokenize")?;
-        let config = config.check().map_err(|failure| pipeline.at("tokenize", failure))?;
+        let (config, notes) = Config::read(pipeline)?;
         let rendered = Sealed::open(&pipeline.dir("template"), ArtefactKind::Rendered)?;
         let source = TokenizerSource::open(pipeline, &config)?;
         let tokenizer_json = source.read("tokenizer.json")?.ok_or_else(|| {
@@ -51,16 +55,26 @@ impl Inputs {
                 .allow(token)
                 .map_err(|e| Failure::usage(format!("tokenize.allow_in_messages: {e}")))?;
         }
+        let n_embeddings = n_embeddings(pipeline)?;
+        if let Some(n) = n_embeddings {
+            fits(&vocab, n).map_err(|e| {
+                wrong(&e).hint("give the tokenizer that belongs to the base model, or its own base")
+            })?;
+        }
         let bos = bos_of(&rendered)?;
         let rules = Rules {
             max_len: config.max_len,
             too_long: config.too_long,
             policy: config.policy(),
-            n_embeddings: None,
+            n_embeddings,
             bos: bos.and_then(|token| vocab.id_of(&token)),
         };
-        let refs = vec![rendered.input("rendered"), source.input()?];
-        Ok(Inputs { eos: source.eos()?, config, rendered, rules, vocab, tokenizer_json, refs })
+        let mut refs = vec![rendered.input("rendered"), source.input()?];
+        if let (Some(_), Some(base)) = (n_embeddings, &pipeline.base) {
+            refs.push(ModelDir::open(base)?.input_of("model", &[MODEL])?);
+        }
+        let eos = source.eos()?;
+        Ok(Inputs { config, rendered, rules, vocab, tokenizer_json, eos, refs, notes })
     }
 
     /// The rendered rows, a batch at a time.
@@ -157,6 +171,34 @@ impl TokenizerSource {
                 id.ok_or_else(|| wrong("`eos_token_id` is neither an id nor a list of ids".into()))
             })
             .collect()
+    }
+}
+
+/// Number of rows of the base model's embedding, where a base is given and its configuration says so.
+fn n_embeddings(pipeline: &Pipeline) -> Result<Option<u32>, Failure> {
+    let Some(base) = &pipeline.base else { return Ok(None) };
+    let model = ModelDir::open(base)?;
+    let bytes = model.read(MODEL, FILE_BYTES_MAX)?;
+    let path = model.dir().join(MODEL);
+    let wrong = |what: String| Failure::input(format!("{}: {what}", path.display()));
+    let config: Value = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
+    // Models that see as well keep it with the part that speaks.
+    let n = config.get("vocab_size").or_else(|| config.pointer("/text_config/vocab_size"));
+    let Some(n) = n.filter(|n| !n.is_null()) else { return Ok(None) };
+    let n = n.as_u64().and_then(|n| u32::try_from(n).ok());
+    n.map(Some).ok_or_else(|| wrong("`vocab_size` is not a number of tokens".to_owned()))
+}
+
+/// Whether a model with `n` embeddings can read what the vocabulary writes. Added tokens beyond them are allowed: some families
+/// carry markers that only their larger sisters know. A row that uses one is refused.
+fn fits(vocab: &Vocab, n: u32) -> Result<(), String> {
+    let beyond = n..u32::try_from(vocab.size()).unwrap_or(u32::MAX);
+    let mut tokens = beyond.filter(|id| !vocab.is_control(*id));
+    match tokens.find_map(|id| Some((id, vocab.token(id)?))) {
+        Some((id, token)) => {
+            Err(format!("token {token:?} has id {id}, but the base model has {n} embeddings"))
+        }
+        None => Ok(()),
     }
 }
 

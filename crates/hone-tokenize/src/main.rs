@@ -1,5 +1,6 @@
 //! `hone-tokenize`: rendered text to token packs with a loss mask; `show` prints the mask, `vocab` trains a vocabulary.
 
+mod aliases;
 mod args;
 mod conserve;
 mod diff;

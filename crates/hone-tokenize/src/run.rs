@@ -21,6 +21,7 @@ use crate::tally::Tally;
 pub(crate) fn tokenize(ctx: &Context, common: &Common) -> Result<Exit, Failure> {
     let pipeline = Pipeline::load(common)?;
     let inputs = Inputs::open(&pipeline)?;
+    inputs.notes.iter().for_each(|note| ctx.note(format!("tokenize: {note}")));
     let plan = StagePlan {
         stage: "tokenize",
         kind: ArtefactKind::Packs,

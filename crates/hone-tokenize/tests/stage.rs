@@ -310,6 +310,66 @@ fn too_many_rows_that_cannot_be_certified_fail_the_stage() {
 }
 
 #[test]
+fn settings_of_other_tools_are_taken_for_what_they_mean() {
+    let place = Place::new(&rows());
+    let with = |table: &str, args: &[&str]| {
+        place.pipeline(table);
+        place.tokenize(args)
+    };
+    check(&with("max_len = 64\ntoo_long = \"drop\"\ntrain_on = \"all\"", &[]), 0, &[]);
+    let theirs = "sequence_len = 64\nexcess_length_strategy = \"drop\"\ntrain_on_inputs = false";
+    check(
+        &with(theirs, &[]),
+        0,
+        &[
+            "`sequence_len = 64` is `max_len = 64`",
+            "`excess_length_strategy = \"drop\"` is `too_long = \"drop\"`",
+            "`train_on_inputs = false` is `train_on = \"all\"`",
+            "fresh",
+        ],
+    );
+    let both = format!("{theirs}\nmask_history = true\ntrain_on_prompt = true");
+    let contradicts =
+        "p.toml:7: [tokenize] `train_on_inputs` is false and `train_on_prompt` is true";
+    check(&with(&both, &[]), 2, &[contradicts, "hint: one is `train_on = \"all\"`"]);
+    let short = theirs.replace("64", "1");
+    check(&with(&short, &[]), 2, &["p.toml:5: [tokenize] `max_len` is 1"]);
+    let typed = with(theirs, &["--set", "tokenize.sequence_len=1"]);
+    check(&typed, 2, &["`--set tokenize.sequence_len=1`: [tokenize] `max_len` is 1"]);
+    let unknown = format!("{theirs}\ntran_on = \"all\"");
+    check(&with(&unknown, &[]), 2, &["p.toml:8: [tokenize] unknown key `tran_on`", "`train_on`?"]);
+    let wrapped = format!("{theirs}\npacking_strategy = \"wrapped\"");
+    let place_of = "p.toml:8: [tokenize] `packing_strategy` is \"wrapped\", which has no";
+    check(&with(&wrapped, &[]), 2, &[place_of, "hint: a document is never wrapped"]);
+}
+
+#[test]
+fn a_tokenizer_that_does_not_fit_the_model_is_refused() {
+    let place = Place::new(&rows());
+    let model = |json: &str| {
+        std::fs::write(place.path("base/config.json"), json).unwrap();
+        place.tokenize(&[])
+    };
+    let bytes = std::fs::read(place.path("base/tokenizer.json")).unwrap();
+    let mut json: Value = serde_json::from_slice(&bytes).unwrap();
+    let n = json["model"]["vocab"].as_object().unwrap().len();
+    let last = n - 1;
+    check(&model(&format!(r#"{{"vocab_size": {n}}}"#)), 0, &[]);
+    let message = format!("has id {last}, but the base model has {last} embeddings");
+    let small = format!(r#"{{"vocab_size": {last}}}"#);
+    check(&model(&small), 3, &["base/tokenizer.json: token ", &message]);
+    let inner = r#"{"text_config": {"vocab_size": 9}}"#;
+    check(&model(inner), 3, &["has id 9, but the base model has 9 embeddings"]);
+    check(&model(r#"{"vocab_size": "9"}"#), 3, &["config.json: `vocab_size` is not a number"]);
+    // A marker that the model does not know: no fault of rows that do not use it.
+    let added = json["added_tokens"].as_array_mut().unwrap();
+    added.push(json!({"id": n, "content": "<|image|>", "special": true, "single_word": false,
+                      "lstrip": false, "rstrip": false, "normalized": false}));
+    std::fs::write(place.path("base/tokenizer.json"), json.to_string()).unwrap();
+    check(&model(&format!(r#"{{"vocab_size": {n}}}"#)), 0, &["55 rows (1 refused)"]);
+}
+
+#[test]
 fn what_cannot_be_done_is_said() {
     let place = Place::new(&rows());
     let with = |table: &str| {
@@ -320,7 +380,7 @@ fn what_cannot_be_done_is_said() {
     check(&with("max_len = 64"), 2, &["`too_long` is not given"]);
     check(&with("max_len = 1\ntoo_long = \"drop\""), 2, &["[tokenize] `max_len` is 1"]);
     check(
-        &with("max_length = 64\ntoo_long = \"drop\""),
+        &with("max_lenght = 64\ntoo_long = \"drop\""),
         2,
         &["p.toml:5", "did you mean `max_len`?"],
     );

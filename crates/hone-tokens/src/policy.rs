@@ -32,7 +32,7 @@ pub enum TrainOn {
     Last,
     /// What every role says; still no header.
     Every,
-    /// What these roles say.
+    /// What these roles say; of an empty list, only what the rows themselves want trained.
     Roles(Vec<String>),
 }
 
@@ -151,7 +151,6 @@ impl<'de> Visitor<'de> for TrainOnVisitor {
             }
         }
         match roles.as_slice() {
-            [] => Err(de::Error::custom("a list of no role trains nothing")),
             [role] if role == RESPONSE => Ok(TrainOn::All),
             _ => Ok(TrainOn::Roles(roles)),
         }
@@ -184,7 +183,7 @@ mod tests {
             r#""tool""#,
             Err("expected `all`, `last`, `every`, or a list of roles such as [\"assistant\","),
         );
-        check("[]", Err("a list of no role trains nothing"));
+        check("[]", Ok(TrainOn::Roles(Vec::new())));
         check(r#"["user", ""]"#, Err("a role has no name"));
         check("3", Err("invalid type: integer `3`, expected `all`, `last`"));
         for policy in [TrainOn::All, TrainOn::Last, TrainOn::Every, roles] {
