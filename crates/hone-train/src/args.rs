@@ -13,6 +13,22 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Print what every step would see, without training anything.
+    Plan(PlanArgs),
+}
+
+/// How much of the plan is printed.
+#[derive(Debug, clap::Args)]
+pub(crate) struct PlanArgs {
+    /// Steps that are printed one by one, from the first; 0 prints all.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(crate) steps: u64,
 }
 
 impl AsRef<Common> for Args {
@@ -65,6 +81,19 @@ pub(crate) enum SaveDtype {
     Bf16,
 }
 
+/// What an epoch puts in a random order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Shuffle {
+    /// Packs.
+    #[default]
+    Packs,
+    /// Batches of packs that stand beside each other: those of similar length stay together, if they were laid so.
+    Batches,
+    /// Nothing: packs come in the order in which they lie.
+    None,
+}
+
 /// How much the backward pass computes again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -92,6 +121,8 @@ pub(crate) struct TrainConfig {
     pub(crate) max_steps: Option<u64>,
     /// Packs of an optimizer step.
     pub(crate) batch_size: usize,
+    /// `packs`, `batches` or `none`.
+    pub(crate) shuffle: Shuffle,
     /// Packs computed at once; changes memory and speed, not the result's meaning.
     pub(crate) micro_batch_size: usize,
     /// Peak learning rate. No default: it decides more than anything else.
@@ -147,6 +178,7 @@ impl Default for TrainConfig {
             epochs: 1,
             max_steps: None,
             batch_size: 16,
+            shuffle: Shuffle::Packs,
             micro_batch_size: 4,
             lr: None,
             schedule: ScheduleKind::Cosine,

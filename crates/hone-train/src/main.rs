@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `args` | flags, the `[train]` table, and the plan they resolve to |
 //! | `run` | the stage: opens its inputs, runs the loop, seals what was learned |
-//! | `epochs` | packs in memory, their order, micro-batches |
+//! | `plan` | what every step will see, found before anything is trained |
+//! | `epochs` | packs, their order, micro-batches |
 //! | `training` | the training loop: one visible loop |
 //! | `checkpoint` | what a resumed run needs, sealed; the newest that verifies is taken |
 //! | `metrics` | the lines of `metrics.jsonl`, and the live logs with times |
@@ -17,12 +18,18 @@ mod args;
 mod checkpoint;
 mod epochs;
 mod metrics;
+mod plan;
 mod run;
 mod tensorboard;
 mod training;
 
 use std::process::ExitCode;
 
+use args::{Args, Command};
+
 fn main() -> ExitCode {
-    hone_cli::launch(run::train)
+    hone_cli::launch(|args: Args, ctx| match &args.command {
+        None => run::train(ctx, &args.common),
+        Some(Command::Plan(show)) => plan::show(ctx, &args.common, show),
+    })
 }

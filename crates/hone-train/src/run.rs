@@ -1,6 +1,6 @@
 //! The stage: opens its inputs, runs the loop, seals what was learned.
 
-use hone_cli::{Context, Exit, Failure, Outcome, StagePlan, run_stage};
+use hone_cli::{Common, Context, Exit, Failure, Outcome, StagePlan, run_stage};
 use hone_kernels::{Cpu, mapping};
 use hone_learn::Learner;
 use hone_model::{
@@ -11,9 +11,10 @@ use hone_schema::{ArtefactKind, Ledger};
 use hone_store::{Draft, ModelDir, Sealed, StoreError};
 use serde_json::{Value, json};
 
-use crate::args::{Args, Init, Method, Objective, RecomputeKnob, SaveDtype, TrainPlan};
+use crate::args::{Init, Method, Objective, RecomputeKnob, SaveDtype, TrainPlan};
 use crate::checkpoint::Checkpoints;
 use crate::epochs::Packs;
+use crate::plan::Steps;
 use crate::training::{self, Trained};
 
 /// Longest `config.json` read.
@@ -30,8 +31,7 @@ struct Inputs {
 }
 
 /// Runs the stage.
-pub(crate) fn train(args: Args, ctx: &Context) -> Result<Exit, Failure> {
-    let common = &args.common;
+pub(crate) fn train(ctx: &Context, common: &Common) -> Result<Exit, Failure> {
     let plan = TrainPlan::resolve(common)?;
     let packs = Sealed::open(&plan.packs, ArtefactKind::Packs)?;
     let base = ModelDir::open(&plan.base)?;
@@ -83,25 +83,22 @@ fn work(
     let causal = plan.config.objective == Objective::Causal;
     let train = Packs::read(&inputs.packs, "train", causal)?;
     let eval = Packs::read(&inputs.packs, "eval", causal)?;
-    if train.n_trained() == 0 {
-        let at = inputs.packs.dir().display();
-        return Err(Failure::input(format!("{at}: there is no trained token to learn from"))
-            .hint("look at it with `hone-tokenize show`; `tokenize.train_on` and splits decide"));
-    }
+    train.need_trained(&inputs.packs)?;
+    let mut steps = Steps::new(plan, &train);
     let memory = memory_plan(plan, inputs, &train);
     ctx.note(format!(
         "train: {} packs, {} tokens, {} of them trained; {} steps; about {:.0} MB",
         train.len(),
         train.n_tokens(),
         train.n_trained(),
-        training::n_steps(plan, train.len()),
+        steps.len(),
         memory.total() as f64 / 1e6
     ));
+    steps.write(draft)?;
     let decoder = decoder(plan, inputs)?;
-    let steps = training::n_steps(plan, train.len());
-    let mut learner = Learner::new(decoder, plan.optimizer(), plan.schedule(steps), plan.seed)
+    let mut learner = Learner::new(decoder, plan.optimizer(), steps.schedule(), plan.seed)
         .map_err(training::failure)?;
-    let done = training::train(ctx, plan, &mut learner, (&train, &eval), checkpoints)?;
+    let done = training::train(ctx, plan, &mut learner, (&train, &eval), steps, checkpoints)?;
     let mut decoder = learner.into_decoder();
     if !plan.config.reinit_tokens.is_empty() {
         reinit_tokens(plan, &mut decoder)?;

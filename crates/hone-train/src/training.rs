@@ -7,8 +7,9 @@ use hone_model::Batch;
 
 use crate::args::TrainPlan;
 use crate::checkpoint::Checkpoints;
-use crate::epochs::{Order, Packs};
+use crate::epochs::Packs;
 use crate::metrics::Metrics;
+use crate::plan::{self, Steps};
 
 /// What a finished run leaves beside its weights.
 pub(crate) struct Trained {
@@ -22,45 +23,32 @@ pub(crate) struct Trained {
     pub(crate) self_test: String,
 }
 
-/// Number of steps of a run over `n_packs` packs.
-pub(crate) fn n_steps(plan: &TrainPlan, n_packs: usize) -> u64 {
-    let per_epoch = n_packs.div_ceil(plan.config.batch_size) as u64;
-    let all = per_epoch * u64::from(plan.config.epochs);
-    match plan.config.max_steps {
-        Some(max) if all == 0 => max,
-        Some(max) => max.min(all),
-        None => all,
-    }
-}
-
-/// Trains from where the learner stands to the last step.
+/// Trains from where the learner stands to the last step. Every step is what `steps` says it will be.
 pub(crate) fn train(
     ctx: &Context,
-    plan: &TrainPlan,
+    settings: &TrainPlan,
     learner: &mut Learner<Cpu>,
     (train, eval): (&Packs, &Packs),
+    mut steps: Steps,
     checkpoints: &Checkpoints,
 ) -> Result<Trained, Failure> {
-    let config = &plan.config;
-    let n_steps = n_steps(plan, train.len());
-    let mut order = Order::new(train.len(), config.batch_size, plan.seed);
-    let eval_batches = eval.batches(config.micro_batch_size)?;
+    let config = &settings.config;
+    let n_steps = steps.len();
+    let eval_packs: Vec<u64> = (0..eval.len() as u64).collect();
+    let eval_batches = eval.batches(&eval_packs, config.micro_batch_size)?;
 
     let (before, mut self_test) = match checkpoints.resume(ctx, learner)? {
         Some(found) => (Some(found.metrics), found.self_test),
         None => (None, String::new()),
     };
-    let mut metrics = Metrics::new(&plan.logs, checkpoints.run(), before)?;
+    let mut metrics = Metrics::new(&settings.logs, checkpoints.run(), before)?;
     let mut evaluation = None;
     let mut bar = ctx.progress(n_steps, "steps");
     bar.set(learner.step());
     for step in learner.step()..n_steps {
         // 1. The packs of this step, cut into micro-batches; the loss is normalised over all of them.
-        let packs = order.step(step);
-        let batches: Vec<Batch> = packs
-            .chunks(config.micro_batch_size)
-            .map(|p| train.batch(p))
-            .collect::<Result<_, _>>()?;
+        let planned = steps.step(step);
+        let batches = train.batches(&planned.packs, config.micro_batch_size)?;
         let weight = batches.iter().map(Batch::weight).sum();
         let n_tokens: u64 = batches.iter().map(|batch| batch.n_tokens() as u64).sum();
 
@@ -73,9 +61,10 @@ pub(crate) fn train(
             self_test = serde_json::to_string(&table).expect("it has only string keys");
         }
         let report = learner.apply().map_err(failure)?;
+        plan::check(&planned, n_tokens, &report)?;
 
         // 3. The record.
-        let epoch = (step + 1) as f64 / order.steps_per_epoch() as f64;
+        let epoch = (step + 1) as f64 / steps.steps_per_epoch() as f64;
         metrics.step(&report, n_tokens, epoch)?;
         bar.message(format!("loss {:.4}  {:.0} tokens/s", report.loss, metrics.rate()));
         bar.inc(1);
