@@ -39,6 +39,10 @@ show pipeline *args: build
 test: build
     @if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --release --workspace --locked --no-fail-fast; else cargo test --release --workspace --locked --no-fail-fast; fi
 
+# Ids beside those of transformers, for the tokenizers that tests/parity/make.py has fetched.
+parity: build
+    cargo nextest run --release --workspace --locked -E 'package(hone-tests) & binary(parity)'
+
 # The programs, in one profile for all uses.
 build:
     @cargo build --quiet --release --workspace --locked

@@ -123,8 +123,9 @@ impl Vocab {
             } else {
                 raw.insert(&token.content, *id, token);
             }
-            // Runs of blanks are added tokens of some families (GPT-NeoX, Gemma): text, and no marker.
-            if token.special || !token.content.trim().is_empty() {
+            // Runs of blanks are added tokens of some families (GPT-NeoX; Gemma, which writes them `▁`): text, and no marker.
+            let is_blank = token.content.chars().all(|c| c.is_whitespace() || c == '▁');
+            if token.special || !is_blank {
                 control.insert(*id);
             }
         }
