@@ -160,7 +160,7 @@ impl ChatTemplate {
     /// an answer.
     ///
     /// # Errors
-    /// [`TemplateError::Source`].
+    /// [`TemplateError::Source`]; [`TemplateError::Limit`] when even the small conversations are too much.
     pub fn new(template: &str, dialect: Dialect) -> Result<Self, TemplateError> {
         if template.len() > SOURCE_BYTES_MAX {
             let message = format!("longer than {SOURCE_BYTES_MAX} bytes");
@@ -186,7 +186,7 @@ impl ChatTemplate {
             reserved,
             turns: Turns::default(),
         };
-        chat.turns = Turns::learn(&chat);
+        chat.turns = Turns::learn(&chat)?;
         // A token of the frame in a message stays a word to be found, whatever the template looks
         // for.
         let frame = &chat.turns.frame;

@@ -39,7 +39,7 @@ pub(crate) struct Turns {
 impl Turns {
     /// Renders the small conversations; a template that takes none of them teaches nothing but its
     /// `eos_token`.
-    pub(crate) fn learn(template: &ChatTemplate) -> Self {
+    pub(crate) fn learn(template: &ChatTemplate) -> Result<Self, TemplateError> {
         let eos = template.token("eos_token").map(str::to_owned);
         let bos = template.token("bos_token").map(str::to_owned);
         let mut control = template.dialect.added_tokens.clone();
@@ -47,10 +47,7 @@ impl Turns {
         control.extend(eos.clone());
         longest_first(&mut control);
         let mut turns = Turns { control, ..Turns::default() };
-        if exceeds_limits(template) {
-            turns.stops.extend(eos);
-            return turns;
-        }
+        within_limits(template)?;
         turns.header = header(template);
         turns.lead = lead(template);
         let last = behind_answer(template, 1);
@@ -79,7 +76,7 @@ impl Turns {
         let first = turns.first_control(header).map(|(_, token)| token.to_owned());
         turns.frame.extend(first);
         turns.stops = stops;
-        turns
+        Ok(turns)
     }
 
     /// Where in the template's text behind an answer the marker that ends it stands, and the
@@ -134,12 +131,14 @@ fn behind_answer(template: &ChatTemplate, n_answers: usize) -> Option<String> {
     })
 }
 
-/// Whether even a small conversation is too much for the limits: then there is nothing to learn,
-/// and no need to try again.
-fn exceeds_limits(template: &ChatTemplate) -> bool {
+/// Refuses a template for which even a small conversation is too much: no other will be less, and
+/// each would take as long.
+fn within_limits(template: &ChatTemplate) -> Result<(), TemplateError> {
     let messages = small(1, false, false).into_iter().map(Value::Object).collect();
-    let rendered = template.render_json(&Value::Array(messages), &Given::default(), false, None);
-    matches!(rendered, Err(TemplateError::Limit(_)))
+    match template.render_json(&Value::Array(messages), &Given::default(), false, None) {
+        Err(error @ TemplateError::Limit(_)) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// What the template writes between the prompt and an answer.

@@ -21,8 +21,8 @@ use crate::tally::Tally;
 pub(crate) const LIMITS: Limits = Limits {
     memory: 512 << 20,
     memory_per_thread: 64 << 20,
-    start: Duration::from_secs(10),
-    batch: Duration::from_secs(20),
+    start: Duration::from_secs(5),
+    batch: Duration::from_secs(10),
 };
 
 /// Everything that a worker has to know.
