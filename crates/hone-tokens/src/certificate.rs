@@ -134,7 +134,7 @@ impl<'a> May<'a> {
             (TrainOn::All, _) => is_response,
             (TrainOn::Last, message) => is_response && message == self.last_response,
             (TrainOn::Every, _) => true,
-            (TrainOn::Roles(roles), _) => roles.iter().any(|role| *role == span.role),
+            (TrainOn::Roles(roles), _) => roles.contains(&span.role),
         }
     }
 

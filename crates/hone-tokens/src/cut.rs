@@ -128,7 +128,7 @@ pub(crate) fn cut(vocab: &Vocab, work: Work, proof: Proof, rules: &Rules) -> Res
             without_untrained(vocab, &work, max)?
         }
         TooLong::Truncate(Keep::Tail) => tail(&work, rules.bos, max),
-        TooLong::Truncate(Keep::Head | Keep::Response) => vec![0..max],
+        TooLong::Truncate(Keep::Head | Keep::Response) => one(0..max),
     };
     let endings = &proof.endings;
     if let Some(message) = endings.iter().find(|e| is_whole(e, &kept) && !holds(&kept, e.stop)) {
@@ -158,7 +158,7 @@ fn whole_row(work: Work, proof: &Proof) -> Row {
         ids: work.encoded.ids,
         weights: work.weights,
         offsets: work.encoded.offsets,
-        kept: vec![0..n],
+        kept: std::iter::once(0..n).collect(),
         n_whole: n,
         stops: proof.stops.clone(),
         turns: proof.turns,
@@ -185,6 +185,10 @@ fn part(whole: &Row, kept: &[Range<usize>]) -> Row {
     }
 }
 
+fn one(range: Range<usize>) -> Vec<Range<usize>> {
+    std::iter::once(range).collect()
+}
+
 fn holds(kept: &[Range<usize>], token: usize) -> bool {
     kept.iter().any(|range| range.contains(&token))
 }
@@ -198,7 +202,7 @@ fn is_whole(ending: &Ending, kept: &[Range<usize>]) -> bool {
 fn tail(work: &Work, bos: Option<u32>, max: usize) -> Vec<Range<usize>> {
     let n = work.encoded.ids.len();
     let begins = bos.is_some() && work.encoded.ids.first().copied() == bos;
-    if begins { vec![0..1, n - (max - 1)..n] } else { vec![n - max..n] }
+    if begins { vec![0..1, n - (max - 1)..n] } else { one(n - max..n) }
 }
 
 /// The tokens that are left when just enough of what untrained messages say is taken out.
@@ -241,11 +245,8 @@ fn untrained(vocab: &Vocab, work: &Work) -> Vec<Vec<usize>> {
         token = first_at(offsets, token, bytes.start);
         let is_system = matches!(span.role.as_str(), "system" | "developer");
         let (is_trained, said) = messages.entry((is_system, message)).or_default();
-        for idx in token..offsets.len() {
-            let at = &offsets[idx];
-            if at.start >= bytes.end {
-                break;
-            }
+        let touching = offsets.iter().enumerate().skip(token);
+        for (idx, at) in touching.take_while(|(_, at)| at.start < bytes.end) {
             *is_trained |= work.weights[idx] > 0.0;
             let is_inside = bytes.start <= at.start && at.end <= bytes.end;
             if is_inside && span.part.is_said() && !vocab.is_control(work.encoded.ids[idx]) {
@@ -281,7 +282,7 @@ fn split(work: Work, proof: &Proof, max: usize) -> Result<Taken, Fault> {
             end -= 1;
         }
         let piece = Counts::of(&whole.weights[start..end]);
-        let mut row = part(&whole, &[start..end]);
+        let mut row = part(&whole, &one(start..end));
         row.before = piece;
         if row.counts().trained > 0 {
             row.turns = if taken.rows.is_empty() { whole.turns } else { 0 };
