@@ -6,9 +6,10 @@
 
 use hone_cli::Failure;
 use hone_schema::{Doc, Pack, Split};
+use serde::{Deserialize, Serialize};
 
 /// A multiset of tokens, as far as it is needed to compare it with another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Multiset {
     docs: u64,
     tokens: u64,

@@ -10,6 +10,7 @@ use hone_tokens::{Rules, Vocab};
 use serde_json::Value;
 
 use crate::args::Config;
+use crate::worker::Job;
 
 /// What a model says of itself.
 const MODEL: &str = "config.json";
@@ -23,70 +24,36 @@ const ROWS_A_BATCH: usize = 2048;
 /// The table of rendered rows.
 const RENDERED: &str = "rendered.parquet";
 
-/// Everything the stage reads, open.
-pub(crate) struct Inputs {
-    pub(crate) config: Config,
+/// The files that the stage reads, open; the tokenizer is bytes still.
+pub(crate) struct Files {
     pub(crate) rendered: Sealed,
-    pub(crate) rules: Rules,
-    pub(crate) vocab: Vocab,
     pub(crate) tokenizer_json: Vec<u8>,
+    /// What its tokenizer's worker has to know, the configuration among it.
+    pub(crate) job: Job,
+    /// The ids that end a text by the model's own word.
     pub(crate) eos: Vec<u32>,
     pub(crate) refs: Vec<InputRef>,
     /// What to tell people about the configuration.
     pub(crate) notes: Vec<String>,
 }
 
-impl Inputs {
+impl Files {
     /// Opens what the pipeline names.
     pub(crate) fn open(pipeline: &Pipeline) -> Result<Self, Failure> {
         let (config, notes) = Config::read(pipeline)?;
         let rendered = Sealed::open(&pipeline.dir("template"), ArtefactKind::Rendered)?;
-        let source = TokenizerSource::open(pipeline, &config)?;
-        let tokenizer_json = source.read("tokenizer.json")?.ok_or_else(|| {
-            Failure::input(format!("{}: there is no tokenizer.json", source.dir.display()))
-                .hint("hone needs the tokenizer in the form of the tokenizers library")
-        })?;
-        let wrong = |e: &dyn std::fmt::Display| {
-            Failure::input(format!("{}: {e}", source.dir.join("tokenizer.json").display()))
-        };
-        let mut vocab = Vocab::from_json(&tokenizer_json).map_err(|e| wrong(&e))?;
-        for token in &config.allow_in_messages {
-            vocab
-                .allow(token)
-                .map_err(|e| Failure::usage(format!("tokenize.allow_in_messages: {e}")))?;
-        }
-        let n_embeddings = n_embeddings(pipeline)?;
-        if let Some(n) = n_embeddings {
-            fits(&vocab, n).map_err(|e| {
-                wrong(&e).hint("give the tokenizer that belongs to the base model, or its own base")
-            })?;
-        }
-        let bos = bos_of(&rendered)?;
-        let rules = Rules {
-            max_len: config.max_len,
-            too_long: config.too_long,
-            policy: config.policy(),
-            n_embeddings,
-            bos: bos.and_then(|token| vocab.id_of(&token)),
-        };
-        let mut refs = vec![rendered.input("rendered"), source.input()?];
-        if let (Some(_), Some(base)) = (n_embeddings, &pipeline.base) {
-            refs.push(ModelDir::open(base)?.input_of("model", &[MODEL])?);
-        }
-        let eos = source.eos()?;
-        Ok(Inputs { config, rendered, rules, vocab, tokenizer_json, eos, refs, notes })
+        let TokenizerFile { path, json, eos, n_embeddings, refs: more } =
+            TokenizerFile::open(pipeline, &config)?;
+        let job = Job { path, config, n_embeddings, bos: bos_of(&rendered)? };
+        let refs = std::iter::once(rendered.input("rendered")).chain(more).collect();
+        Ok(Files { rendered, tokenizer_json: json, job, eos, refs, notes })
     }
 
-    /// The rendered rows, a batch at a time.
-    pub(crate) fn batches(
+    /// The rendered rows as tables, a batch at a time.
+    pub(crate) fn tables(
         &self,
-    ) -> Result<impl Iterator<Item = Result<Vec<Rendered>, Failure>> + Send + use<>, Failure> {
-        let path = self.rendered.path(RENDERED);
-        let batches = self.rendered.parquet(RENDERED)?;
-        Ok(batches.flat_map(slices).map(move |batch| {
-            let rows = Rendered::from_batch(&batch?);
-            rows.map_err(|e| Failure::input(format!("{}: {e}", path.display())))
-        }))
+    ) -> Result<impl Iterator<Item = Result<RecordBatch, StoreError>> + use<>, Failure> {
+        Ok(self.rendered.parquet(RENDERED)?.flat_map(slices))
     }
 
     /// Number of rendered rows.
@@ -104,6 +71,122 @@ fn slices(batch: Result<RecordBatch, StoreError>) -> Vec<Result<RecordBatch, Sto
     let starts = (0..batch.num_rows()).step_by(ROWS_A_BATCH);
     let len = |start: usize| ROWS_A_BATCH.min(batch.num_rows() - start);
     starts.map(|start| Ok(batch.slice(start, len(start)))).collect()
+}
+
+/// What makes tokens of rows.
+pub(crate) struct Encoder {
+    pub(crate) vocab: Vocab,
+    pub(crate) rules: Rules,
+}
+
+impl Encoder {
+    /// The one of a job, and of a tokenizer's bytes.
+    pub(crate) fn new(job: &Job, tokenizer_json: &[u8]) -> Result<Self, Failure> {
+        let vocab = vocab_of(&job.path, tokenizer_json, &job.config, job.n_embeddings)?;
+        let rules = Rules {
+            max_len: job.config.max_len,
+            too_long: job.config.too_long,
+            policy: job.config.policy(),
+            n_embeddings: job.n_embeddings,
+            bos: job.bos.as_deref().and_then(|token| vocab.id_of(token)),
+        };
+        Ok(Encoder { vocab, rules })
+    }
+}
+
+/// The rendered rows and what makes tokens of them, for whoever looks at a few rows.
+pub(crate) struct Inputs {
+    pub(crate) files: Files,
+    pub(crate) rules: Rules,
+    pub(crate) vocab: Vocab,
+}
+
+impl Inputs {
+    /// Opens what the pipeline names.
+    pub(crate) fn open(pipeline: &Pipeline) -> Result<Self, Failure> {
+        let files = Files::open(pipeline)?;
+        let Encoder { vocab, rules } = Encoder::new(&files.job, &files.tokenizer_json)?;
+        Ok(Inputs { files, rules, vocab })
+    }
+
+    /// The rendered rows, a batch at a time.
+    pub(crate) fn batches(
+        &self,
+    ) -> Result<impl Iterator<Item = Result<Vec<Rendered>, Failure>> + use<>, Failure> {
+        let path = self.files.rendered.path(RENDERED);
+        Ok(self.files.tables()?.map(move |batch| {
+            let rows = Rendered::from_batch(&batch?);
+            rows.map_err(|e| Failure::input(format!("{}: {e}", path.display())))
+        }))
+    }
+}
+
+/// The tokenizer that a pipeline names, as bytes, and what the model says of its ids.
+struct TokenizerFile {
+    path: String,
+    json: Vec<u8>,
+    eos: Vec<u32>,
+    n_embeddings: Option<u32>,
+    refs: Vec<InputRef>,
+}
+
+impl TokenizerFile {
+    fn open(pipeline: &Pipeline, config: &Config) -> Result<Self, Failure> {
+        let source = TokenizerSource::open(pipeline, config)?;
+        let json = source.read("tokenizer.json")?.ok_or_else(|| {
+            Failure::input(format!("{}: there is no tokenizer.json", source.dir.display()))
+                .hint("hone needs the tokenizer in the form of the tokenizers library")
+        })?;
+        let path = source.dir.join("tokenizer.json").display().to_string();
+        let n_embeddings = n_embeddings(pipeline)?;
+        let mut refs = vec![source.input()?];
+        if let (Some(_), Some(base)) = (n_embeddings, &pipeline.base) {
+            refs.push(ModelDir::open(base)?.input_of("model", &[MODEL])?);
+        }
+        Ok(TokenizerFile { path, json, eos: source.eos()?, n_embeddings, refs })
+    }
+}
+
+/// The vocabulary of a `tokenizer.json`, if it fits the model and the configuration.
+fn vocab_of(
+    path: &str,
+    json: &[u8],
+    config: &Config,
+    n_embeddings: Option<u32>,
+) -> Result<Vocab, Failure> {
+    let wrong = |e: &dyn std::fmt::Display| Failure::input(format!("{path}: {e}"));
+    let mut vocab = Vocab::from_json(json).map_err(|e| wrong(&e))?;
+    for token in &config.allow_in_messages {
+        vocab
+            .allow(token)
+            .map_err(|e| Failure::usage(format!("tokenize.allow_in_messages: {e}")))?;
+    }
+    if let Some(n) = n_embeddings {
+        fits(&vocab, n).map_err(|e| {
+            wrong(&e).hint("give the tokenizer that belongs to the base model, or its own base")
+        })?;
+    }
+    Ok(vocab)
+}
+
+/// The tokenizer that a pipeline names, for whoever has no rendered rows.
+pub(crate) struct Tokenizer {
+    pub(crate) vocab: Vocab,
+    pub(crate) json: Vec<u8>,
+    /// The ids that end a text by the model's own word.
+    pub(crate) eos: Vec<u32>,
+    pub(crate) n_embeddings: Option<u32>,
+    pub(crate) refs: Vec<InputRef>,
+}
+
+impl Tokenizer {
+    /// Opens it.
+    pub(crate) fn open(pipeline: &Pipeline, config: &Config) -> Result<Self, Failure> {
+        let TokenizerFile { path, json, eos, n_embeddings, refs } =
+            TokenizerFile::open(pipeline, config)?;
+        let vocab = vocab_of(&path, &json, config, n_embeddings)?;
+        Ok(Tokenizer { vocab, json, eos, n_embeddings, refs })
+    }
 }
 
 /// Where the tokenizer lies: the base model, or a directory of its own.

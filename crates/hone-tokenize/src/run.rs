@@ -3,38 +3,55 @@
 //! Rows stream: a batch is tokenized, counted and put aside on disk, and of each row no more than its length and its place stays in
 //! memory. When all have been seen, packs are found by the lengths and filled from the disk, a batch at a time.
 
+use arrow::array::RecordBatch;
+use hone_cli::worker::{Answer, Sandbox, join};
 use hone_cli::{Common, Context, Exit, Failure, Outcome, Pipeline, StagePlan, run_stage};
-use hone_schema::{ArtefactKind, Prompt, Reject, Rendered, Split};
-use hone_store::Draft;
-use hone_tokens::{PromptIds, Reason, Refusal, Row, TooLong};
+use hone_schema::{ArtefactKind, Prompt, Reject, Split};
+use hone_store::{Draft, ParquetFile};
+use hone_tokens::{Counts, Reason, Refusal};
 use serde_json::json;
 
 use crate::conserve::Multiset;
-pub(crate) use crate::inputs::Inputs;
-use crate::make::{Made, make};
+use crate::inputs::Files;
 use crate::packs;
-use crate::record::{self, AsideWriter};
-use crate::table::Table;
+use crate::record::AsideWriter;
 use crate::tally::Tally;
+use crate::worker::{self, Batch, Greeting};
+
+/// Batches under way: one that is tokenized while another is read or written.
+const UNDER_WAY: usize = 2;
 
 /// Runs the stage.
 pub(crate) fn tokenize(ctx: &Context, common: &Common) -> Result<Exit, Failure> {
     let pipeline = Pipeline::load(common)?;
-    let inputs = Inputs::open(&pipeline)?;
-    inputs.notes.iter().for_each(|note| ctx.note(format!("tokenize: {note}")));
+    let files = Files::open(&pipeline)?;
+    files.notes.iter().for_each(|note| ctx.note(format!("tokenize: {note}")));
     let plan = StagePlan {
         stage: "tokenize",
         kind: ArtefactKind::Packs,
         dir: pipeline.dir("tokenize"),
-        config: serde_json::to_value(&inputs.config).expect("the configuration is plain data"),
-        inputs: inputs.refs.clone(),
+        config: serde_json::to_value(&files.job.config).expect("the configuration is plain data"),
+        inputs: files.refs.clone(),
     };
-    run_stage(ctx, common, plan, |draft, _| work(ctx, &inputs, draft))
+    run_stage(ctx, common, plan, |draft, _| work(ctx, common, &files, draft))
 }
 
-fn work(ctx: &Context, inputs: &Inputs, draft: &mut Draft) -> Result<Outcome, Failure> {
-    let mut sinks = Sinks::new(inputs, draft)?;
-    read(ctx, inputs, &mut sinks)?;
+fn work(
+    ctx: &Context,
+    common: &Common,
+    files: &Files,
+    draft: &mut Draft,
+) -> Result<Outcome, Failure> {
+    let config = &files.job.config;
+    let job = serde_json::to_vec(&files.job).expect("a job is plain data");
+    let job = join(&[&job, &files.tokenizer_json]);
+    let (mut sandbox, greeting) = Sandbox::start("tokenizer", job, worker::LIMITS, common)?;
+    let greeting: Greeting = serde_json::from_slice(&greeting)
+        .map_err(|e| Failure::environment(format!("a worker's greeting is not JSON: {e}")))?;
+    let mut sinks = Sinks::new(files, draft)?;
+    read(ctx, files, &mut sandbox, &mut sinks)?;
+    // Its memory is better used for packs.
+    drop(sandbox);
     let Sinks { mut tally, rows, prompts, rejects, .. } = sinks;
     if tally.rows() == 0 {
         return Err(nothing_left(&tally));
@@ -44,170 +61,119 @@ fn work(ctx: &Context, inputs: &Inputs, draft: &mut Draft) -> Result<Outcome, Fa
     for (split, rows) in Split::ALL.iter().zip(rows) {
         if let Some((aside, tokens)) = rows {
             let rows = (*split, &aside.finish()?, tokens);
-            packs::write(ctx, draft, &inputs.config, rows, &mut tally)?;
+            packs::write(ctx, draft, config, rows, &mut tally)?;
         }
     }
-    draft.write("tokenizer.json", &inputs.tokenizer_json, None)?;
+    draft.write("tokenizer.json", &files.tokenizer_json, None)?;
     let stops = json!({"stop_ids": tally.stop_ids()});
     let stops = format!("{stops}\n");
     draft.write("stops.json", stops.as_bytes(), None)?;
-    tally.warn(ctx, inputs.config.max_len);
-    let failed = tally.gate(inputs.config.max_violation_share);
+    tally.warn(ctx, config.max_len);
+    let failed = tally.gate(config.max_violation_share);
     failed.iter().for_each(|what| ctx.warn(what));
     Ok(Outcome {
-        report: tally.report(inputs.vocab.size(), inputs.config.max_len, failed.as_deref()),
-        summary: tally.summary(inputs.config.max_len),
+        report: tally.report(greeting.vocab_size, config.max_len, failed.as_deref()),
+        summary: tally.summary(config.max_len),
         ledger: tally.ledger,
         exit: if failed.is_some() { Exit::GateFailed } else { Exit::Done },
     })
 }
 
-/// A row's records, and its tokens as a multiset.
-struct Ready {
-    made: Made,
-    records: Vec<(u32, Vec<u8>, Multiset)>,
-}
-
-/// Tokenizes every row, a batch at a time, while the next batch is read; the order is that of the input.
-fn read(ctx: &Context, inputs: &Inputs, sinks: &mut Sinks) -> Result<(), Failure> {
-    let mut progress = ctx.progress(inputs.n_rows(), "rows");
-    let mut batches = inputs.batches()?;
-    let mut next = batches.next();
+/// Has every row tokenized, a batch at a time, while the next batch is read; the order is that of the input.
+fn read(
+    ctx: &Context,
+    files: &Files,
+    sandbox: &mut Sandbox,
+    sinks: &mut Sinks,
+) -> Result<(), Failure> {
+    let mut progress = ctx.progress(files.n_rows(), "rows");
     let mut first = 0;
-    while let Some(rows) = next {
+    for rows in files.tables()? {
         if let Some(exit) = ctx.stop() {
             return Err(Failure::stopped(exit));
         }
         let rows = rows?;
-        let ready = |idx: usize, made: Made| Ready::new(first + idx as u64, made);
-        let (made, after) =
-            rayon::join(|| make(&inputs.vocab, &inputs.rules, &rows, ready), || batches.next());
-        for (rendered, ready) in rows.iter().zip(made) {
-            first += 1;
-            sinks.take(rendered, first, ready)?;
+        sandbox.push(worker::indexed(&rows, first)?)?;
+        first += rows.num_rows() as u64;
+        if sandbox.n_waiting() >= UNDER_WAY
+            && let Some(answer) = sandbox.pop()?
+        {
+            sinks.take(answer)?;
         }
-        progress.inc(rows.len() as u64);
-        next = after;
+        progress.inc(rows.num_rows() as u64);
+    }
+    while let Some(answer) = sandbox.pop()? {
+        sinks.take(answer)?;
     }
     progress.finish();
     Ok(())
 }
 
-impl Ready {
-    /// The row at `index` among the rendered ones.
-    fn new(index: u64, made: Made) -> Self {
-        let Ok((taken, _)) = &made else {
-            return Ready { made, records: Vec::new() };
-        };
-        let record = |row: &Row| {
-            let doc = row.doc(index);
-            let tokens = Multiset::of(&doc, &row.ids, &row.weights);
-            (doc.len, record::to_bytes(&doc, &row.ids, &row.weights), tokens)
-        };
-        let records = taken.rows.iter().map(record).collect();
-        Ready { made, records }
-    }
-}
-
 /// Where rows go while they are read.
 struct Sinks<'a> {
-    inputs: &'a Inputs,
     draft: &'a Draft,
     tally: Tally,
     /// By split: the rows put aside, and their tokens.
     rows: [Option<(AsideWriter, Multiset)>; 3],
-    prompts: Table<Prompt>,
-    rejects: Table<Reject>,
+    prompts: ParquetFile,
+    rejects: ParquetFile,
 }
 
 impl<'a> Sinks<'a> {
-    fn new(inputs: &'a Inputs, draft: &'a Draft) -> Result<Self, Failure> {
+    fn new(files: &Files, draft: &'a Draft) -> Result<Self, Failure> {
         Ok(Sinks {
-            inputs,
             draft,
-            tally: Tally::new(&inputs.eos),
+            tally: Tally::new(&files.eos),
             rows: [None, None, None],
-            prompts: Table::new(draft, "prompts.parquet", Prompt::to_batch)?,
-            rejects: Table::new(draft, "rejects.parquet", Reject::to_batch)?,
+            prompts: draft.parquet("prompts.parquet", Prompt::schema())?,
+            rejects: draft.parquet("rejects.parquet", Reject::schema())?,
         })
     }
 
-    /// Takes what became of a row; `line` is its number, from 1.
-    fn take(&mut self, rendered: &Rendered, line: u64, ready: Ready) -> Result<(), Failure> {
-        match ready.made {
-            Ok((taken, prompt)) => {
-                self.tally.pass(&taken, prompt.as_ref());
-                for refusal in &taken.refused {
-                    self.reject(rendered, line, refusal, String::new())?;
-                }
-                self.aside(rendered.split, ready.records)?;
-                self.prompt(prompt)
-            }
-            Err(refusal) => {
-                stop_if_asked(self.inputs, rendered, &refusal)?;
-                self.tally.refuse(&rendered.source, &refusal);
-                self.reject(rendered, line, &refusal, rendered.text.clone())
+    /// Takes what became of a batch.
+    fn take(&mut self, answer: Answer) -> Result<(), Failure> {
+        let bytes = match answer {
+            Answer::Done(bytes) => bytes,
+            Answer::Died { rows, why } => return self.took_down(&rows, &why),
+        };
+        let batch = Batch::read(&bytes)?;
+        for row in batch.records() {
+            let row = row?;
+            self.aside(row.split)?.0.push(row.len, row.record)?;
+        }
+        for (split, more) in Split::ALL.iter().zip(batch.tokens) {
+            if more != Multiset::default() {
+                let tokens = &mut self.aside(*split)?.1;
+                *tokens = tokens.and(more);
             }
         }
+        self.tally.add(batch.tally);
+        self.prompts.write(&batch.prompts)?;
+        Ok(self.rejects.write(&batch.rejects)?)
     }
 
-    fn aside(
-        &mut self,
-        split: Split,
-        records: Vec<(u32, Vec<u8>, Multiset)>,
-    ) -> Result<(), Failure> {
+    /// A row that no worker survives.
+    fn took_down(&mut self, rows: &RecordBatch, why: &str) -> Result<(), Failure> {
+        let (rows, index) = worker::rows_of(rows)?;
+        for (row, index) in rows.iter().zip(index) {
+            let detail = format!("encoding it took the worker down: {why}");
+            let reason = Reason::NotEncodable;
+            let refusal = Refusal { reason, detail, counts: Counts::default() };
+            self.tally.refuse(&row.source, &refusal);
+            let reject = worker::reject(row, index, &refusal, row.text.clone());
+            self.rejects.write(&Reject::to_batch(&[reject])?)?;
+        }
+        Ok(())
+    }
+
+    fn aside(&mut self, split: Split) -> Result<&mut (AsideWriter, Multiset), Failure> {
         let at = Split::ALL.iter().position(|s| *s == split).expect("ALL has every split");
         if self.rows[at].is_none() {
             let name = format!("{split}.rows");
             self.rows[at] = Some((AsideWriter::new(self.draft, &name)?, Multiset::default()));
         }
-        let (aside, tokens) = self.rows[at].as_mut().expect("made just above");
-        for (len, record, more) in records {
-            aside.push(len, &record)?;
-            *tokens = tokens.and(more);
-        }
-        Ok(())
+        Ok(self.rows[at].as_mut().expect("made just above"))
     }
-
-    fn prompt(&mut self, prompt: Option<PromptIds>) -> Result<(), Failure> {
-        let Some(PromptIds { prompt, .. }) = prompt else {
-            return Ok(());
-        };
-        let bytes = prompt.prompt.len() + prompt.reference.len() + 8 * prompt.prompt_ids.len();
-        self.prompts.push(prompt, bytes)
-    }
-
-    fn reject(
-        &mut self,
-        row: &Rendered,
-        line: u64,
-        refusal: &Refusal,
-        raw: String,
-    ) -> Result<(), Failure> {
-        let bytes = raw.len();
-        let reject = Reject {
-            source: row.source.clone(),
-            file: row.id.clone(),
-            line,
-            reason: refusal.reason.to_string(),
-            detail: refusal.detail.clone(),
-            raw,
-        };
-        self.rejects.push(reject, bytes)
-    }
-}
-
-fn stop_if_asked(inputs: &Inputs, row: &Rendered, refusal: &Refusal) -> Result<(), Failure> {
-    if inputs.config.too_long == TooLong::Error && refusal.reason == Reason::TooLong {
-        let message = format!("row `{}` of `{}`: {}", row.id, row.source, refusal.detail);
-        let hint = format!(
-            "raise tokenize.max_len, or set tokenize.too_long to \"drop\", \"split\" or \
-             {{ truncate = \"keep-response\" }}; `hone-tokenize show --id {}` prints the row",
-            row.id
-        );
-        return Err(Failure::input(message).hint(hint));
-    }
-    Ok(())
 }
 
 fn nothing_left(tally: &Tally) -> Failure {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hone_cli::Context;
 use hone_schema::{Ledger, Pack, Split};
 use hone_tokens::{PromptIds, Refusal, Row, Taken};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Why rows are more than came in.
@@ -17,7 +18,7 @@ const TRUNCATED: &str = "truncated";
 const FIRST_OF_PIECE: &str = "first of a piece";
 
 /// Counts of one split.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 struct SplitTally {
     rows: u64,
     packs: u64,
@@ -29,18 +30,19 @@ struct SplitTally {
     padding: Vec<(usize, f64)>,
 }
 
-/// Counts of the stage.
+/// Counts of the stage, or of a batch.
+#[derive(Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Tally {
     /// Rows and tokens by source.
     pub(crate) ledger: Ledger,
-    splits: BTreeMap<&'static str, SplitTally>,
+    splits: BTreeMap<String, SplitTally>,
     stop_ids: BTreeSet<u32>,
     turns: u64,
     truncated: u64,
     /// Rows that do not hold what the certificate asks.
     violations: u64,
-    /// Rows that lost something, by source and reason.
-    losses: BTreeMap<(String, &'static str), u64>,
+    /// Rows that lost something, by source and by reason.
+    losses: BTreeMap<String, BTreeMap<String, u64>>,
     prompts: u64,
     /// Prompts whose ids are not the first ids of their rows, and the first such row.
     off_prompts: u64,
@@ -50,18 +52,30 @@ pub(crate) struct Tally {
 impl Tally {
     /// Nothing counted; `eos` are ids that end a text by the model's own word.
     pub(crate) fn new(eos: &[u32]) -> Self {
-        Tally {
-            ledger: Ledger::default(),
-            splits: BTreeMap::new(),
-            stop_ids: eos.iter().copied().collect(),
-            turns: 0,
-            truncated: 0,
-            violations: 0,
-            losses: BTreeMap::new(),
-            prompts: 0,
-            off_prompts: 0,
-            off_prompt: None,
+        Tally { stop_ids: eos.iter().copied().collect(), ..Tally::default() }
+    }
+
+    /// Adds the counts of rows that come behind.
+    pub(crate) fn add(&mut self, other: Tally) {
+        self.ledger.add(other.ledger);
+        for (name, theirs) in other.splits {
+            let ours = self.splits.entry(name).or_default();
+            ours.rows += theirs.rows;
+            ours.tokens += theirs.tokens;
+            ours.trained += theirs.trained;
+            ours.longest = ours.longest.max(theirs.longest);
         }
+        self.stop_ids.extend(other.stop_ids);
+        self.turns += other.turns;
+        self.truncated += other.truncated;
+        self.violations += other.violations;
+        for (source, reasons) in other.losses {
+            let ours = self.losses.entry(source).or_default();
+            reasons.into_iter().for_each(|(why, n)| *ours.entry(why).or_default() += n);
+        }
+        self.prompts += other.prompts;
+        self.off_prompts += other.off_prompts;
+        self.off_prompt = self.off_prompt.take().or(other.off_prompt);
     }
 
     /// Counts a row that goes out, whole, cut or in pieces.
@@ -101,9 +115,9 @@ impl Tally {
             lost,
         );
         if now != row.before {
-            *self.losses.entry((row.source.clone(), lost)).or_default() += 1;
+            self.lost(&row.source, lost);
         }
-        let split = self.splits.entry(row.split.as_str()).or_default();
+        let split = self.splits.entry(row.split.to_string()).or_default();
         split.rows += 1;
         split.tokens += now.tokens;
         split.trained += now.trained;
@@ -127,12 +141,17 @@ impl Tally {
             (0, 0),
             reason.as_str(),
         );
-        *self.losses.entry((source.to_owned(), reason.as_str())).or_default() += 1;
+        self.lost(source, reason.as_str());
+    }
+
+    fn lost(&mut self, source: &str, reason: &str) {
+        let reasons = self.losses.entry(source.to_owned()).or_default();
+        *reasons.entry(reason.to_owned()).or_default() += 1;
     }
 
     /// Notes how much padding a split's rows would need that are not packed.
     pub(crate) fn padding(&mut self, split: Split, shares: &[(usize, f64)]) {
-        self.splits.entry(split.as_str()).or_default().padding = shares.to_vec();
+        self.splits.entry(split.to_string()).or_default().padding = shares.to_vec();
     }
 
     /// Rows that go out.
@@ -147,7 +166,7 @@ impl Tally {
 
     /// Counts packs as they are written.
     pub(crate) fn packs(&mut self, split: Split, packs: &[Pack]) {
-        let tally = self.splits.entry(split.as_str()).or_default();
+        let tally = self.splits.entry(split.to_string()).or_default();
         tally.packs += packs.len() as u64;
         let largest = packs.iter().map(|pack| pack.input_ids.len() as u64).max();
         tally.largest_pack = tally.largest_pack.max(largest.unwrap_or(0));
@@ -216,7 +235,7 @@ impl Tally {
                     let shares = split.padding.iter().map(|(n, share)| (n.to_string(), *share));
                     value["padding_by_batch_size"] = shares.collect();
                 }
-                ((*name).to_owned(), value)
+                (name.clone(), value)
             })
             .collect();
         json!({
@@ -252,11 +271,15 @@ impl Tally {
     /// Where most trained tokens were lost, and why, in words.
     fn largest_loss(&self) -> Option<String> {
         let of = |lost: &BTreeMap<String, u64>, reason: &str| lost.get(reason).copied();
-        let losses = self.losses.iter().map(|((source, reason), rows)| {
+        let losses = self
+            .losses
+            .iter()
+            .flat_map(|(source, reasons)| reasons.iter().map(move |(why, n)| (source, why, n)));
+        let losses = losses.map(|(source, reason, rows)| {
             let account = self.ledger.sources.get(source).and_then(|s| s.tokens.as_ref());
             let tokens = account.and_then(|t| of(&t.tokens_lost, reason)).unwrap_or(0);
             let trained = account.and_then(|t| of(&t.trained_lost, reason)).unwrap_or(0);
-            (trained, tokens, *rows, source, *reason)
+            (trained, tokens, *rows, source, reason)
         });
         let (trained, tokens, rows, source, reason) =
             losses.max_by_key(|(trained, tokens, rows, ..)| (*trained, *tokens, *rows))?;

@@ -53,8 +53,8 @@ pub(crate) fn write(
     }
     let about = About {
         name,
-        config: &inputs.config,
-        rendered: inputs.rendered.sha256().short(),
+        config: &inputs.files.job.config,
+        rendered: inputs.files.rendered.sha256().short(),
         split: args.split,
         source: args.source.as_deref(),
         worst: args.worst,
@@ -74,7 +74,7 @@ pub(crate) fn write(
 /// Looks at every row of the selection, counts them all and keeps those that are shown.
 fn scan(ctx: &Context, inputs: &Inputs, args: &ShowArgs) -> Result<(Stats, Vec<Shown>), Failure> {
     let mut stats = Stats::default();
-    let mut progress = ctx.progress(inputs.n_rows(), "rows");
+    let mut progress = ctx.progress(inputs.files.n_rows(), "rows");
     let mut numbers: BTreeMap<Split, u64> = BTreeMap::new();
     // By badness, and by order among equals.
     let mut shown: BTreeMap<(Badness, u64), Shown> = BTreeMap::new();
