@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes what transformers makes of chats.json: renders.json, builtin_renders.json and tokens.json (see README.md).
+"""Writes what transformers makes of chats.json: renders.json, builtin_renders.json and tokens.json; and of the conformance sets of
+the Jinja language: conformance.json (see README.md).
 
 Templates of the corpus are read in place (HONE_CORPUS) and named by their path there: only hashes and lengths of what they render are
 kept. The built-in templates are hone's own, so their whole text is.
@@ -126,6 +127,34 @@ def corpus_renders(corpus, chats):
     )
 
 
+def conformance(corpus):
+    """What Jinja2 in the environment of transformers makes of other people's cases of the Jinja language: hashes and lengths."""
+    folder = corpus / "conformance" / "jinja_conformance"
+    sets = []
+    for name, source, context in (
+        ("hf_jinja_lang.json", "template", "context"),
+        ("hf_e2e_chat.json", "chat_template", "data"),
+    ):
+        cases = []
+        for case in json.loads((folder / name).read_text()):
+            variables = dict(case[context], strftime_now=lambda form: NOW.strftime(form))
+            try:
+                text = _compile_jinja_template(case[source]).render(**variables).encode()
+                cases.append([hashlib.sha256(text).hexdigest(), len(text)])
+            except Exception as e:
+                cases.append({"fails": type(e).__name__})
+        sets.append(dict(template=f"conformance/jinja_conformance/{name}", whole=cases, prompt=[]))
+    cells = [c for s in sets for c in s["whole"]]
+    return dict(
+        versions=versions(),
+        now=NOW.isoformat(),
+        count=len(cells),
+        n_templates=len(sets),
+        n_fails=sum(isinstance(c, dict) for c in cells),
+        renders=sets,
+    )
+
+
 def ranges(mask):
     """[[start, end]] of the runs of ones."""
     out = []
@@ -221,8 +250,9 @@ def main():
         tokenizer_agrees(corpus, chats)
         wanted["renders.json"] = corpus_renders(corpus, chats)
         wanted["tokens.json"] = token_ids(corpus, chats)
+        wanted["conformance.json"] = conformance(corpus)
     else:
-        print("renders.json and tokens.json left out: HONE_CORPUS is not set")
+        print("renders.json, tokens.json and conformance.json left out: HONE_CORPUS is not set")
     stale = 0
     for name, value in wanted.items():
         text = lines(value)

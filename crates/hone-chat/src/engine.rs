@@ -7,14 +7,17 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 
 use crate::date::Date;
 use crate::source::GENERATION;
-use crate::{json, python};
+use crate::{filters, json, python};
 
 /// Instructions that one rendering may take: a conversation of a thousand turns in the largest
-/// known template takes a hundredth.
-const FUEL: u64 = 20_000_000;
+/// known template takes a twentieth.
+const FUEL: u64 = 5_000_000;
 
 /// Most bytes of one rendering: a hundred times the longest context that is trained.
 pub(crate) const OUTPUT_BYTES_MAX: usize = 64 << 20;
+
+/// Longest message of `raise_exception` that is kept, in characters.
+const RAISED_CHARS_MAX: usize = 1000;
 
 /// Name of the template in its environment; also what error messages of the engine call it.
 pub(crate) const NAME: &str = "chat_template";
@@ -56,13 +59,17 @@ pub(crate) fn furnish(env: &mut Environment<'static>) {
     env.add_filter("replace", python::replace_filter);
     env.add_filter("indent", python::indent);
     env.add_filter("format", python::format);
+    filters::furnish(env);
     env.add_test("iterable", python::is_iterable);
     env.add_function("raise_exception", raise);
     env.add_function(GENERATION, generation);
 }
 
 fn raise(message: Value) -> Result<Value, Error> {
-    let message = message.to_string();
+    let mut message = message.to_string();
+    if let Some((end, _)) = message.char_indices().nth(RAISED_CHARS_MAX) {
+        message.truncate(end);
+    }
     let error = Error::new(ErrorKind::InvalidOperation, "raise_exception");
     Err(error.with_source(Raised(message)))
 }

@@ -22,6 +22,7 @@
 mod builtin;
 mod date;
 mod engine;
+mod filters;
 mod fit;
 mod history;
 mod json;

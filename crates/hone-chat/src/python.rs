@@ -46,7 +46,11 @@ pub(crate) fn replace_filter(
     old: Value,
     new: Value,
     count: Option<i64>,
+    kwargs: Kwargs,
 ) -> Result<Value, Error> {
+    let named: Option<i64> = kwargs.get("count")?;
+    kwargs.assert_all_used()?;
+    let count = count.or(named);
     replace(&text.to_string(), &old.to_string(), &new.to_string(), count)
 }
 

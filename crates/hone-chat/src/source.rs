@@ -1,5 +1,5 @@
-//! A look at a template's source before the engine sees it: `generation` blocks become calls, and
-//! string literals are collected.
+//! A look at a template's source before the engine sees it: `generation` blocks become calls, what
+//! loops go over is checked, and string literals are collected.
 //!
 //! `{% generation %} .. {% endgeneration %}` is a statement that transformers adds to Jinja to mark
 //! what an assistant writes; the engine does not know it. A `call` block is the same construct in
@@ -8,6 +8,10 @@
 
 /// Name of the function that a `generation` block calls.
 pub(crate) const GENERATION: &str = "hone_generation";
+
+/// Name of the function that what a loop goes over passes through: the engine takes `none` for an
+/// empty list there, and Python does not.
+pub(crate) const EACH: &str = "hone_each";
 
 /// What the scan of a source found.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,7 +36,7 @@ pub(crate) fn scan(source: &str) -> Scanned {
         let (tag, after) = tag.split_at(tag_len(tag, &mut literals));
         match rewritten(tag) {
             Some(new) => {
-                has_generation = true;
+                has_generation |= !new.contains(EACH);
                 out.push_str(&new);
             }
             None => out.push_str(tag),
@@ -128,13 +132,53 @@ fn keyword(tag: &str) -> Option<&str> {
     Some(&inner[..end])
 }
 
-/// The tag of a `generation` block as that of a `call` block.
+/// The tag of a `generation` block as that of a `call` block, that of a loop with what it goes over
+/// checked.
 fn rewritten(tag: &str) -> Option<String> {
     match keyword(tag)? {
         "generation" => Some(tag.replacen("generation", &format!("call {GENERATION}()"), 1)),
         "endgeneration" => Some(tag.replacen("endgeneration", "endcall", 1)),
+        "for" => {
+            let range = looped(tag)?;
+            let (before, after) = (&tag[..range.start], &tag[range.end..]);
+            Some(format!("{before} {EACH}(({})) {after}", &tag[range]))
+        }
         _ => None,
     }
+}
+
+/// What a loop goes over: from behind `in` to `if`, `recursive` or the end of the tag.
+fn looped(tag: &str) -> Option<std::ops::Range<usize>> {
+    let end = tag.trim_end_matches(['%', '}', '-', '+']).len();
+    let is_word = |c: char| c.is_alphanumeric() || c == '_';
+    let (mut at, mut depth, mut start) = (2, 0i32, None);
+    while at < end {
+        let rest = &tag[at..end];
+        let first = rest.chars().next()?;
+        if is_word(first) {
+            let len = rest.find(|c: char| !is_word(c)).unwrap_or(rest.len());
+            match (&rest[..len], start, depth) {
+                ("in", None, 0) => start = Some(at + len),
+                ("if" | "recursive", Some(start), 0) => return Some(start..at),
+                _ => {}
+            }
+            at += len;
+            continue;
+        }
+        at += match first {
+            '\'' | '"' => literal(rest, first as u8).0,
+            '(' | '[' | '{' => {
+                depth += 1;
+                1
+            }
+            ')' | ']' | '}' => {
+                depth -= 1;
+                1
+            }
+            other => other.len_utf8(),
+        };
+    }
+    start.map(|start| start..end)
 }
 
 /// Where the tag that ends a raw block begins; the end of the text where there is none.
@@ -168,6 +212,22 @@ mod tests {
             "a {%- call hone_generation() -%}\nb{% endcall +%}c",
             &[],
         );
+    }
+
+    #[test]
+    fn what_loops_go_over_is_checked() {
+        let check = |source: &str, expect: &str| {
+            let scanned = scan(source);
+            assert_eq!(scanned.source, expect);
+            assert!(!scanned.has_generation);
+        };
+        check("{% for a in b %}{% endfor %}", "{% for a in hone_each(( b )) %}{% endfor %}");
+        check("{%- for a, c in b.items() -%}", "{%- for a, c in hone_each(( b.items() )) -%}");
+        check(
+            "{% for a in f(x if y else ' if ')|g if a in c recursive %}",
+            "{% for a in hone_each(( f(x if y else ' if ')|g )) if a in c recursive %}",
+        );
+        check("{% for in %}{% for a %}", "{% for in hone_each(( )) %}{% for a %}");
     }
 
     #[test]

@@ -207,6 +207,14 @@ impl<'a> Writer<'a> {
                 None if self.messages[message].weight > 0.0 => self.notes.push("no stop marker"),
                 None => {}
             }
+            // The template says itself that the model writes what stands behind the marker.
+            let open = |at: usize| {
+                let goes_on = |r: &&Range<usize>| r.start <= at && r.end > at && r.end <= end;
+                self.generated.iter().find(goes_on).map(|range| range.end)
+            };
+            while let Some(more) = open(spans.end) {
+                self.push(spans, more, self.owner(before, Part::Scaffold));
+            }
         }
         if after.is_some() {
             let turn = self.turn_start(spans.end..end, after, prompt_len);
@@ -216,13 +224,18 @@ impl<'a> Writer<'a> {
         self.push(spans, end, Owner::NONE);
     }
 
-    /// Where in the template's text before an answer the model takes over.
+    /// Where in the template's text before an answer the model takes over: where the template says
+    /// so, else behind what a served model is given.
     fn turn_start(
         &self,
         gap: Range<usize>,
         message: Option<usize>,
         prompt_len: Option<usize>,
     ) -> usize {
+        let begins = |r: &&Range<usize>| gap.contains(&r.start) && r.end > gap.end;
+        if let Some(range) = self.generated.iter().find(begins) {
+            return range.start;
+        }
         let is_last = message == self.messages.len().checked_sub(1);
         if let Some(len) = prompt_len.filter(|len| is_last && gap.contains(len)) {
             return len;

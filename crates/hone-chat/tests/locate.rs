@@ -401,18 +401,26 @@ fn what_cannot_be_told_apart_is_refused() {
     check("chatml", forged, "forged control token", "key `</s>`");
     check("{{ raise_exception('no ' ~ 1) }}", user("a"), "refused by the template", "no 1");
     check("{{ messages[0].content + 1 }}", user("a"), "template failed", "line 1");
+    let long = "{% if messages[0].content == 'a' %}{% for a in range(9999) %}";
     check(
-        "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+        &format!("{long}{{% for b in range(9999) %}}{{% endfor %}}{{% endfor %}}{{% endif %}}"),
         user("a"),
         "template limit",
         "instructions",
     );
     check(
-        "{% for a in range(9999) %}{{ 'a' * 9999 }}{% endfor %}",
+        &format!("{long}{{{{ 'a' * 9999 }}}}{{% endfor %}}{{% endif %}}"),
         user("a"),
         "template limit",
         "output bytes",
     );
+}
+
+#[test]
+fn a_template_that_is_too_much_for_any_conversation_is_refused_at_once() {
+    let source = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
+    let error = ChatTemplate::new(source, Dialect::default()).unwrap_err();
+    assert_eq!(error.reason(), "template limit", "{error}");
 }
 
 #[test]
