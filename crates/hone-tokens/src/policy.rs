@@ -43,7 +43,7 @@ pub enum TrainOnStop {
     /// That of each trained response, with it.
     #[default]
     Turn,
-    /// Every one that the template writes, also behind messages that are not trained.
+    /// Every one that the template writes, also behind messages that are not trained, in rows with a response to know it by.
     All,
     /// That of the last trained response.
     Last,

@@ -3,7 +3,7 @@
 mod support;
 
 use hone_schema::{Kind, Part, Rendered};
-use hone_tokens::{Learn, Policy, Row, Rules, TrainOn, TrainOnStop, Vocab, tokenize};
+use hone_tokens::{Learn, Policy, Reason, Row, Rules, TrainOn, TrainOnStop, Vocab, tokenize};
 use proptest::prelude::*;
 use support::{Bit, byte_level, chat, outcome, pieces, rendered, rules, vocab_of, with};
 
@@ -326,5 +326,118 @@ proptest! {
             }
         }
         prop_assert_eq!(tokens.turns as usize, turns.len());
+    }
+}
+
+/// A message of a random conversation: role, text, weight, and whether the row itself wants it trained.
+type Said = (&'static str, String, f32, bool);
+
+fn messages() -> impl Strategy<Value = Vec<Said>> {
+    // A text that begins with a line end may share a token with its header: `tokens_across_a_border` is about those.
+    let text =
+        prop_oneof![4 => said().prop_map(|text| format!("x{text}")), 1 => Just(String::new())];
+    let role = prop::sample::select(vec!["u", "a", "a", "s"]);
+    let weight = prop::sample::select(vec![0.0f32, 0.5, 1.0, 1.0]);
+    let one = (role, text, weight, prop::bool::weighted(0.1));
+    prop::collection::vec(one, 1..7)
+}
+
+fn policies_of_roles() -> impl Strategy<Value = TrainOn> {
+    let roles = prop::sample::subsequence(vec!["assistant", "user", "system", "tool"], 0..4);
+    prop_oneof![
+        Just(TrainOn::All),
+        Just(TrainOn::Last),
+        Just(TrainOn::Every),
+        roles.prop_map(|roles| TrainOn::Roles(roles.into_iter().map(str::to_owned).collect())),
+    ]
+}
+
+/// What is trained of a conversation, said message by message and without any token: text, weight.
+fn trained_text(said: &[Said], train_on: &TrainOn, stop: TrainOnStop) -> Vec<(String, f32)> {
+    let last = said.iter().rposition(|(role, ..)| *role == "a");
+    let takes = |idx: usize| {
+        let (role, _, weight, chosen) = &said[idx];
+        let name = match *role {
+            "u" => "user",
+            "a" => "assistant",
+            _ => "system",
+        };
+        let by_role = match train_on {
+            TrainOn::All => *role == "a",
+            TrainOn::Last => Some(idx) == last,
+            TrainOn::Every => true,
+            TrainOn::Roles(roles) => roles.iter().any(|role| role == name),
+        };
+        *weight > 0.0 && (by_role || *chosen)
+    };
+    let taken: Vec<bool> = (0..said.len()).map(takes).collect();
+    let lightest = said
+        .iter()
+        .zip(&taken)
+        .filter(|((role, text, ..), taken)| **taken && (*role == "a" || !text.is_empty()));
+    let lightest = lightest.map(|((_, _, weight, _), _)| *weight).reduce(f32::min);
+    let last_taken = (0..said.len()).rev().find(|idx| taken[*idx] && said[*idx].0 == "a");
+    let mut trained = Vec::new();
+    for (idx, (role, text, weight, _)) in said.iter().enumerate() {
+        if taken[idx] && !text.is_empty() {
+            trained.push((text.clone(), *weight));
+        }
+        let is_response = *role == "a" && taken[idx];
+        let stops = match stop {
+            TrainOnStop::Turn => is_response,
+            TrainOnStop::Last => Some(idx) == last_taken,
+            TrainOnStop::None => false,
+            // What a stop marker is, is seen at a response.
+            TrainOnStop::All => lightest.is_some() && last.is_some(),
+        };
+        if stops {
+            let weight = if is_response { *weight } else { lightest.unwrap_or(0.0) };
+            trained.push(("<e>".to_owned(), weight));
+        }
+    }
+    trained
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    /// The trained tokens, decoded, are the texts and the markers that the policy names: no byte more, none less, each with its
+    /// weight.
+    #[test]
+    fn trained_tokens_decode_to_what_the_policy_names(
+        said in messages(),
+        train_on in policies_of_roles(),
+        stop in prop::sample::select(vec![
+            TrainOnStop::Turn, TrainOnStop::All, TrainOnStop::Last, TrainOnStop::None,
+        ]),
+    ) {
+        let turns: Vec<(&str, &str)> = said.iter().map(|(role, text, ..)| (*role, text.as_str())).collect();
+        let mut row = chat(&turns);
+        for span in &mut row.spans {
+            if let Some(message) = span.message {
+                (span.weight, span.chosen) = (said[message as usize].2, said[message as usize].3);
+            }
+        }
+        let vocab = vocab_of(&byte_level());
+        let policy = Policy { train_on: train_on.clone(), stop, ..Policy::default() };
+        let expected = trained_text(&said, &train_on, stop);
+        let taken = match tokenize(&vocab, &row, &Rules { policy, ..rules() }) {
+            Ok(taken) => taken,
+            Err(refusal) => {
+                prop_assert_eq!(refusal.reason, Reason::NoTrainedToken, "{}", refusal);
+                prop_assert!(expected.is_empty(), "{:?} of {:?}", expected, row.text);
+                return Ok(());
+            }
+        };
+        let tokens = &taken.rows[0];
+        let mut weights: Vec<f32> = Vec::new();
+        let mut ids: Vec<u32> = Vec::new();
+        for (id, weight) in tokens.ids.iter().zip(&tokens.weights).filter(|(_, w)| **w > 0.0) {
+            ids.push(*id);
+            weights.push(*weight);
+        }
+        let whole: String = expected.iter().map(|(text, _)| text.as_str()).collect();
+        prop_assert_eq!(vocab.decode(&ids, false).unwrap(), whole);
+        let expected: f32 = expected.iter().map(|(_, weight)| *weight).reduce(f32::min).unwrap_or(0.0);
+        prop_assert_eq!(weights.into_iter().reduce(f32::min), Some(expected));
     }
 }
