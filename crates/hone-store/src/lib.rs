@@ -11,6 +11,7 @@ mod draft;
 mod error;
 pub mod input;
 mod live;
+mod mapped;
 mod model_dir;
 pub mod output;
 mod program;

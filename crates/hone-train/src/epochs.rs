@@ -3,6 +3,7 @@
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Float32Type, UInt32Type};
 use hone_cli::Failure;
+use hone_kernels::mapping;
 use hone_learn::shuffle;
 use hone_model::Batch;
 use hone_schema::{Kind, Pack};
@@ -54,7 +55,9 @@ impl Packs {
     /// Reads a split of the packs artefact; none when it has no rows. With `causal`, every token counts 1.
     pub(crate) fn read(sealed: &Sealed, split: &str, causal: bool) -> Result<Self, Failure> {
         let name = format!("{split}.arrow");
-        let batches = if sealed.has(&name) { sealed.ipc(&name)? } else { Vec::new() };
+        // Mapped: what training computes with is copied when its turn comes, and the rest stays on the disk.
+        let batches =
+            if sealed.has(&name) { sealed.ipc_mapped(&name, mapping::map)? } else { Vec::new() };
         Packs::new(batches, causal).map_err(|failure| {
             let message = format!("{}: {failure}", sealed.path(&name).display());
             Failure { message, ..failure }
