@@ -31,8 +31,8 @@ struct Pattern {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct AddedTokens {
     patterns: HashMap<Box<str>, Pattern>,
-    /// For each first byte the lengths of the tokens that begin with it, longest first.
-    lens: HashMap<u8, Vec<usize>>,
+    /// For each first byte the lengths of the tokens that begin with it, longest first; empty until there is a token.
+    lens: Vec<Vec<usize>>,
 }
 
 /// A piece of a text between cuts.
@@ -50,7 +50,8 @@ impl AddedTokens {
         let Some(first) = text.bytes().next() else {
             return;
         };
-        let lens = self.lens.entry(first).or_default();
+        self.lens.resize(256, Vec::new());
+        let lens = &mut self.lens[first as usize];
         if let Err(at) = lens.binary_search_by(|len| text.len().cmp(len)) {
             lens.insert(at, text.len());
         }
@@ -74,7 +75,10 @@ impl AddedTokens {
         let mut pieces = Vec::new();
         let mut done = 0;
         let mut at = 0;
-        while at < text.len() {
+        // Most texts hold few bytes that a token begins with, so the search goes from one of them to the next.
+        let begins = |b: &u8| self.lens.get(*b as usize).is_some_and(|lens| !lens.is_empty());
+        while let Some(next) = text.as_bytes()[at..].iter().position(begins) {
+            at += next;
             let Some((pattern, found)) = self.longest(text, at, &may) else {
                 at += 1;
                 continue;
@@ -105,7 +109,7 @@ impl AddedTokens {
         at: usize,
         may: &impl Fn(u32, Range<usize>) -> bool,
     ) -> Option<(&Pattern, Range<usize>)> {
-        let lens = self.lens.get(&text.as_bytes()[at])?;
+        let lens = self.lens.get(text.as_bytes()[at] as usize)?;
         lens.iter().find_map(|len| {
             let range = at..at + len;
             let pattern = self.patterns.get(text.get(range.clone())?)?;

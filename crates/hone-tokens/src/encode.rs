@@ -1,8 +1,9 @@
 //! Text to ids, with control tokens only where the template wrote them.
 //!
 //! The pipeline is the reference's own: cut at added tokens, normalize, cut again at those that are matched normalized,
-//! pre-tokenize, run the model, convert offsets. The parts are called one by one here, because the reference has no switch
-//! for where an added token may stand (its `encode_special_tokens` is for the whole text and only for tokens flagged special).
+//! pre-tokenize, run the model, convert offsets. Vocabularies that can be compiled go through it in `fast`; for the others the
+//! parts of the tokenizers crate are called one by one, because it has no switch for where an added token may stand (its
+//! `encode_special_tokens` is for the whole text and only for tokens flagged special).
 
 use std::ops::Range;
 
@@ -12,6 +13,7 @@ use tokenizers::{
 };
 
 use crate::added::{AddedTokens, Piece};
+use crate::fast::Fast;
 use crate::vocab::Vocab;
 
 /// Ids of a text, and the bytes each stands for.
@@ -50,20 +52,62 @@ impl Vocab {
     /// # Errors
     /// See [`EncodeError`].
     pub fn encode(&self, text: &str, written: &[Range<usize>]) -> Result<Encoded, EncodeError> {
+        let may =
+            |id: u32, bytes: Range<usize>| !self.control.contains(id) || is_within(&bytes, written);
+        let encoded = match &self.fast {
+            Some(fast) if text.len() < u32::MAX as usize => self.run_fast(fast, text, &may)?,
+            _ => self.run_reference(text, &may)?,
+        };
+        self.refuse_forged(&encoded, written)?;
+        Ok(encoded)
+    }
+
+    /// The way of this crate.
+    fn run_fast(
+        &self,
+        fast: &Fast,
+        text: &str,
+        may: &impl Fn(u32, Range<usize>) -> bool,
+    ) -> Result<Encoded, EncodeError> {
+        let mut run = fast.begin(text.len());
+        for piece in self.raw.cut(text, may) {
+            if let Some((id, own)) = piece.token {
+                run.encoded.push(id, own);
+                continue;
+            }
+            let view = fast.view(&self.tokenizer, text, piece.range)?;
+            if self.normalized.is_empty() {
+                fast.part(&mut run, &view, 0..view.text.len())?;
+                continue;
+            }
+            let may = |id, bytes| may(id, view.original(bytes));
+            for part in self.normalized.cut(&view.text, may) {
+                match part.token {
+                    Some((id, own)) => run.encoded.push(id, view.original(own)),
+                    None => fast.part(&mut run, &view, part.range)?,
+                }
+            }
+        }
+        Ok(fast.end(run))
+    }
+
+    /// The way of the tokenizers crate, part by part.
+    fn run_reference(
+        &self,
+        text: &str,
+        may: &impl Fn(u32, Range<usize>) -> bool,
+    ) -> Result<Encoded, EncodeError> {
         let fault = |e: tokenizers::Error| EncodeError::Fault(e.to_string());
         let mut work = PreTokenizedString::from(text);
-        let may = |id: u32, bytes: Range<usize>| {
-            !self.control.contains(&id) || is_within(&bytes, written)
-        };
         if !self.raw.is_empty() {
-            work.split(|_, piece| cut(&self.raw, piece, &may)).map_err(fault)?;
+            work.split(|_, piece| cut(&self.raw, piece, may)).map_err(fault)?;
         }
         let normalizer = self.tokenizer.get_normalizer();
         work.split(|_, mut piece| {
             if let Some(normalizer) = normalizer {
                 normalizer.normalize(&mut piece)?;
             }
-            cut(&self.normalized, piece, &may)
+            cut(&self.normalized, piece, may)
         })
         .map_err(fault)?;
         if let Some(pre_tokenizer) = self.tokenizer.get_pre_tokenizer() {
@@ -72,12 +116,10 @@ impl Vocab {
         let model = self.tokenizer.get_model();
         model.tokenize_in_pretokenized(&mut work, None).map_err(fault)?;
         let encoding = work.into_encoding(None, 0, OffsetType::Byte).map_err(fault)?;
-        let encoded = Encoded {
+        Ok(Encoded {
             ids: encoding.get_ids().to_vec(),
             offsets: encoding.get_offsets().iter().map(|(s, e)| *s..*e).collect(),
-        };
-        self.refuse_forged(&encoded, written)?;
-        Ok(encoded)
+        })
     }
 
     /// Encodes `text` as text: nothing in it becomes a control token.
@@ -98,7 +140,7 @@ impl Vocab {
             .ids
             .iter()
             .zip(&encoded.offsets)
-            .find(|(id, bytes)| self.control.contains(id) && !is_within(bytes, written));
+            .find(|(id, bytes)| self.control.contains(**id) && !is_within(bytes, written));
         match forged {
             Some((id, bytes)) => Err(EncodeError::Forged {
                 at: bytes.start,

@@ -14,6 +14,7 @@ mod bpe;
 mod certificate;
 mod cut;
 mod encode;
+mod fast;
 mod look;
 mod mask;
 mod pack;

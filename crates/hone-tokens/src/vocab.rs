@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
-use tokenizers::{Model, NormalizedString, Normalizer, Tokenizer};
+use serde_json::{Map, Value};
+use tokenizers::{Decoder, Model, NormalizedString, Normalizer, Tokenizer};
 
 use crate::added::AddedTokens;
+use crate::fast::Fast;
+use crate::fast::json::Document;
 
 /// Longest `tokenizer.json` that is parsed: twice the largest one seen (Gemma 3, 33 MB).
 const JSON_BYTES_MAX: usize = 64 << 20;
@@ -18,13 +21,16 @@ const ADDED_BYTES_MAX: usize = 1024;
 
 /// A tokenizer, with its added tokens taken apart.
 pub struct Vocab {
+    /// Of the tokenizers crate: the whole file, or all but the model where that is compiled.
     pub(crate) tokenizer: Tokenizer,
+    /// The model and what stands before it, compiled.
+    pub(crate) fast: Option<Fast>,
     /// Added tokens that are looked for in the text as it is.
     pub(crate) raw: AddedTokens,
     /// Added tokens that are looked for in the normalized text.
     pub(crate) normalized: AddedTokens,
     /// Ids of the added tokens that a message must not be able to write.
-    pub(crate) control: BTreeSet<u32>,
+    pub(crate) control: IdSet,
 }
 
 /// Why some bytes are not a vocabulary.
@@ -93,6 +99,45 @@ impl Vocab {
         if bytes.len() > JSON_BYTES_MAX {
             return Err(VocabError::TooLarge { bytes: bytes.len() });
         }
+        Vocab::compiled(bytes).map_or_else(|| Vocab::reference(bytes), Ok)
+    }
+
+    /// Whether this vocabulary runs in this crate's own encoder, and not in the tokenizers crate.
+    pub fn is_compiled(&self) -> bool {
+        self.fast.is_some()
+    }
+
+    /// A file of the usual kind, with its model compiled. Whatever is unusual or wrong is left to [`Vocab::reference`].
+    fn compiled(bytes: &[u8]) -> Option<Self> {
+        let document: Document = serde_json::from_slice(bytes).ok()?;
+        let declared: Vec<DeclaredToken> = document.added_tokens().ok()?;
+        check_declared(&declared).ok()?;
+        let fast = Fast::new(&document)?;
+        // The ids that the reference gives: those of the model, and from there on in order.
+        let mut next = document.model.vocab.0.len() as u32;
+        let mut known = Map::new();
+        for token in declared.into_iter().filter(|t| !t.content.is_empty()) {
+            let id = fast.texts().id(&token.content).unwrap_or_else(|| {
+                next += 1;
+                next - 1
+            });
+            let was_known = known.insert(token.content, Value::from(id)).is_some();
+            if id != token.id || was_known {
+                return None;
+            }
+        }
+        let tokenizer = Tokenizer::from_bytes(document.shell(known)).ok()?;
+        Vocab::new(tokenizer, Some(fast)).ok()
+    }
+
+    /// As [`Vocab::from_json`], with all work left to the tokenizers crate: what the encoder of this crate is compared with.
+    ///
+    /// # Errors
+    /// See [`VocabError`].
+    pub fn reference(bytes: &[u8]) -> Result<Self, VocabError> {
+        if bytes.len() > JSON_BYTES_MAX {
+            return Err(VocabError::TooLarge { bytes: bytes.len() });
+        }
         let form = |e: &dyn std::fmt::Display| VocabError::Form(e.to_string());
         let declared: Declared = serde_json::from_slice(bytes).map_err(|e| form(&e))?;
         check_declared(&declared.added_tokens)?;
@@ -107,12 +152,12 @@ impl Vocab {
                 });
             }
         }
-        Vocab::new(tokenizer)
+        Vocab::new(tokenizer, None)
     }
 
-    fn new(tokenizer: Tokenizer) -> Result<Self, VocabError> {
+    fn new(tokenizer: Tokenizer, fast: Option<Fast>) -> Result<Self, VocabError> {
         let (mut raw, mut normalized) = (AddedTokens::default(), AddedTokens::default());
-        let mut control = BTreeSet::new();
+        let mut control = IdSet::default();
         for (id, token) in tokenizer.get_added_vocabulary().get_added_tokens_decoder() {
             if token.normalized {
                 let mut text = NormalizedString::from(token.content.as_str());
@@ -129,7 +174,7 @@ impl Vocab {
                 control.insert(*id);
             }
         }
-        Ok(Vocab { tokenizer, raw, normalized, control })
+        Ok(Vocab { tokenizer, fast, raw, normalized, control })
     }
 
     /// Lets messages write `token` as one token, as the reference does: for markers that are part of what a model says, such
@@ -145,18 +190,20 @@ impl Vocab {
         if added.is_special_token(token) {
             return Err(VocabError::Special(token.to_owned()));
         }
-        self.control.remove(id);
+        self.control.remove(*id);
         Ok(())
     }
 
     /// The id of a token by its text, added or not.
     pub fn id_of(&self, token: &str) -> Option<u32> {
-        self.tokenizer.token_to_id(token)
+        let id = self.tokenizer.token_to_id(token);
+        id.or_else(|| self.fast.as_ref()?.texts().id(token))
     }
 
     /// The text of a token as the vocabulary has it; bytes of a byte-level vocabulary in its own alphabet.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.tokenizer.id_to_token(id)
+        let token = self.tokenizer.id_to_token(id);
+        token.or_else(|| Some(self.fast.as_ref()?.texts().text(id)?.to_owned()))
     }
 
     /// Text of some ids; control tokens are left out when `skip_special` and they are flagged special.
@@ -164,32 +211,88 @@ impl Vocab {
     /// # Errors
     /// What the decoder has to say; the ones in use have nothing.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, DecodeError> {
-        self.tokenizer.decode(ids, skip_special).map_err(|e| DecodeError(e.to_string()))
+        let added = self.tokenizer.get_added_vocabulary();
+        let is_left_out = |token: &String| skip_special && added.is_special_token(token);
+        let tokens = ids.iter().filter_map(|id| self.token(*id)).filter(|t| !is_left_out(t));
+        match self.tokenizer.get_decoder() {
+            Some(decoder) => {
+                decoder.decode(tokens.collect()).map_err(|e| DecodeError(e.to_string()))
+            }
+            None => Ok(tokens.collect::<Vec<_>>().join(" ")),
+        }
     }
 
     /// Whether this is an added token that no message can write.
     pub fn is_control(&self, id: u32) -> bool {
-        self.control.contains(&id)
+        self.control.contains(id)
     }
 
     /// The control tokens, by id.
     pub fn control_tokens(&self) -> impl Iterator<Item = (u32, String)> + '_ {
-        self.control.iter().filter_map(|id| Some((*id, self.token(*id)?)))
+        self.control.ids.iter().filter_map(|id| Some((*id, self.token(*id)?)))
     }
 
     /// Number of rows an embedding needs: the highest id and one.
     pub fn size(&self) -> usize {
         let added = self.tokenizer.get_added_vocabulary();
         let highest = added.get_added_tokens_decoder().keys().max();
-        let model = self.tokenizer.get_model().get_vocab();
-        let highest_of_model = model.values().max();
-        highest.max(highest_of_model).map_or(0, |id| *id as usize + 1)
+        let of_added = highest.map_or(0, |id| *id as usize + 1);
+        let of_model = match &self.fast {
+            Some(fast) => fast.texts().size(),
+            None => {
+                let model = self.tokenizer.get_model().get_vocab();
+                model.values().max().map_or(0, |id| *id as usize + 1)
+            }
+        };
+        of_added.max(of_model)
     }
 }
 
 impl std::fmt::Debug for Vocab {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Vocab({} tokens, {} control)", self.size(), self.control.len())
+        write!(f, "Vocab({} tokens, {} control)", self.size(), self.control.ids.len())
+    }
+}
+
+/// A set of ids that is asked about every token.
+#[derive(Debug, Default)]
+pub(crate) struct IdSet {
+    ids: BTreeSet<u32>,
+    /// Bits of the ids that are not too high for that.
+    bits: Vec<u64>,
+}
+
+impl IdSet {
+    /// Ids from here on are looked up in the tree.
+    const BITS_MAX: u32 = 1 << 22;
+
+    fn insert(&mut self, id: u32) {
+        self.ids.insert(id);
+        self.set(id, true);
+    }
+
+    fn remove(&mut self, id: u32) {
+        self.ids.remove(&id);
+        self.set(id, false);
+    }
+
+    fn set(&mut self, id: u32, is_in: bool) {
+        if id < Self::BITS_MAX {
+            let (word, bit) = (id as usize / 64, 1 << (id % 64));
+            if self.bits.len() <= word {
+                self.bits.resize(word + 1, 0);
+            }
+            self.bits[word] = self.bits[word] & !bit | if is_in { bit } else { 0 };
+        }
+    }
+
+    /// Whether an id is in the set.
+    #[inline]
+    pub(crate) fn contains(&self, id: u32) -> bool {
+        match id < Self::BITS_MAX {
+            true => self.bits.get(id as usize / 64).is_some_and(|bits| bits >> (id % 64) & 1 == 1),
+            false => self.ids.contains(&id),
+        }
     }
 }
 

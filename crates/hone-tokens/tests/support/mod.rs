@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod gguf;
+
 use std::ops::Range;
 
 use hone_schema::{Kind, Part, Rendered, Span, Split};
