@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use hone_cli::worker::WORKER;
 use hone_cli::{Common, Failure, Pipeline};
 use hone_schema::Split;
 use hone_tokens::{Learn, Packing, Policy, TooLong, TrainOn, TrainOnStop};
@@ -11,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::aliases;
 use crate::diff::DiffArgs;
 use crate::explain::ExplainArgs;
+use crate::export::ExportArgs;
+use crate::import::ImportArgs;
 use crate::show::ShowArgs;
 
 /// Turn rendered text into token packs and a loss mask.
@@ -39,8 +42,15 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// Compare two outputs row by row; ends with 1 where they differ.
     Diff(DiffArgs),
+    /// Write a split as token ids and labels, for trainers that take such tables.
+    Export(ExportArgs),
+    /// Take token ids and labels that another tool made, instead of rendered text.
+    Import(ImportArgs),
     /// Train a byte-level BPE vocabulary from texts.
     Vocab(VocabArgs),
+    /// Be the worker of a stage.
+    #[command(name = WORKER, hide = true)]
+    Worker,
 }
 
 /// Which texts, and how large a vocabulary.

@@ -176,7 +176,7 @@ impl Found {
                 Kind::OnlyB => Some((&self.refused[1], "A")),
                 Kind::Ids | Kind::Labels => None,
             };
-            for (reasons, other) in refused {
+            if let Some((reasons, other)) = refused {
                 let line = |(reason, n)| format!("  {n} of them {other} refuses: {reason}");
                 lines.extend(reasons.iter().map(line));
             }

@@ -6,18 +6,21 @@ mod conserve;
 mod diff;
 mod documents;
 mod explain;
+mod export;
+mod import;
 mod inputs;
+mod labels;
 mod make;
 mod packs;
 mod page;
 mod record;
 mod run;
 mod show;
-mod table;
 mod tally;
 mod text;
 mod view;
 mod vocab;
+mod worker;
 
 use std::process::ExitCode;
 
@@ -29,6 +32,9 @@ fn main() -> ExitCode {
         Some(Command::Show(show)) => show::show(ctx, &args.common, show),
         Some(Command::Diff(diff)) => diff::diff(ctx, &args.common, diff),
         Some(Command::Explain(explain)) => explain::explain(ctx, &args.common, explain),
+        Some(Command::Export(export)) => export::export(ctx, &args.common, export),
+        Some(Command::Import(import)) => import::import(ctx, &args.common, import),
+        Some(Command::Worker) => worker::work(),
         Some(Command::Vocab(vocab)) => vocab::vocab(ctx, &args.common, vocab),
     })
 }
