@@ -9,6 +9,7 @@
 
 mod draft;
 mod error;
+mod foreign;
 pub mod input;
 mod live;
 mod mapped;
@@ -24,6 +25,7 @@ mod tidy;
 
 pub use draft::{Draft, DraftFile, IpcFile, ParquetFile, Seal};
 pub use error::{ErrorClass, StoreError};
+pub use foreign::ForeignTable;
 pub use live::Live;
 pub use model_dir::ModelDir;
 pub use program::program;
