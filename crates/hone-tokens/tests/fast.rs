@@ -95,6 +95,25 @@ fn more_kinds() -> Vec<(&'static str, Value)> {
         json["model"]["unk_token"] = unknown;
         json
     };
+    let all_bytes = {
+        let mut json = support::pieces(llama.clone(), Value::Null);
+        let vocab = json["model"]["vocab"].as_object_mut().expect("an object");
+        for byte in 0..=255 {
+            vocab.insert(format!("<0x{byte:02X}>"), json!(vocab.len()));
+        }
+        vocab.remove("\n");
+        vocab.insert("o.".to_owned(), json!(vocab.len() + 1));
+        json["model"]["merges"].as_array_mut().expect("a list").push(json!(["o", "."]));
+        json["model"]["byte_fallback"] = json!(true);
+        json
+    };
+    let byte_merges = {
+        let mut json = all_bytes.clone();
+        let vocab = json["model"]["vocab"].as_object_mut().expect("an object");
+        vocab.insert("<0x0A>y".to_owned(), json!(vocab.len() + 1));
+        json["model"]["merges"].as_array_mut().expect("a list").push(json!(["<0x0A>", "y"]));
+        json
+    };
     let crossing = {
         let mut json = support::pieces(gemma.clone(), Value::Null);
         let n = json["model"]["vocab"].as_object().map_or(0, |vocab| vocab.len());
@@ -107,6 +126,8 @@ fn more_kinds() -> Vec<(&'static str, Value)> {
     };
     vec![
         ("gemma", support::pieces(gemma, blanks)),
+        ("all bytes", all_bytes),
+        ("merges of bytes", byte_merges),
         ("merges over blanks", crossing),
         ("byte fallback", fallback(true, json!("<unk>"))),
         ("byte fallback, unknown ones apart", fallback(false, json!("<unk>"))),
@@ -260,7 +281,7 @@ fn rows(corpus: &Path, per_file: usize) -> Vec<String> {
 #[test]
 fn small_tokenizers_of_every_kind() {
     let kinds = kinds();
-    assert_eq!(kinds.len(), 30);
+    assert_eq!(kinds.len(), 32);
     let texts = [
         "",
         " ",
@@ -280,6 +301,7 @@ fn small_tokenizers_of_every_kind() {
         "don't 12 ½ Ⅷ ǆ ﬁ ŀ",
         "▁yo▁ ▁",
         "yo yo▁yo  hello\u{301}o y",
+        "yo.yo\nyo no.\n\nyo..o. é\n日.\ny",
         "éè日🐈ÿ\u{80}a\u{fffd}",
         "x xx aeiou xyxa",
     ];

@@ -24,6 +24,7 @@ use view::View;
 
 mod cache;
 mod classes;
+mod joins;
 pub(crate) mod json;
 mod merges;
 mod model;
@@ -65,12 +66,12 @@ impl Fast {
             Prefix::Mark { mark, .. } => Some(mark),
             _ => normal.blank(),
         };
-        let model = Model::new(&document.model, splitter.by_bytes, mark)?;
+        let mut model = Model::new(&document.model, splitter.by_bytes, mark)?;
         if normal.blank().is_some_and(|blank| blank != ' ') {
             splitter.forget_blanks();
         }
-        if let Some(mark) = mark.filter(|_| splitter.is_whole() && model.parts_at_mark) {
-            splitter.begin_words_at(mark);
+        if let Some(joins) = model.joins.take().filter(|_| splitter.is_whole()) {
+            splitter.cut_where_nothing_joins(joins);
         }
         Some(Fast { normal, splitter, model, caches: Mutex::default() })
     }

@@ -1,5 +1,6 @@
 //! The model: a word's first symbols, and what becomes of them.
 
+use crate::fast::joins::Joins;
 use crate::fast::json;
 use crate::fast::merges::{Merges, Word};
 use crate::fast::texts::Texts;
@@ -11,6 +12,8 @@ enum Alphabet {
     Bytes(Box<[Option<u32>; 256]>),
     /// Characters.
     Characters {
+        /// The tokens of the most usual ones.
+        ascii: Box<[Option<u32>; 128]>,
         /// Tokens for the bytes of characters that are none.
         bytes: Option<Box<[Option<u32>; 256]>>,
         /// The token for what is none at all.
@@ -30,7 +33,9 @@ impl Alphabet {
 
     fn characters(model: &json::Model<'_>, texts: &Texts) -> Option<Self> {
         let bytes = || Box::new(std::array::from_fn(|b| texts.id(&format!("<0x{b:02X}>"))));
+        let id = |c: usize| texts.id(char::from(c as u8).encode_utf8(&mut [0; 4]));
         Some(Alphabet::Characters {
+            ascii: Box::new(std::array::from_fn(id)),
             bytes: model.byte_fallback.unwrap_or(false).then(bytes),
             unknown: match &model.unk_token {
                 Some(token) => Some(texts.id(token)?),
@@ -48,8 +53,8 @@ pub(crate) struct Model {
     alphabet: Alphabet,
     /// Whether a word that is a token is that token, whatever its merges say.
     whole_words: bool,
-    /// Whether words may begin at the first of a run of marks without a change of ids.
-    pub(crate) parts_at_mark: bool,
+    /// Where words can be cut that come uncut.
+    pub(crate) joins: Option<Joins>,
 }
 
 impl Model {
@@ -70,11 +75,10 @@ impl Model {
             false => Alphabet::characters(model, &texts)?,
         };
         let whole_words = model.ignore_merges.unwrap_or(false);
-        // No merge may go over the place before a mark; the mark itself is a token, so that nothing unknown does either; and
-        // nothing is dropped, which moves offsets up to the end of the word.
-        let is_token = |mark: char| texts.id(mark.encode_utf8(&mut [0; 4])).is_some();
-        let mut parts_at_mark =
-            !whole_words && model.unk_token.is_some() && mark.is_some_and(is_token);
+        // Where something may be dropped, offsets move up to the end of the word, and it matters which that is.
+        let drops = model.unk_token.is_none();
+        let joins = mark.filter(|_| !by_bytes && !whole_words && !drops);
+        let joins = joins.map(|mark| Joins::new(model, &texts, mark));
         let mut merges = Merges::with_capacity(model.merges.0.len());
         let mut whole = String::new();
         for (rank, (left, right)) in model.merges.0.iter().enumerate() {
@@ -82,11 +86,8 @@ impl Model {
             whole.push_str(left);
             whole.push_str(right);
             merges.insert(texts.id(left)?, texts.id(right)?, rank as u32, texts.id(&whole)?);
-            if mark.is_some_and(|mark| right.starts_with(mark) && !left.ends_with(mark)) {
-                parts_at_mark = false;
-            }
         }
-        Some(Model { texts, merges, alphabet, whole_words, parts_at_mark })
+        Some(Model { texts, merges, alphabet, whole_words, joins })
     }
 
     /// Puts the tokens of `text`, which is not empty, into `word`.
@@ -111,12 +112,12 @@ impl Model {
                     }
                 }
             }
-            Alphabet::Characters { bytes, unknown, fuses } => {
+            Alphabet::Characters { .. } => {
                 if let Some(id) = self.texts.id(text).filter(|_| self.whole_words) {
                     word.symbols.push((id, text.len() as u32));
                     return;
                 }
-                self.characters(text, bytes.as_deref(), *unknown, *fuses, word);
+                self.characters(text, word);
             }
         }
         word.merge(&self.merges);
@@ -124,32 +125,31 @@ impl Model {
 
     /// As the reference does it, to the letter: bytes do not end a run of unknown characters before them, so that the run's
     /// token comes behind theirs; and what is unknown, where there is no token for that, is dropped.
-    fn characters(
-        &self,
-        text: &str,
-        bytes: Option<&[Option<u32>; 256]>,
-        unknown: Option<u32>,
-        fuses: bool,
-        word: &mut Word,
-    ) {
+    fn characters(&self, text: &str, word: &mut Word) {
+        let Alphabet::Characters { ascii, bytes, unknown, fuses } = &self.alphabet else { return };
         let mut pending: Option<(u32, u32)> = None;
         let mut buffer = [0; 4];
         for c in text.chars() {
             let c = &*c.encode_utf8(&mut buffer);
             let len = c.len() as u32;
-            if let Some(id) = self.texts.id(c) {
+            let id = match c.as_bytes() {
+                [byte] => ascii[*byte as usize],
+                _ => self.texts.id(c),
+            };
+            if let Some(id) = id {
                 word.symbols.extend(pending.take());
                 word.symbols.push((id, len));
                 continue;
             }
-            let bytes = bytes.filter(|bytes| c.bytes().all(|b| bytes[b as usize].is_some()));
+            let bytes =
+                bytes.as_ref().filter(|bytes| c.bytes().all(|b| bytes[b as usize].is_some()));
             if let Some(bytes) = bytes {
                 word.symbols.extend(c.bytes().filter_map(|b| Some((bytes[b as usize]?, 1))));
                 continue;
             }
-            let Some(id) = unknown else { continue };
+            let Some(id) = *unknown else { continue };
             pending = match pending {
-                Some((id, run)) if fuses => Some((id, run + len)),
+                Some((id, run)) if *fuses => Some((id, run + len)),
                 before => {
                     word.symbols.extend(before);
                     Some((id, len))

@@ -6,6 +6,7 @@ use fancy_regex::Regex;
 use serde_json::Value;
 
 use crate::encode::EncodeError;
+use crate::fast::joins::Joins;
 use crate::fast::scan::Scanner;
 use crate::fast::view::View;
 
@@ -37,14 +38,15 @@ pub(crate) enum Scheme {
 }
 
 /// One step of the way from parts to words.
-#[derive(Debug)]
 enum Step {
     /// An expression that is known.
     Scan(Scanner),
     /// Numbers by themselves, each digit if so.
     Digits { each: bool },
-    /// Words begin at this mark; in a run of marks at each, or only at the first.
-    Marks { mark: char, each: bool },
+    /// A word begins at each of these marks.
+    Marks(char),
+    /// Words are cut wherever no merge goes.
+    Joins(Joins),
     /// An expression that is not known.
     Engine { regex: Box<Regex>, delimiter: Delimiter, invert: bool },
 }
@@ -60,7 +62,6 @@ enum Delimiter {
 }
 
 /// A pre-tokenizer.
-#[derive(Debug)]
 pub(crate) struct Splitter {
     pub(crate) prefix: Prefix,
     steps: Vec<Step>,
@@ -114,7 +115,7 @@ impl Splitter {
                 };
                 self.prefix = Prefix::Mark { mark, before };
                 if part.get("split").is_none_or(|split| split == &Value::Bool(true)) {
-                    self.steps.push(Step::Marks { mark, each: true });
+                    self.steps.push(Step::Marks(mark));
                 }
             }
             _ => return None,
@@ -137,9 +138,9 @@ impl Splitter {
         });
     }
 
-    /// Lets words begin at the first of a run of marks, where it is known that nothing is merged over that place.
-    pub(crate) fn begin_words_at(&mut self, mark: char) {
-        self.steps.push(Step::Marks { mark, each: false });
+    /// Cuts text that is one word by the pre-tokenizer where the model's merges do not notice.
+    pub(crate) fn cut_where_nothing_joins(&mut self, joins: Joins) {
+        self.steps.push(Step::Joins(joins));
     }
 
     /// Calls `emit` with the words of a part of the view: with the view they lie in, which is another where the pre-tokenizer
@@ -242,16 +243,21 @@ fn walk<F: FnMut(Range<usize>)>(
             }
             walk(rest, text, piece.start..part.end, emit)?;
         }
-        Step::Marks { mark, each } => {
+        Step::Marks(mark) => {
             let mut start = part.start;
-            for (idx, _) in text[part.clone()].match_indices(*mark) {
-                let at = part.start + idx;
-                if at > start && (*each || !text[start..at].ends_with(*mark)) {
-                    walk(rest, text, start..at, emit)?;
-                    start = at;
-                }
+            for (idx, _) in text[part.clone()].match_indices(*mark).filter(|(idx, _)| *idx > 0) {
+                walk(rest, text, start..part.start + idx, emit)?;
+                start = part.start + idx;
             }
             walk(rest, text, start..part.end, emit)?;
+        }
+        Step::Joins(joins) => {
+            let mut at = part.start;
+            while at < part.end {
+                let end = joins.word(text, at);
+                walk(rest, text, at..end, emit)?;
+                at = end;
+            }
         }
         Step::Engine { regex, delimiter, invert } => {
             for piece in delimited(regex, *delimiter, *invert, &text[part.clone()])? {
