@@ -21,9 +21,9 @@ use crate::vocab::Vocab;
 pub struct Encoded {
     /// The ids.
     pub ids: Vec<u32>,
-    /// Bytes of the text that each token stands for. A token that holds part of a character has the whole of it; one that
-    /// stands for nothing (a prefix that the tokenizer adds) is empty and lies before the byte that follows. An added token
-    /// has its own bytes, without the blanks that it takes with it.
+    /// Bytes of the text that each token stands for. A token that holds part of a character has the whole of it; one that the
+    /// tokenizer puts before the text has the first character. An added token has its own bytes, without the blanks that it
+    /// takes with it.
     pub offsets: Vec<Range<usize>>,
 }
 
