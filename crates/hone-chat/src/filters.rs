@@ -165,3 +165,64 @@ fn each(value: Value) -> Result<Value, Error> {
     }
     Ok(value)
 }
+
+#[cfg(test)]
+mod tests {
+    /// Each pair: a template, and what Python 3.11 with Jinja2 3.1 makes of it, or hone's error.
+    fn check(cases: &[(&str, &str)]) {
+        let mut env = minijinja::Environment::new();
+        crate::engine::furnish(&mut env);
+        for (template, expect) in cases {
+            let source = crate::source::scan(template).source;
+            let found = env.render_str(&source, ());
+            let found = found.unwrap_or_else(|e| format!("error: {}", e.detail().unwrap_or("")));
+            assert_eq!(&found, expect, "{template}");
+        }
+    }
+
+    #[test]
+    fn generators_are_true_and_have_no_length() {
+        let no_length = "error: a generator has no length; make it a list first";
+        check(&[
+            ("{{ 'yes' if []|select else 'no' }}", "yes"),
+            ("{{ 'yes' if []|select|list else 'no' }}", "no"),
+            ("{{ [0, 1, 2]|select|list|length }}", "2"),
+            ("{{ [0, 1]|reject('odd')|length }}", no_length),
+            (
+                "{% for a in [1, 2]|map('string') %}{{ a }}{{ ',' if not loop.last }}{% endfor %}",
+                "1,2",
+            ),
+            (
+                "{{ [{'a': 1}, {'a': 2}]|selectattr('a', 'equalto', 2)|map(attribute='a')|join }}",
+                "2",
+            ),
+            ("{% for k, v in {'a': 1}|items %}{{ k }}{{ v }}{% endfor %}", "a1"),
+        ]);
+    }
+
+    #[test]
+    fn arguments_are_jinjas() {
+        check(&[
+            ("{{ 'x'|int }} {{ 'x'|int(-1) }} {{ '2'|int }} {{ 'x'|int(default=3) }}", "0 -1 2 3"),
+            ("{{ 'x'|float }} {{ 'x'|float('y') }} {{ '1.5'|float }}", "0.0 y 1.5"),
+            ("{{ 0|default('a', boolean=true) }}{{ 0|d('a') }}{{ b|default }}", "a0"),
+            ("{{ [1, 3, 2]|sort(true)|join }} {{ ['b', 'A']|sort(false, true)|join }}", "321 Ab"),
+            ("{{ 'aaa'|replace('a', 'b', count=1) }}", "baa"),
+            (
+                "{{ range is callable }} {{ 1 is callable }} {{ 'a' is callable }}",
+                "True False False",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn nobody_loops_over_none() {
+        let error = "error: none is nothing to loop over";
+        check(&[
+            ("{% for a in none %}{% endfor %}", error),
+            ("{% for a in none or [1] %}{{ a }}{% endfor %}", "1"),
+            ("{% for a in missing %}{% else %}empty{% endfor %}", "empty"),
+            ("{% for a, b in [(1, 2)] if a < b %}{{ b }}{% endfor %}", "2"),
+        ]);
+    }
+}

@@ -9,6 +9,8 @@
 //!
 //! Nothing is rendered twice for the rows of templates that keep what messages say.
 
+use std::ops::Range;
+
 use hone_schema::{Message, Part};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -52,7 +54,7 @@ impl ChatTemplate {
     /// conversation of which nothing is left to train is not among them.
     ///
     /// # Errors
-    /// As [`ChatTemplate::locate`]; and [`TemplateError::Rewritten`].
+    /// As [`ChatTemplate::locate`]; [`TemplateError::Rewritten`] and [`TemplateError::Unsaid`].
     pub fn samples(
         &self,
         messages: &[Message],
@@ -63,7 +65,7 @@ impl ChatTemplate {
         let maps: Vec<Map<String, Value>> = messages.iter().map(|m| m.value.clone()).collect();
         self.check_names(&maps, given)?;
         let found = blocks(self, &maps, given)?;
-        let (served, left_out) = self.rewritten(&found, messages, &maps, given);
+        let (served, left_out) = self.rewritten(&found, messages, &maps, given)?;
         let mut note = left_out.then_some(LEFT_OUT);
         let mut whole = messages.to_vec();
         let mut samples = Vec::new();
@@ -90,13 +92,16 @@ impl ChatTemplate {
 
     /// Answers that lack words which they have when they are the last, each with the conversation
     /// up to it; and whether an answer lacks words in any case.
+    ///
+    /// # Errors
+    /// Not a word of an answer is in the text: what would be trained is that it has none.
     fn rewritten(
         &self,
         found: &Found,
         messages: &[Message],
         maps: &[Map<String, Value>],
         given: &Given,
-    ) -> (Vec<(usize, Found)>, bool) {
+    ) -> Result<(Vec<(usize, Found)>, bool), TemplateError> {
         let (mut rewritten, mut left_out) = (Vec::new(), false);
         let trained = messages.iter().enumerate().filter(|(_, m)| is_trained(m));
         for (answer, _) in trained {
@@ -112,10 +117,13 @@ impl ChatTemplate {
                 (Some(served), Some(still)) if lacks.iter().any(|leaf| !still.contains(leaf)) => {
                     rewritten.push((answer, served));
                 }
+                _ if !found.says_any(answer) => {
+                    return Err(TemplateError::Unsaid { message: answer });
+                }
                 _ => left_out = true,
             }
         }
-        (rewritten, left_out)
+        Ok((rewritten, left_out))
     }
 }
 
@@ -158,6 +166,16 @@ impl Found {
         lacking.map(|(order, _)| order).collect()
     }
 
+    /// Whether a word of a message is in the text.
+    fn says_any(&self, message: usize) -> bool {
+        let mut own = self.blocks.iter().filter(|block| block.message == Some(message));
+        own.any(|block| {
+            let leaf = &self.leaves[block.leaf];
+            let speaks = leaf.part != Part::Content || leaf.key == "content";
+            speaks && !leaf.text[block.range.clone()].chars().all(is_space)
+        })
+    }
+
     /// Whether every word of a text is in a block, but for literals that the template looks for
     /// (`</think>`), which it writes itself.
     fn has_all_words(&self, at: usize, leaf: &Leaf) -> bool {
@@ -168,13 +186,14 @@ impl Found {
         }
         known.extend(leaf.literals.iter().cloned());
         known.sort_unstable_by_key(|range| range.start);
+        let is_blank = |range: Range<usize>| leaf.text[range].chars().all(is_space);
         let mut end = 0;
-        for range in known.into_iter().chain([leaf.text.len()..leaf.text.len()]) {
-            if range.start > end && !leaf.text[end..range.start].chars().all(is_space) {
+        for range in known {
+            if range.start > end && !is_blank(end..range.start) {
                 return false;
             }
             end = end.max(range.end);
         }
-        true
+        is_blank(end..leaf.text.len())
     }
 }

@@ -86,6 +86,15 @@ pub enum TemplateError {
         /// The same of the conversation up to that message.
         served: String,
     },
+    /// Nothing of what a trained answer says is in the text.
+    #[error(
+        "the chat template writes nothing of what message {message} says \
+         (some take contents in parts only, and some know no thoughts)"
+    )]
+    Unsaid {
+        /// Index of the message.
+        message: usize,
+    },
     /// A role, a key or a type holds a control token: the template would write it as if it were its
     /// own.
     #[error("message {message}: {what} `{found}` holds the control token `{token}`")]
@@ -122,6 +131,7 @@ impl TemplateError {
             TemplateError::Raised(_) => "refused by the template",
             TemplateError::Limit(_) => "template limit",
             TemplateError::Rewritten { .. } => "history rewritten",
+            TemplateError::Unsaid { .. } => "answer left out by the template",
             TemplateError::Forged { .. } => "forged control token",
             TemplateError::Provenance { .. } => "provenance unknown",
         }

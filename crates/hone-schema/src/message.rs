@@ -339,7 +339,7 @@ mod tests {
         check_marks(r#"{"role":"a","content":"ab","training":true}"#, "|1!:ab|");
         check_marks(
             &content(r#"{"type":"image","train":true}"#),
-            "message 0: a part of `content` is no text: {\"train\":true,\"type\":\"image\"}",
+            "message 0: a part of `content` is no text: {\"type\":\"image\",\"train\":true}",
         );
         check_marks(
             &content(r#"{"text":"b","weight":-1}"#),
