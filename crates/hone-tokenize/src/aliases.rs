@@ -39,39 +39,39 @@ const BOOL: &str = "it is `true` or `false`";
 #[rustfmt::skip]
 const MEANINGS: [(&str, Meaning); 27] = [
     // TRL
-    ("completion_only_loss", |v| flag(v, || only("train_on", "all"), || unrestricted())),
-    ("assistant_only_loss", |v| flag(v, || only("train_on", "all"), || unrestricted())),
+    ("completion_only_loss", |v| flag(v, || only("train_on", "all"), unrestricted)),
+    ("assistant_only_loss", |v| flag(v, || only("train_on", "all"), unrestricted)),
     ("max_length", |v| Ok(vec![length(v)])),
     ("max_seq_length", |v| Ok(vec![length(v)])),
     ("packing", packing),
     ("packing_strategy", packing_strategy),
     ("truncation_mode", truncation_mode),
     // Axolotl
-    ("train_on_inputs", |v| flag(v, || only("train_on", "every"), || not_inputs())),
+    ("train_on_inputs", |v| flag(v, || only("train_on", "every"), not_inputs)),
     ("roles_to_train", roles_to_train),
-    ("train_on_eos", |v| stop(v)),
-    ("train_on_eot", |v| stop(v)),
+    ("train_on_eos", stop),
+    ("train_on_eot", stop),
     ("sequence_len", |v| Ok(vec![length(v)])),
     ("excess_length_strategy", excess_length_strategy),
-    ("sample_packing", |v| flag(v, || packs(), || only("packing", "none"))),
+    ("sample_packing", |v| flag(v, packs, || only("packing", "none"))),
     // LLaMA-Factory
-    ("train_on_prompt", |v| flag(v, || only("train_on", "every"), || not_inputs())),
-    ("mask_history", |v| flag(v, || only("train_on", "last"), || unrestricted())),
+    ("train_on_prompt", |v| flag(v, || only("train_on", "every"), not_inputs)),
+    ("mask_history", |v| flag(v, || only("train_on", "last"), unrestricted)),
     ("cutoff_len", |v| Ok(vec![length(v)])),
-    ("neat_packing", |v| flag(v, || packs(), || Vec::new())),
+    ("neat_packing", |v| flag(v, packs, Vec::new)),
     // torchtune
-    ("train_on_input", |v| flag(v, || only("train_on", "every"), || not_inputs())),
+    ("train_on_input", |v| flag(v, || only("train_on", "every"), not_inputs)),
     ("masking_strategy", masking_strategy),
     // mlx-lm, LitGPT, Unsloth
-    ("mask_prompt", |v| flag(v, || only("train_on", "last"), || unrestricted())),
-    ("train_on_responses_only", |v| flag(v, || only("train_on", "all"), || unrestricted())),
+    ("mask_prompt", |v| flag(v, || only("train_on", "last"), unrestricted)),
+    ("train_on_responses_only", |v| flag(v, || only("train_on", "all"), unrestricted)),
     // ms-swift
     ("loss_scale", loss_scale),
     ("truncation_strategy", truncation_strategy),
     // Names with a dash, as flags have them.
     ("max-length", |v| Ok(vec![length(v)])),
-    ("mask-prompt", |v| flag(v, || only("train_on", "last"), || unrestricted())),
-    ("train-on-inputs", |v| flag(v, || only("train_on", "every"), || not_inputs())),
+    ("mask-prompt", |v| flag(v, || only("train_on", "last"), unrestricted)),
+    ("train-on-inputs", |v| flag(v, || only("train_on", "every"), not_inputs)),
 ];
 
 /// Hone's own keys that those names set.

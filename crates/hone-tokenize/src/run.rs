@@ -53,6 +53,7 @@ fn work(
     // Its memory is better used for packs.
     drop(sandbox);
     let Sinks { mut tally, rows, prompts, rejects, .. } = sinks;
+    tally.warn_of_roles(ctx);
     if tally.rows() == 0 {
         return Err(nothing_left(&tally));
     }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hone_cli::Context;
-use hone_schema::{Ledger, Pack, Split};
-use hone_tokens::{PromptIds, Refusal, Row, Taken};
+use hone_schema::{Ledger, Pack, Rendered, Split};
+use hone_tokens::{PromptIds, Reason, Refusal, Row, Taken};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -47,6 +47,8 @@ pub(crate) struct Tally {
     /// Prompts whose ids are not the first ids of their rows, and the first such row.
     off_prompts: u64,
     off_prompt: Option<String>,
+    /// Rows by the roles that the configuration asks for by name.
+    roles: BTreeMap<String, u64>,
 }
 
 impl Tally {
@@ -76,6 +78,24 @@ impl Tally {
         self.prompts += other.prompts;
         self.off_prompts += other.off_prompts;
         self.off_prompt = self.off_prompt.take().or(other.off_prompt);
+        for (role, n) in other.roles {
+            *self.roles.entry(role).or_default() += n;
+        }
+    }
+
+    /// Notes which of the roles that are asked for by name a row has, whatever becomes of it.
+    pub(crate) fn see_roles(&mut self, asked: &[String], row: &Rendered) {
+        for role in asked {
+            let is_there = row.spans.iter().any(|span| span.role == *role);
+            *self.roles.entry(role.clone()).or_default() += u64::from(is_there);
+        }
+    }
+
+    /// Roles that are to be trained and that nobody has: most likely another spelling.
+    pub(crate) fn warn_of_roles(&self, ctx: &Context) {
+        for (role, _) in self.roles.iter().filter(|(_, n)| **n == 0) {
+            ctx.warn(format!("tokenize.train_on names the role `{role}`, which no row has"));
+        }
     }
 
     /// Counts a row that goes out, whole, cut or in pieces.
@@ -201,6 +221,7 @@ impl Tally {
                 .ledger
                 .rejected()
                 .iter()
+                .filter(|(reason, _)| !is_about_length(reason))
                 .map(|(reason, n)| format!("{} `{reason}`", grouped(*n)))
                 .collect();
             format!(
@@ -244,6 +265,7 @@ impl Tally {
             "truncated_rows": self.truncated,
             "prompts": {"rows": self.prompts, "not_a_prefix": self.off_prompts},
             "stop_ids": self.stop_ids,
+            "rows_by_trained_role": self.roles,
             "vocab_size": vocab_size,
             // Every row was looked at; what did not hold is in the ledger by reason.
             "certificate": {
@@ -292,6 +314,10 @@ impl Tally {
     }
 }
 
+fn is_about_length(reason: &str) -> bool {
+    Reason::ALL.iter().any(|known| known.as_str() == reason && known.is_about_length())
+}
+
 /// A number with a comma before every three digits.
 fn grouped(n: u64) -> String {
     let digits = n.to_string();
@@ -308,7 +334,7 @@ fn grouped(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hone_tokens::{Counts, Reason};
+    use hone_tokens::Counts;
 
     fn refuse(tally: &mut Tally, source: &str, reason: Reason, tokens: u64, trained: u64) {
         let counts = Counts { tokens, trained };

@@ -147,7 +147,9 @@ fn answer(encoder: &Encoder, batch: &RecordBatch) -> Result<Vec<u8>, Failure> {
     let ready = |at: usize, made: Made| Ready::new(index[at], made);
     let made = make(&encoder.vocab, &encoder.rules, &rows, ready);
     let mut out = Writer::default();
+    let asked = encoder.rules.policy.train_on.roles();
     for ((row, index), ready) in rows.iter().zip(&index).zip(made) {
+        out.tally.see_roles(asked, row);
         match &ready.made {
             Ok(_) => out.take(row, *index, ready),
             Err(refusal) => {

@@ -310,6 +310,34 @@ fn too_many_rows_that_cannot_be_certified_fail_the_stage() {
 }
 
 #[test]
+fn roles_and_stops_are_trained_as_the_pipeline_says() {
+    let place = Place::new(&rows());
+    let run = |set: &[&str]| {
+        let set: Vec<&str> = set.iter().flat_map(|set| ["--set", *set]).collect();
+        let output = place.tokenize(&[&["--json"], &set[..]].concat());
+        check(&output, 0, &[]);
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let report = json["report"].clone();
+        (
+            report["splits"]["train"]["trained_tokens"].as_u64().unwrap(),
+            report,
+            text(&output.stderr),
+        )
+    };
+    let (responses, report, _) = run(&[]);
+    assert_eq!(report["rows_by_trained_role"], json!({}));
+    // 52 chats, each with one stop token that goes untrained.
+    let (without, ..) = run(&["tokenize.train_on_stop=none"]);
+    assert_eq!(responses - without, 52);
+    let (both, report, stderr) = run(&[r#"tokenize.train_on=["assistant", "user", "tool"]"#]);
+    assert_eq!(report["rows_by_trained_role"], json!({"assistant": 55, "tool": 0, "user": 55}));
+    assert!(stderr.contains("names the role `tool`, which no row has"), "{stderr}");
+    let (every, ..) = run(&["tokenize.train_on=every"]);
+    assert_eq!(both, every);
+    assert!(every > responses);
+}
+
+#[test]
 fn settings_of_other_tools_are_taken_for_what_they_mean() {
     let place = Place::new(&rows());
     let with = |table: &str, args: &[&str]| {
