@@ -5,17 +5,20 @@
 //! prompt. A conversation rendered once then lacks those thoughts, and what it trains of an earlier
 //! answer (no thought at all, or an empty one) is what the model must never write. So an answer that
 //! loses words is looked at twice: if the conversation up to it still has them, the row is expanded,
-//! refused or taken as it is, as the user decides.
+//! refused or taken as it is, as the user decides. So is an answer behind which stands what a served
+//! model reads before it: some templates put the system message or the tools before the last
+//! question.
 //!
 //! Nothing is rendered twice for the rows of templates that keep what messages say.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use hone_schema::{Message, Part};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::locate::{ANSWER, Found, around, blocks};
+use crate::locate::{ANSWER, Block, Found, around, blocks};
 use crate::python::is_space;
 use crate::template::{ChatTemplate, Given, Located, TemplateError};
 use crate::words::Leaf;
@@ -90,8 +93,8 @@ impl ChatTemplate {
         Ok(samples)
     }
 
-    /// Answers that lack words which they have when they are the last, each with the conversation
-    /// up to it; and whether an answer lacks words in any case.
+    /// Answers that lack words which they have when they are the last, or before which words lack,
+    /// each with the conversation up to it; and whether an answer lacks words in any case.
     ///
     /// # Errors
     /// Not a word of an answer is in the text: what would be trained is that it has none.
@@ -104,23 +107,27 @@ impl ChatTemplate {
     ) -> Result<(Vec<(usize, Found)>, bool), TemplateError> {
         let (mut rewritten, mut left_out) = (Vec::new(), false);
         let trained = messages.iter().enumerate().filter(|(_, m)| is_trained(m));
+        let is_moved = found.is_out_of_order();
         for (answer, _) in trained {
             let lacks = found.lacks(answer);
-            if lacks.is_empty() {
+            let n_late = if is_moved { found.n_late(answer) } else { 0 };
+            if lacks.is_empty() && n_late == 0 {
                 continue;
             }
             // A conversation that the template does not take cannot be served either.
             let is_last = answer + 1 == messages.len();
             let served = (!is_last).then(|| blocks(self, &maps[..=answer], given).ok()).flatten();
-            let still = served.as_ref().map(|served| served.lacks(answer));
-            match (served, still) {
-                (Some(served), Some(still)) if lacks.iter().any(|leaf| !still.contains(leaf)) => {
-                    rewritten.push((answer, served));
-                }
-                _ if !found.says_any(answer) => {
+            let differs = |served: &Found| {
+                let still = served.lacks(answer);
+                served.n_late(answer) < n_late || lacks.iter().any(|leaf| !still.contains(leaf))
+            };
+            match served.filter(differs) {
+                Some(served) => rewritten.push((answer, served)),
+                None if lacks.is_empty() => {}
+                None if !found.says_any(answer) => {
                     return Err(TemplateError::Unsaid { message: answer });
                 }
-                _ => left_out = true,
+                None => left_out = true,
             }
         }
         Ok((rewritten, left_out))
@@ -146,6 +153,23 @@ fn refusal(message: usize, whole: &str, served: &str) -> TemplateError {
 }
 
 impl Found {
+    /// Whether a message, the tools or the documents stand behind a later message.
+    fn is_out_of_order(&self) -> bool {
+        !self.blocks.is_sorted_by_key(|block| block.message)
+    }
+
+    /// How many texts of earlier messages, of the tools and the documents stand behind an answer
+    /// and not also before it.
+    fn n_late(&self, answer: usize) -> usize {
+        let is_own = |block: &Block| block.message == Some(answer);
+        let Some(first) = self.blocks.iter().position(is_own) else { return 0 };
+        let last = self.blocks.iter().rposition(is_own).unwrap_or(first);
+        let before: HashSet<usize> = self.blocks[..first].iter().map(|b| b.leaf).collect();
+        let behind = self.blocks[last..].iter().filter(|b| b.message < Some(answer));
+        let late: HashSet<usize> = behind.map(|b| b.leaf).filter(|l| !before.contains(l)).collect();
+        late.len()
+    }
+
     /// Which texts of a message (by their order in it) are not wholly in the text; of its keys
     /// those count under which it speaks, thinks and calls.
     fn lacks(&self, message: usize) -> Vec<usize> {

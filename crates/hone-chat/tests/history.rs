@@ -1,4 +1,5 @@
-//! Templates that leave out of earlier answers what they write when those are the last.
+//! Templates that leave out of earlier answers what they write when those are the last, or move what
+//! stands before them.
 
 use std::path::PathBuf;
 
@@ -91,6 +92,25 @@ fn each_rewritten_answer_is_a_sample() {
     let expect =
         ["1: <think>t</think>b<|im_end|>", "whole: d<|im_end|><think>u</think>f<|im_end|>"];
     check(CUTS, Rewritten::Expand, cut, &expect);
+}
+
+/// The system message stands before the last question.
+const MOVES: &str = "{% set system = messages[0].content %}{% for m in messages[1:] %}\
+    {% if m.role == 'user' and (loop.last or loop.revindex == 2) %}({{ system }}){% endif %}\
+    {{ m.content }}<|im_end|>{% endfor %}";
+
+#[test]
+fn an_answer_is_trained_behind_what_a_served_model_reads_before_it() {
+    let list = json!([
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"},
+    ]);
+    check(MOVES, Rewritten::Expand, list.clone(), &["2: b<|im_end|>", "whole: d<|im_end|>"]);
+    let all = ["whole: b<|im_end|>d<|im_end|>history rewritten"];
+    check(MOVES, Rewritten::Accept, list.clone(), &all);
+    let stays = MOVES.replace("loop.last or loop.revindex == 2", "loop.first");
+    check(&stays, Rewritten::Expand, list, &["whole: b<|im_end|>d<|im_end|>"]);
 }
 
 #[test]

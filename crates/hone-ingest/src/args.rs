@@ -31,6 +31,14 @@ Each [[ingest.source]]:
   strip_suffix             taken off the end of responses and texts, such as \"<|endoftext|>\"
   quoting                  whether cells may be quoted: by default in CSV yes, in TSV no
 
+What a row may say beside its texts:
+  train, weight            of a message, or of a part of a content that is a list: true, false or a
+                           number; so do training, loss, loss_scale, loss_weight
+  train_detail             of a content: [{begin_offset, end_offset, train}] in characters, the end
+                           being the last one; what no entry trains is not trained
+  weight                   of the row
+  tools, documents         for the chat template, as are the variables in chat_template_kwargs
+
 A source whose rows are all rejected is refused: exit code 3, and nothing is written.";
 
 /// Turn raw rows into conversations, split, deduplicated and accounted for.

@@ -9,12 +9,26 @@ use hone_cli::{Common, Failure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+/// The keys of the table, for `--help`; a test holds it against [`Config`].
+const KEYS: &str = "\
+The [template] table, with its defaults:
+  template = \"auto\"        the base model's (for rows with tools its `tool_use`, if it has one); or
+                           { of_model = \"rag\" } for another of several that it has,
+                           { file = \"x.jinja\" }, or one of hone's own by name
+  date                     what templates see as today, such as \"2026-01-31\"
+  variables = {}           further variables of the template: { enable_thinking = false }
+  rewritten = \"expand\"     when the template leaves out of an earlier answer what it writes when that
+                           is the last (its thought, mostly), or moves behind it what a served model
+                           reads before: train it in a sample of its own, named
+                           <id>#<message>; \"refuse\" rejects the row, \"accept\" trains what is left
+  max_reject_share = 0.05  more rejected rows than this: sealed, but exit code 1";
+
 /// Render conversations with a chat template, and know for each byte who wrote it.
 ///
 /// Reads the `[template]` table of the pipeline file and the conversations that `hone-ingest`
 /// sealed.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_long_help = KEYS)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -83,7 +97,8 @@ pub(crate) struct Config {
     /// Further variables of the template, such as `enable_thinking = false`.
     pub(crate) variables: Map<String, Value>,
     /// What becomes of a conversation when the template leaves out of an earlier answer what it
-    /// writes when that answer is the last (its thought, mostly): `expand` trains such an answer in
+    /// writes when that answer is the last (its thought, mostly), or moves behind it what a served
+    /// model reads before: `expand` trains such an answer in
     /// a sample of its own, which ends with it and is named `<id>#<message>`; `refuse` rejects the
     /// row; `accept` trains the answer as it is left.
     pub(crate) rewritten: Rewritten,
@@ -132,5 +147,20 @@ impl Config {
         }
         let date = self.date.as_deref().map(Date::parse).transpose();
         date.map_err(|message| Failure::usage(format!("[template] `date`: {message}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_help_names_every_key() {
+        let Ok(Value::Object(config)) = serde_json::to_value(Config::default()) else {
+            panic!("an object");
+        };
+        for key in config.keys() {
+            assert!(KEYS.contains(&format!("\n  {key} ")), "{key}");
+        }
     }
 }
