@@ -272,7 +272,7 @@ fn a_key_that_is_unknown_missing_or_mistyped_is_named_with_its_line() {
                 &file("template = \"chatml\"", "colour = 4"),
                 "exit 2\n\
                  error: p.toml:13: [template] unknown key `colour`\n\
-                 hint: known are template, date, variables, max_reject_share\n",
+                 hint: known are template, date, variables, rewritten, max_reject_share\n",
             ),
             case(
                 "train",
@@ -791,6 +791,7 @@ fn a_directory_that_is_no_model_is_refused() {
                 "tokenize",
                 &is("base/tokenizer.json", "{}"),
                 "exit 3\n\
+                 tokenize: runs because the input `tokenizer` changed\n\
                  error: base/tokenizer.json: tokenizer.json is not a tokenizer: Model missing. \
                  at line 1 column 2\n",
             ),
@@ -800,7 +801,8 @@ fn a_directory_that_is_no_model_is_refused() {
                 "exit 3\n\
                  error: the base model has no chat template\n\
                  hint: choose a built-in one with `--set template.template=chatml` (there are \
-                 alpaca, chatml, llama2, llama3, plain)\n",
+                 alpaca, chatml, command, deepseek, gemma, llama2, llama3, mistral, phi3, phi4, \
+                 plain, tulu, vicuna, zephyr)\n",
             ),
             case(
                 "template",
