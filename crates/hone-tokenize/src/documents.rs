@@ -1,10 +1,11 @@
 //! The documents of a sealed output, and the rendered rows that they come from.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
+use arrow::array::RecordBatch;
+use arrow::error::ArrowError;
 use arrow::ipc::reader::FileReader;
 use hone_cli::{Common, Failure, Pipeline};
 use hone_schema::{ArtefactKind, Doc, Pack, Split};
@@ -40,6 +41,11 @@ impl Packs {
         Ok(Packs { sealed: Sealed::open(dir, ArtefactKind::Packs)? })
     }
 
+    /// Whether its labels came from another tool.
+    pub(crate) fn is_imported(&self) -> bool {
+        self.sealed.manifest().stage == "import"
+    }
+
     /// Its vocabulary.
     pub(crate) fn vocab(&self) -> Result<Vocab, Failure> {
         let name = "tokenizer.json";
@@ -57,13 +63,13 @@ impl Packs {
     pub(crate) fn read(&self, split: Split) -> Result<PackReader, Failure> {
         let name = format!("{split}.arrow");
         let path = self.sealed.path(&name).display().to_string();
-        let reader = if self.has(split) {
+        let batches: Batches = if self.has(split) {
             let reader = FileReader::try_new(self.sealed.file(&name)?, None);
-            Some(reader.map_err(|e| Failure::input(format!("{path}: {e}")))?)
+            Box::new(reader.map_err(|e| Failure::input(format!("{path}: {e}")))?)
         } else {
-            None
+            Box::new(std::iter::empty())
         };
-        Ok(PackReader { reader, path, batch: Vec::new().into_iter() })
+        Ok(PackReader { batches, path, batch: Vec::new().into_iter() })
     }
 
     /// Pack `n` of a split.
@@ -80,9 +86,12 @@ impl Packs {
     }
 }
 
+/// The batches of a file, read as they are asked for.
+type Batches = Box<dyn Iterator<Item = Result<RecordBatch, ArrowError>>>;
+
 /// The packs of a split; see [`Packs::read`].
 pub(crate) struct PackReader {
-    reader: Option<FileReader<File>>,
+    batches: Batches,
     path: String,
     batch: std::vec::IntoIter<Pack>,
 }
@@ -96,7 +105,7 @@ impl Iterator for PackReader {
                 return Some(Ok(pack));
             }
             let wrong = |e: &dyn std::fmt::Display| Failure::input(format!("{}: {e}", self.path));
-            let batch = match self.reader.as_mut()?.next()? {
+            let batch = match self.batches.next()? {
                 Ok(batch) => batch,
                 Err(e) => return Some(Err(wrong(&e))),
             };

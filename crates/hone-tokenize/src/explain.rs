@@ -139,18 +139,21 @@ fn in_pack(
             facts.add("id", doc.ids[at]);
             facts.add("text", packs.vocab()?.token(doc.ids[at]).unwrap_or_default());
             facts.add("weight", f64::from(doc.weights[at]));
-            facts.add(
-                "rule",
-                match inputs {
-                    Err(failure) => format!("not known: {failure}"),
-                    Ok(_) => "not known: with today's configuration its row makes other tokens; \
-                          `hone-tokenize --why` says what changed"
-                        .to_owned(),
-                },
-            );
+            facts.add("rule", not_known(&packs, inputs.err()));
         }
     }
     Ok(())
+}
+
+/// Why there is no rule for a token of a pack; `failure` says why the rows could not be opened.
+fn not_known(packs: &Packs, failure: Option<Failure>) -> String {
+    match failure {
+        _ if packs.is_imported() => "not known: the labels were imported".to_owned(),
+        Some(failure) => format!("not known: {failure}"),
+        None => "not known: with today's configuration its row makes other tokens; \
+                 `hone-tokenize --why` says what changed"
+            .to_owned(),
+    }
 }
 
 fn in_row(facts: &mut Facts, pipeline: &Pipeline, inputs: &Inputs, view: &View, idx: usize) {

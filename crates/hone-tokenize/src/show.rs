@@ -368,7 +368,10 @@ fn pack(
     } else {
         let mut used: Vec<Look> = Vec::new();
         for (doc, view) in docs.iter().zip(&found) {
-            used.extend(view.iter().flat_map(|view| looks(view, &doc.in_row())));
+            match view {
+                Some(view) => used.extend(looks(view, &doc.in_row())),
+                None => used.push(Look::Trained),
+            }
         }
         let used: Vec<Look> = Look::ALL.into_iter().filter(|look| used.contains(look)).collect();
         ctx.print(legend(&used, is_colored));

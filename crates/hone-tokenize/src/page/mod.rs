@@ -197,8 +197,9 @@ fn head(out: &mut String, about: &About<'_>, stats: &Stats) {
     let trained = format!("{share} of the tokens");
     out.push_str(&card("trained", &count(all.tokens.trained), &trained, "good"));
     out.push_str(&card("refused rows", &count(all.refused), &reasons.join(", "), bad(all.refused)));
-    let lost = format!("{} trained tokens lost", count(stats.lost.trained));
-    out.push_str(&card("cut rows", &count(all.cut), &lost, bad(all.cut)));
+    let lost = stats.lost.trained;
+    let cut = format!("of refused rows, and of {} cut ones", count(all.cut));
+    out.push_str(&card("trained tokens lost", &count(lost), &cut, bad(lost)));
     out.push_str("</div>\n");
 }
 
@@ -291,7 +292,7 @@ fn tools(out: &mut String, about: &About<'_>, stats: &Stats, shown: &[Shown]) {
          <option value=\"least\">least trained first</option></select>\n\
          <select id=\"source\" aria-label=\"Source\"><option value=\"\">every source</option>{sources}</select>\n\
          <select id=\"role\" aria-label=\"Role\"><option value=\"\">every role</option>{roles}</select>\n\
-         <select id=\"state\" aria-label=\"State\"><option value=\"\">taken and refused</option>\
+         <select id=\"state\" aria-label=\"State\"><option value=\"\">every state</option>\
          <option>taken</option><option>cut</option><option>refused</option></select>\n\
          <input id=\"row\" type=\"number\" min=\"0\" placeholder=\"Row\" aria-label=\"Jump to a row\">\n\
          <label><input id=\"borders\" type=\"checkbox\"> token borders</label>\n\

@@ -115,6 +115,8 @@ fn what_is_exported_comes_back() {
         assert!(sealed.has(file), "{file}");
     }
     assert_eq!(place.run(&["diff", "runs/p/tokenize", "back"]).status.code(), Some(0));
+    let said = place.says(&["explain", "0:1", "--out", "anew"]);
+    assert!(said.contains("not known: the labels were imported"), "{said}");
 }
 
 #[test]
