@@ -18,16 +18,15 @@ const MEMORY_KIB: u64 = 3 << 20;
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Runs a stage with a limit on its memory.
-fn run(place: &Place, stage: &str, args: &[&str]) -> (Option<i32>, String) {
-    let program = place.command(stage, args);
+fn run(place: &Place, stage: &str) -> (Option<i32>, String, Duration) {
+    let program = place.command(stage, &[]);
     let mut command = Command::new("sh");
     let limited = format!("ulimit -d {MEMORY_KIB}; exec \"$0\" \"$@\"");
     command.arg("-c").arg(limited).arg(program.get_program()).args(program.get_args());
     command.current_dir(place.tree.path(""));
     let start = Instant::now();
     let output = place.tree.output(command);
-    assert!(start.elapsed() < PATIENCE, "{args:?} took {:?}", start.elapsed());
-    (output.code, output.stderr)
+    (output.code, output.stderr, start.elapsed())
 }
 
 /// What a case has to say: its exit code, and words on stderr.
@@ -35,7 +34,10 @@ type Said = (i32, &'static str);
 
 /// Compares what is said, and sees that nothing but an output that is whole appears.
 fn check(place: &Place, stage: &str, name: &str, said: Said, faults: &mut Vec<String>) {
-    let (code, stderr) = run(place, stage, &[]);
+    let (code, stderr, time) = run(place, stage);
+    if time > PATIENCE {
+        faults.push(format!("{name}: took {time:?}"));
+    }
     if code != Some(said.0) || !stderr.contains(said.1) {
         let shown: String = stderr.chars().take(600).collect();
         faults.push(format!("{name}: expected {said:?}, code {code:?}, said:\n{shown}"));
@@ -53,7 +55,7 @@ const DOUBLING: &str = "{% set ns = namespace(t='aaaaaaaa') %}{% for i in range(
 
 /// Name, template, what is said.
 const TEMPLATES: &[(&str, &str, Said)] = &[
-    ("empty", "", (0, "left out by the template")),
+    ("empty", "", (3, "writes nothing of what message 1 says")),
     ("unclosed tag", "{{ messages", (3, "line 1")),
     ("unclosed block", "{% for m in messages %}x", (3, "line 1")),
     ("unclosed comment", "{# x", (3, "")),
@@ -87,7 +89,7 @@ const TEMPLATES: &[(&str, &str, Said)] = &[
     ("replaced text", "{% set a = 'a' * 1000000 %}{{ a|replace('a', a) }}", (3, "")),
     ("replaced by nothing", "{% set a = 'a' * 1000000 %}{{ a.replace('', a) }}", (3, "")),
     ("joined text", "{% set a = 'a' * 1000000 %}{{ range(99999)|join(a) }}", (3, "")),
-    ("many batches", "{{ range(9999)|batch(1, 'x')|list|length }}", (0, "left out by the template")),
+    ("many batches", "{{ range(9999)|batch(1, 'x')|list|length }}", (3, "writes nothing")),
     ("wide batch", "{{ range(9)|batch(1000000000, 'x')|list }}", (3, "")),
     ("many slices", "{{ range(9)|slice(1000000000)|list }}", (3, "")),
     ("expanded tabs", "{{ '\t'.expandtabs(1000000000) }}", (3, "")),
@@ -95,11 +97,11 @@ const TEMPLATES: &[(&str, &str, Said)] = &[
     ("a strange date", "{{ strftime_now('%Q') }}", (3, "date")),
     ("division by nothing", "{{ 1 // 0 }}", (3, "")),
     ("a large power", "{{ 9 ** 9 ** 9 ** 9 }}", (3, "")),
-    ("drops the answers", "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", (0, "")),
+    ("drops the answers", "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", (3, "writes nothing")),
     ("repeats content", "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", (0, "")),
     ("reverses messages", "{% for m in messages[::-1] %}{{ m.content }}{% endfor %}", (0, "")),
     ("upper case", "{% for m in messages %}{{ m.content|upper }}{% endfor %}", (3, "cannot tell")),
-    ("only a length", "{% for m in messages %}{{ m.content|length }}{% endfor %}", (0, "")),
+    ("only a length", "{% for m in messages %}{{ m.content|length }}{% endfor %}", (3, "writes nothing")),
     ("reversed text", "{% for m in messages %}{{ m.content[::-1] }}{% endfor %}", (3, "cannot tell")),
     ("private use", "{% for m in messages %}\u{f0000}\u{e000}{{ m.content }}{% endfor %}", (0, "")),
 ];
@@ -123,7 +125,7 @@ fn hostile_templates_are_refused_in_bounds() {
     for (name, bytes, said) in [
         ("not UTF-8", vec![0xff, 0xfe], (3, "UTF-8")),
         ("two megabytes", vec![b'x'; 2 << 20], (3, "x.jinja")),
-        ("NUL", b"\0{{ messages[0].content }}".to_vec(), (0, "")),
+        ("NUL", b"\0{{ messages[0].content }}{{ messages[1].content }}".to_vec(), (0, "")),
     ] {
         let place = place.copy();
         place.tree.write("x.jinja", bytes);

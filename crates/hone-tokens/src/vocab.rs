@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokenizers::{Decoder, Model, NormalizedString, Normalizer, Tokenizer};
+use tokenizers::{Decoder, Model, ModelWrapper, NormalizedString, Normalizer, Tokenizer};
 
 use crate::added::AddedTokens;
 use crate::fast::Fast;
@@ -18,6 +18,16 @@ const ADDED_MAX: usize = 32_768;
 
 /// Longest added token, in bytes: markers are words, not texts.
 const ADDED_BYTES_MAX: usize = 1024;
+
+/// Longest text that a normalizer or pre-tokenizer may hold, in bytes: they replace or prepend a character or two, and what is
+/// longer makes a megabyte of each blank. Tables of characters are another thing.
+const LITERAL_BYTES_MAX: usize = 4096;
+
+/// Key of a normalizer's table of characters.
+const TABLE_KEY: &str = "precompiled_charsmap";
+
+/// Highest id: sixty times that of the largest vocabulary in use. Embeddings have a row for each.
+const ID_MAX: u32 = 1 << 24;
 
 /// A tokenizer, with its added tokens taken apart.
 pub struct Vocab {
@@ -69,6 +79,28 @@ pub enum VocabError {
         /// The id it gets.
         found: String,
     },
+    /// A normalizer or pre-tokenizer with a long text in it.
+    #[error(
+        "a normalizer or pre-tokenizer of tokenizer.json holds a text of {bytes} bytes, more than {LITERAL_BYTES_MAX}"
+    )]
+    Literal {
+        /// Its length.
+        bytes: usize,
+    },
+    /// An id that no model has an embedding for.
+    #[error("tokenizer.json gives a token the id {id}, more than {ID_MAX}")]
+    IdTooHigh {
+        /// The id.
+        id: u32,
+    },
+    /// Merges are left out at random.
+    #[error(
+        "tokenizer.json has a dropout of {dropout}: the same text would have other ids each time; set it to null"
+    )]
+    Dropout {
+        /// The probability.
+        dropout: f32,
+    },
     /// A name that is no added token.
     #[error("`{0}` is not an added token of this tokenizer, so nothing has to be allowed for it")]
     NotAdded(String),
@@ -99,6 +131,7 @@ impl Vocab {
         if bytes.len() > JSON_BYTES_MAX {
             return Err(VocabError::TooLarge { bytes: bytes.len() });
         }
+        check_literals(bytes)?;
         Vocab::compiled(bytes).map_or_else(|| Vocab::reference(bytes), Ok)
     }
 
@@ -112,6 +145,9 @@ impl Vocab {
         let document: Document = serde_json::from_slice(bytes).ok()?;
         let declared: Vec<DeclaredToken> = document.added_tokens().ok()?;
         check_declared(&declared).ok()?;
+        if document.model.vocab.0.iter().any(|(_, id)| *id > ID_MAX) {
+            return None;
+        }
         let fast = Fast::new(&document)?;
         // The ids that the reference gives: those of the model, and from there on in order.
         let mut next = document.model.vocab.0.len() as u32;
@@ -152,7 +188,15 @@ impl Vocab {
                 });
             }
         }
-        Vocab::new(tokenizer, None)
+        if let ModelWrapper::BPE(model) = tokenizer.get_model()
+            && let Some(dropout) = model.dropout.filter(|dropout| *dropout > 0.0)
+        {
+            return Err(VocabError::Dropout { dropout });
+        }
+        match tokenizer.get_vocab(true).into_values().max() {
+            Some(id) if id > ID_MAX => Err(VocabError::IdTooHigh { id }),
+            _ => Vocab::new(tokenizer, None),
+        }
     }
 
     fn new(tokenizer: Tokenizer, fast: Option<Fast>) -> Result<Self, VocabError> {
@@ -300,6 +344,39 @@ impl IdSet {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct DecodeError(String);
+
+/// The parts of a `tokenizer.json` that write into texts.
+#[derive(Deserialize)]
+struct Literals {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+}
+
+/// Refuses long texts in what writes into texts. What is not JSON is for others to refuse.
+fn check_literals(bytes: &[u8]) -> Result<(), VocabError> {
+    let Ok(Literals { normalizer, pre_tokenizer }) = serde_json::from_slice(bytes) else {
+        return Ok(());
+    };
+    match longest(&normalizer).max(longest(&pre_tokenizer)) {
+        bytes if bytes > LITERAL_BYTES_MAX => Err(VocabError::Literal { bytes }),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of the longest text in a value.
+fn longest(value: &Value) -> usize {
+    let all = |values: &mut dyn Iterator<Item = &Value>| values.map(longest).max().unwrap_or(0);
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => all(&mut items.iter()),
+        Value::Object(map) => {
+            all(&mut map.iter().filter(|(key, _)| *key != TABLE_KEY).map(|(_, value)| value))
+        }
+        _ => 0,
+    }
+}
 
 fn check_declared(tokens: &[DeclaredToken]) -> Result<(), VocabError> {
     if tokens.len() > ADDED_MAX {
