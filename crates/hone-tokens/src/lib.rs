@@ -3,7 +3,8 @@
 //! - [`Vocab`]: a tokenizer that knows which bytes the template wrote. An added token is taken as one token only there;
 //!   inside a message the same bytes become ordinary text, so no row can forge a control token. On rows that spell no
 //!   such token the ids are those of the reference implementation.
-//! - [`tokenize`]: a row's ids and the weight of each token's loss under a [`Rules`], certified or refused by [`Reason`].
+//! - [`tokenize`]: a row's ids and the weight of each token's loss under a [`Rules`]: what is trained by its [`Policy`], what
+//!   becomes of a row that is too long by [`TooLong`]. Certified, or refused by [`Reason`].
 //! - [`pack`]: documents into packs by their lengths, none lost and none twice.
 //! - [`prompt_of`]: what a model is asked, and what it should say, for evaluation.
 //! - [`look`]: the same before it is judged, with the spans behind each token, for whoever asks why.
