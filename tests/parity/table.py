@@ -57,6 +57,7 @@ def tables(root):
     versions = ", ".join(f"{name} {v}" for name, v in results["versions"].items())
     head = f"{results['n_chats']} chats, {len(tokenizers)} tokenizers, {len(names)} templates; {versions}.\n\n"
     why = "\n".join(f"- `{t or 'any'}` under `{name}`: {reason}." for t, name, reason in results["different"])
+    why += "\n- *not taken*: rows with tools where the template compares their words or escapes them (gpt-oss asks whether a name is among the required ones, Apriel writes\n  tools as Python does), so that it cannot be told who wrote what: refused as `provenance unknown`, with both strings."
     return head + "\n".join(lines) + "\n\nWhat differs, and why:\n\n" + why + "\n"
 
 
