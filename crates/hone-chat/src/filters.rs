@@ -1,4 +1,5 @@
-//! Filters that take their arguments, or give their results, otherwise in Jinja2 than in the engine.
+//! Filters that take their arguments, or give their results, otherwise in Jinja2 than in the
+//! engine.
 
 use std::sync::Arc;
 

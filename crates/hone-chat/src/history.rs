@@ -2,12 +2,12 @@
 //! others follow.
 //!
 //! Models that think are trained so, and served so: the thought of an earlier turn is not in the
-//! prompt. A conversation rendered once then lacks those thoughts, and what it trains of an earlier
-//! answer (no thought at all, or an empty one) is what the model must never write. So an answer that
-//! loses words is looked at twice: if the conversation up to it still has them, the row is expanded,
-//! refused or taken as it is, as the user decides. So is an answer behind which stands what a served
-//! model reads before it: some templates put the system message or the tools before the last
-//! question.
+//! prompt. A conversation rendered once then lacks those thoughts, and what it trains of an
+//! earlier answer (no thought at all, or an empty one) is what the model must never write. So an
+//! answer that loses words is looked at twice: if the conversation up to it still has them, the
+//! row is expanded, refused or taken as it is, as the user decides. So is an answer behind which
+//! stands what a served model reads before it: some templates put the system message or the tools
+//! before the last question.
 //!
 //! Nothing is rendered twice for the rows of templates that keep what messages say.
 

@@ -73,7 +73,8 @@ pub enum TemplateError {
     /// The template took too long, or wrote too much.
     #[error("the chat template goes beyond its limit of {0}")]
     Limit(&'static str),
-    /// The template leaves out of an answer, once others follow, what it writes when it is the last.
+    /// The template leaves out of an answer, once others follow, what it writes when it is the
+    /// last; or it moves behind it what stands before it then.
     #[error(
         "the chat template rewrites message {message} once others follow: \
          in the whole conversation it renders {whole:?}, as served {served:?}"

@@ -12,15 +12,16 @@ use serde_json::{Map, Value};
 /// The keys of the table, for `--help`; a test holds it against [`Config`].
 const KEYS: &str = "\
 The [template] table, with its defaults:
-  template = \"auto\"        the base model's (for rows with tools its `tool_use`, if it has one); or
-                           { of_model = \"rag\" } for another of several that it has,
+  template = \"auto\"        the base model's (for rows with tools its `tool_use`, if it has one);
+                           or { of_model = \"rag\" } for another of several that it has,
                            { file = \"x.jinja\" }, or one of hone's own by name
   date                     what templates see as today, such as \"2026-01-31\"
   variables = {}           further variables of the template: { enable_thinking = false }
-  rewritten = \"expand\"     when the template leaves out of an earlier answer what it writes when that
-                           is the last (its thought, mostly), or moves behind it what a served model
-                           reads before: train it in a sample of its own, named
-                           <id>#<message>; \"refuse\" rejects the row, \"accept\" trains what is left
+  rewritten = \"expand\"     when the template leaves out of an earlier answer what it writes when
+                           that is the last (its thought, mostly), or moves behind it what a
+                           served model reads before: train it in a sample of its own, named
+                           <id>#<message>; \"refuse\" rejects the row, \"accept\" trains what is
+                           left
   max_reject_share = 0.05  more rejected rows than this: sealed, but exit code 1";
 
 /// Render conversations with a chat template, and know for each byte who wrote it.
