@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::text::visible;
 use crate::{Common, Exit, LogFormat};
 
 /// Time between two progress lines where there is no terminal.
@@ -104,7 +105,8 @@ impl Context {
         } else {
             let prefix = if level == "info" { String::new() } else { format!("{level}: ") };
             let hint = hint.map_or_else(String::new, |hint| format!("hint: {hint}\n"));
-            format!("{prefix}{line}\n{hint}")
+            // A message may name what a row says, and that must not drive the terminal.
+            visible(&format!("{prefix}{line}\n{hint}"))
         };
         self.bars.suspend(|| {
             // A closed stderr is no reason to stop working.

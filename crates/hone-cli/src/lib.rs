@@ -6,6 +6,7 @@
 //! - [`Pipeline`]: the pipeline file; each program reads its own table, `--set` overrides, unknown keys are refused.
 //! - [`run_stage`]: the frame of a stage: key, `fresh`, lock, work, seal, summary.
 //! - [`worker`]: work on foreign bytes in a process of its own, with limits of memory and time.
+//! - [`text`]: what rows say, as people may see it.
 //! - [`Context`]: talk goes to stderr (lines, JSON lines, progress bars), data to stdout; signals set a flag.
 
 mod context;
@@ -15,6 +16,7 @@ mod launch;
 mod nearest;
 mod pipeline;
 mod stage;
+pub mod text;
 pub mod worker;
 
 pub use context::{Context, Progress};

@@ -14,7 +14,7 @@ use hone_tokens::Vocab;
 use serde_json::{Value, json};
 
 use crate::documents::{Packs, documents};
-use crate::text::one_line;
+use hone_cli::text::one_line;
 
 /// Most rows whose tokens are compared one by one; beyond that they are counted as rows alone.
 const ROWS_MAX: usize = 100_000;

@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use crate::args::split;
 use crate::documents::{Packs, documents, views};
 use crate::inputs::Inputs;
-use crate::text::one_line;
 use crate::view::{Rule, View};
+use hone_cli::text::one_line;
 
 /// Characters of text shown on either side of a token.
 const AROUND: usize = 60;

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::args::split;
 use crate::documents::{Document, Packs, documents};
-use crate::text::one_line;
+use hone_cli::text::one_line;
 
 /// The label of a token that is not trained.
 pub(crate) const IGNORED: i32 = -100;

@@ -17,7 +17,6 @@ mod record;
 mod run;
 mod show;
 mod tally;
-mod text;
 mod view;
 mod vocab;
 mod worker;

@@ -13,8 +13,8 @@ use crate::args::split;
 use crate::documents::{Document, Packs, documents, views};
 use crate::inputs::Inputs;
 use crate::page;
-use crate::text::{one_line, visible};
 use crate::view::{Token, View};
+use hone_cli::text::{one_line, visible};
 
 /// Which example, and how it is shown.
 #[derive(clap::Args)]

@@ -1,6 +1,6 @@
 //! Text and numbers as HTML.
 
-use crate::text::{Bit, bits, number, visible};
+use hone_cli::text::{Bit, bits, number, visible};
 
 /// A text as the content of an element: no character of it can end the element, act on the page or hide.
 pub(crate) fn content(text: &str) -> String {

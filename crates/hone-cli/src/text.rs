@@ -2,7 +2,7 @@
 
 /// A piece of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Bit<'a> {
+pub enum Bit<'a> {
     /// As it is; line ends and tabs included.
     Plain(&'a str),
     /// A character that is shown by its number.
@@ -24,7 +24,7 @@ fn is_hidden(c: char) -> bool {
 }
 
 /// The pieces of a text, in order.
-pub(crate) fn bits(text: &str) -> impl Iterator<Item = Bit<'_>> {
+pub fn bits(text: &str) -> impl Iterator<Item = Bit<'_>> {
     let mut rest = text;
     std::iter::from_fn(move || {
         let first = rest.chars().next()?;
@@ -39,12 +39,12 @@ pub(crate) fn bits(text: &str) -> impl Iterator<Item = Bit<'_>> {
 }
 
 /// The number of a character, as Unicode writes it.
-pub(crate) fn number(c: char) -> String {
+pub fn number(c: char) -> String {
     format!("U+{:04X}", u32::from(c))
 }
 
 /// A text for the terminal; line ends and tabs stay.
-pub(crate) fn visible(text: &str) -> String {
+pub fn visible(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for bit in bits(text) {
         match bit {
@@ -56,7 +56,7 @@ pub(crate) fn visible(text: &str) -> String {
 }
 
 /// A text on one line: line ends, tabs and backslashes too are written out.
-pub(crate) fn one_line(text: &str) -> String {
+pub fn one_line(text: &str) -> String {
     let text = text.replace('\\', "\\\\").replace('\n', "\\n").replace('\t', "\\t");
     visible(&text)
 }
