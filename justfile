@@ -43,6 +43,10 @@ test: build
 parity: build
     cargo nextest run --release --workspace --locked -E 'package(hone-tests) & binary(parity)'
 
+# Template and tokenize beside TRL and the bare tokenizers library, in turn; needs HONE_CORPUS and tests/bench/peers/requirements.txt.
+bench-text: build
+    python3 tests/bench/peers/text.py --bin {{bin}} --tokenizer "$HONE_CORPUS/tokenizers/qwen3" --template "$HONE_CORPUS/templates/trl/trl/chat_templates/qwen3_training.jinja" --work target/bench-text
+
 # The programs, in one profile for all uses.
 build:
     @cargo build --quiet --release --workspace --locked
