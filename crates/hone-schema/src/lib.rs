@@ -27,4 +27,4 @@ pub use rows::{Conversation, Kind, Part, Prompt, Reject, Rendered, RowError, Spa
 pub use steps::PlanStep;
 
 /// Version of the manifest and of every row type; a reader takes exactly its own.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
