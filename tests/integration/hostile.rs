@@ -70,13 +70,21 @@ const TEMPLATES: &[(&str, &str, Said)] = &[
     ("nested parentheses", "PARENTHESES", (3, "")),
     ("endless macro", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", (3, "")),
     ("endless call", "{% macro m() %}{% call m() %}{% endcall %}{% endmacro %}{{ m() }}", (3, "")),
-    ("nested ranges", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", (3, "instructions")),
+    (
+        "nested ranges",
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        (3, "instructions"),
+    ),
     ("a wide range", "{{ range(1000000000)|list }}", (3, "range")),
     ("repeated text", "{{ 'a' * 3000000000 }}", (3, "too large")),
     ("repeated list", "{{ [0] * 1000000000 }}", (3, "too large")),
     ("repeated message", "{{ messages[0].content * 100000000 }}", (3, "")),
     ("doubled text", DOUBLING, (3, "")),
-    ("doubled list", "{% set ns = namespace(t=[0]) %}{% for i in range(60) %}{% set ns.t = ns.t + ns.t %}{% endfor %}x", (3, "")),
+    (
+        "doubled list",
+        "{% set ns = namespace(t=[0]) %}{% for i in range(60) %}{% set ns.t = ns.t + ns.t %}{% endfor %}x",
+        (3, ""),
+    ),
     ("wide indent", "{{ 'x'|indent(1000000000, true) }}", (3, "")),
     ("wide format", "{{ '%1000000000d'|format(1) }}", (3, "")),
     ("wide center", "{{ 'x'.center(1000000000) }}", (3, "")),
@@ -85,7 +93,11 @@ const TEMPLATES: &[(&str, &str, Said)] = &[
     ("wide zfill", "{{ 'x'.zfill(1000000000) }}", (3, "")),
     ("wide center filter", "{{ 'x'|center(1000000000) }}", (3, "")),
     ("wide JSON", "{{ messages|tojson(indent=1000000000) }}", (3, "indent")),
-    ("JSON separators", "{{ [0,0]|tojson(separators=['a'*9000000, 'b']) * 9 }}", (3, "output bytes")),
+    (
+        "JSON separators",
+        "{{ [0,0]|tojson(separators=['a'*9000000, 'b']) * 9 }}",
+        (3, "output bytes"),
+    ),
     ("replaced text", "{% set a = 'a' * 1000000 %}{{ a|replace('a', a) }}", (3, "")),
     ("replaced by nothing", "{% set a = 'a' * 1000000 %}{{ a.replace('', a) }}", (3, "")),
     ("joined text", "{% set a = 'a' * 1000000 %}{{ range(99999)|join(a) }}", (3, "")),
@@ -97,12 +109,28 @@ const TEMPLATES: &[(&str, &str, Said)] = &[
     ("a strange date", "{{ strftime_now('%Q') }}", (3, "date")),
     ("division by nothing", "{{ 1 // 0 }}", (3, "")),
     ("a large power", "{{ 9 ** 9 ** 9 ** 9 }}", (3, "")),
-    ("drops the answers", "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", (3, "writes nothing")),
-    ("repeats content", "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", (0, "")),
+    (
+        "drops the answers",
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+        (3, "writes nothing"),
+    ),
+    (
+        "repeats content",
+        "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
+        (0, ""),
+    ),
     ("reverses messages", "{% for m in messages[::-1] %}{{ m.content }}{% endfor %}", (0, "")),
     ("upper case", "{% for m in messages %}{{ m.content|upper }}{% endfor %}", (3, "cannot tell")),
-    ("only a length", "{% for m in messages %}{{ m.content|length }}{% endfor %}", (3, "writes nothing")),
-    ("reversed text", "{% for m in messages %}{{ m.content[::-1] }}{% endfor %}", (3, "cannot tell")),
+    (
+        "only a length",
+        "{% for m in messages %}{{ m.content|length }}{% endfor %}",
+        (3, "writes nothing"),
+    ),
+    (
+        "reversed text",
+        "{% for m in messages %}{{ m.content[::-1] }}{% endfor %}",
+        (3, "cannot tell"),
+    ),
     ("private use", "{% for m in messages %}\u{f0000}\u{e000}{{ m.content }}{% endfor %}", (0, "")),
 ];
 
@@ -157,39 +185,139 @@ fn push_added(json: &mut Value, token: Value) {
 const TOKENIZERS: &[(&str, Edit, Said)] = &[
     ("no model", |j| j["model"] = Value::Null, (3, "tokenizer.json")),
     ("unknown model", |j| j["model"]["type"] = json!("Oracle"), (3, "tokenizer.json")),
-    ("a merge of nothing", |j| j["model"]["merges"] = json!([["zz9", "qq8"]]), (3, "tokenizer.json")),
-    ("a merge of three", |j| j["model"]["merges"] = json!([["a", "b", "c"]]), (3, "tokenizer.json")),
+    (
+        "a merge of nothing",
+        |j| j["model"]["merges"] = json!([["zz9", "qq8"]]),
+        (3, "tokenizer.json"),
+    ),
+    (
+        "a merge of three",
+        |j| j["model"]["merges"] = json!([["a", "b", "c"]]),
+        (3, "tokenizer.json"),
+    ),
     ("a vocabulary of texts", |j| j["model"]["vocab"] = json!("a"), (3, "tokenizer.json")),
-    ("an empty vocabulary", |j| { j["model"]["vocab"] = json!({}); j["model"]["merges"] = json!([]); }, (3, "")),
+    (
+        "an empty vocabulary",
+        |j| {
+            j["model"]["vocab"] = json!({});
+            j["model"]["merges"] = json!([]);
+        },
+        (3, "text that the vocabulary cannot write"),
+    ),
     ("an id below 0", |j| j["model"]["vocab"]["zzz"] = json!(-1), (3, "tokenizer.json")),
-    ("an id beyond 32 bits", |j| j["model"]["vocab"]["zzz"] = json!(1u64 << 40), (3, "tokenizer.json")),
-    ("an id of four thousand million", |j| j["model"]["vocab"]["zzz"] = json!(4_000_000_000u32), (3, "vocab")),
-    ("two tokens of one id", |j| j["model"]["vocab"]["zzz"] = json!(300), (3, "")),
+    (
+        "an id beyond 32 bits",
+        |j| j["model"]["vocab"]["zzz"] = json!(1u64 << 40),
+        (3, "tokenizer.json"),
+    ),
+    (
+        "an id of four thousand million",
+        |j| j["model"]["vocab"]["zzz"] = json!(4_000_000_000u32),
+        (3, "more than 16777216"),
+    ),
+    ("two tokens of one id", |j| j["model"]["vocab"]["zzz"] = json!(300), (0, "")),
     ("an empty added token", |j| push_added(j, added(2047, String::new())), (0, "")),
-    ("an added token of a megabyte", |j| push_added(j, added(2048, "x".repeat(1 << 20))), (3, "1048576 bytes")),
-    ("an added token beyond the vocabulary", |j| push_added(j, added(2048, "<x>".into())), (3, "vocab")),
+    (
+        "an added token of a megabyte",
+        |j| push_added(j, added(2048, "x".repeat(1 << 20))),
+        (3, "1048576 bytes"),
+    ),
+    ("an added token beyond the vocabulary", |j| push_added(j, added(2048, "<x>".into())), (0, "")),
     ("an added token of another id", |j| push_added(j, added(7, "<x>".into())), (3, "")),
-    ("forty thousand added tokens", |j| { for id in 0..40_000 { push_added(j, added(2048 + id, format!("<{id}>"))); } }, (3, "40")),
+    (
+        "forty thousand added tokens",
+        |j| {
+            for id in 0..40_000 {
+                push_added(j, added(2048 + id, format!("<{id}>")));
+            }
+        },
+        (3, "40"),
+    ),
     ("added tokens that are no list", |j| j["added_tokens"] = json!("x"), (3, "tokenizer.json")),
     ("a pattern that backtracks", |j| j["pre_tokenizer"] = split_at("(a|aa)+$"), (0, "")),
     ("a pattern that backtracks more", |j| j["pre_tokenizer"] = split_at("(x+x+)+y"), (0, "")),
     ("a pattern of words", |j| j["pre_tokenizer"] = split_at(r"(\w+\s?)*:"), (0, "")),
     ("an invalid pattern", |j| j["pre_tokenizer"] = split_at("(a"), (3, "tokenizer.json")),
     ("an empty pattern", |j| j["pre_tokenizer"] = split_at(""), (0, "")),
-    ("a pattern of great repetition", |j| j["pre_tokenizer"] = split_at("((a{1000}){1000}){1000}"), (3, "tokenizer.json")),
-    ("an unknown pre-tokenizer", |j| j["pre_tokenizer"] = json!({"type": "Oracle"}), (3, "tokenizer.json")),
-    ("an unknown normalizer", |j| j["normalizer"] = json!({"type": "Oracle"}), (3, "tokenizer.json")),
-    ("a prefix of ten megabytes", |j| j["normalizer"] = json!({"type": "Prepend", "prepend": "x".repeat(10 << 20)}), (3, "")),
-    ("a normalizer that grows text", |j| j["normalizer"] = json!({"type": "Replace", "pattern": {"String": " "}, "content": "x".repeat(1 << 20)}), (3, "")),
+    (
+        "a pattern of great repetition",
+        |j| j["pre_tokenizer"] = split_at("((a{1000}){1000}){1000}"),
+        (3, "tokenizer.json"),
+    ),
+    (
+        "an unknown pre-tokenizer",
+        |j| j["pre_tokenizer"] = json!({"type": "Oracle"}),
+        (3, "tokenizer.json"),
+    ),
+    (
+        "an unknown normalizer",
+        |j| j["normalizer"] = json!({"type": "Oracle"}),
+        (3, "tokenizer.json"),
+    ),
+    (
+        "a prefix of ten megabytes",
+        |j| j["normalizer"] = json!({"type": "Prepend", "prepend": "x".repeat(10 << 20)}),
+        (3, ""),
+    ),
+    (
+        "a normalizer that grows text",
+        |j| {
+            j["normalizer"] = json!({"type": "Replace", "pattern": {"String": " "}, "content": "x".repeat(1 << 20)})
+        },
+        (3, ""),
+    ),
     ("a normalizer that splits letters", |j| j["normalizer"] = json!({"type": "NFKD"}), (0, "")),
-    ("a normalizer that takes all away", |j| j["normalizer"] = json!({"type": "Replace", "pattern": {"Regex": "(?s)."}, "content": ""}), (3, "")),
-    ("a post-processor of a missing id", |j| j["post_processor"] = json!({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}], "pair": [], "special_tokens": {}}), (3, "")),
-    ("truncation", |j| j["truncation"] = json!({"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}), (0, "")),
-    ("padding", |j| j["padding"] = json!({"strategy": {"Fixed": 4000}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}), (0, "")),
+    (
+        "a normalizer that takes all away",
+        |j| {
+            j["normalizer"] =
+                json!({"type": "Replace", "pattern": {"Regex": "(?s)."}, "content": ""})
+        },
+        (3, "text that the vocabulary cannot write"),
+    ),
+    (
+        "a post-processor of a missing id",
+        |j| j["post_processor"] = json!({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}], "pair": [], "special_tokens": {}}),
+        (0, ""),
+    ),
+    (
+        "truncation",
+        |j| {
+            j["truncation"] = json!({"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"})
+        },
+        (0, ""),
+    ),
+    (
+        "padding",
+        |j| j["padding"] = json!({"strategy": {"Fixed": 4000}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}),
+        (0, ""),
+    ),
     ("dropout", |j| j["model"]["dropout"] = json!(0.5), (3, "dropout")),
-    ("a Unigram of nothing", |j| j["model"] = json!({"type": "Unigram", "unk_id": 0, "vocab": []}), (3, "")),
-    ("a word level without unknown", |j| j["model"] = json!({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"}), (3, "")),
-    ("a byte missing", |j| { j["model"]["vocab"].as_object_mut().expect("a vocabulary").remove("!"); }, (3, "")),
+    (
+        "a Unigram of nothing",
+        |j| j["model"] = json!({"type": "Unigram", "unk_id": 0, "vocab": []}),
+        (3, ""),
+    ),
+    (
+        "a word level without unknown",
+        |j| j["model"] = json!({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"}),
+        (3, ""),
+    ),
+    (
+        "a byte missing",
+        |j| {
+            j["model"]["merges"] = json!([]);
+            j["model"]["vocab"].as_object_mut().expect("a vocabulary").remove(".");
+        },
+        (3, "text that the vocabulary cannot write"),
+    ),
+    (
+        "a byte missing that merges need",
+        |j| {
+            j["model"]["vocab"].as_object_mut().expect("a vocabulary").remove(".");
+        },
+        (3, "out of vocabulary"),
+    ),
 ];
 
 #[test]

@@ -143,17 +143,18 @@ struct Out {
 impl Out {
     fn take(&mut self, answer: Answer) -> Result<(), Failure> {
         match answer {
-            Answer::Done(bytes) => {
-                let [tally, rendered, rejects] = split(&bytes)?;
-                let tally = serde_json::from_slice(tally).map_err(|e| {
-                    Failure::environment(format!("a worker's counts are not JSON: {e}"))
-                })?;
-                self.tally.add(tally);
-                self.rendered.write(&decode_rows(rendered)?)?;
-                Ok(self.rejects.write(&decode_rows(rejects)?)?)
-            }
+            Answer::Done(chunks) => chunks.iter().try_for_each(|bytes| self.chunk(bytes)),
             Answer::Died { rows, why } => self.took_down(&rows, &why),
         }
+    }
+
+    fn chunk(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let [tally, rendered, rejects] = split(bytes)?;
+        let tally = serde_json::from_slice(tally)
+            .map_err(|e| Failure::environment(format!("a worker's counts are not JSON: {e}")))?;
+        self.tally.add(tally);
+        self.rendered.write(&decode_rows(rendered)?)?;
+        Ok(self.rejects.write(&decode_rows(rejects)?)?)
     }
 
     /// A row that no worker survives.

@@ -7,7 +7,6 @@ use hone_chat::{ChatTemplate, Dialect, Rewritten};
 use hone_cli::worker::{Limits, encode_rows, join, serve};
 use hone_cli::{Exit, Failure};
 use hone_schema::{Conversation, Reject, Rendered};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -88,7 +87,7 @@ fn answer(
     batch: &RecordBatch,
 ) -> Result<Vec<u8>, Failure> {
     let rows = Conversation::from_batch(batch)?;
-    let done: Vec<_> = rows.par_iter().map(|row| rows::render(templates, rewritten, row)).collect();
+    let done = rows.iter().map(|row| rows::render(templates, rewritten, row));
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     let mut tally = Tally::default();
     for (row, done) in rows.iter().zip(done) {

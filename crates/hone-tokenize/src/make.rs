@@ -1,25 +1,13 @@
-//! Rendered rows in, tokenized rows out: a function over a batch, whose result is the same for any number of threads.
+//! Rendered rows in, tokenized rows out.
 
 use hone_schema::{Rendered, Split};
 use hone_tokens::{PromptIds, Refusal, Rules, Taken, Vocab, prompt_of, tokenize};
-use rayon::prelude::*;
 
 /// What became of a rendered row: its tokens, and what a model is asked when the row is held out; or why it is not taken.
 pub(crate) type Made = Result<(Taken, Option<PromptIds>), Refusal>;
 
-/// Tokenizes a batch of rows on all threads; what became of them, in their order, goes through `then`, with each row's index in the
-/// batch.
-pub(crate) fn make<T: Send>(
-    vocab: &Vocab,
-    rules: &Rules,
-    rows: &[Rendered],
-    then: impl Fn(usize, Made) -> T + Sync,
-) -> Vec<T> {
-    let all = rows.par_iter().enumerate();
-    all.map(|(idx, row)| then(idx, make_one(vocab, rules, row))).collect()
-}
-
-fn make_one(vocab: &Vocab, rules: &Rules, rendered: &Rendered) -> Made {
+/// Tokenizes a row.
+pub(crate) fn make(vocab: &Vocab, rules: &Rules, rendered: &Rendered) -> Made {
     let mut taken = tokenize(vocab, rendered, rules)?;
     let prompt = match taken.rows.first() {
         Some(first) if rendered.split != Split::Train => {

@@ -133,11 +133,14 @@ impl<'a> Sinks<'a> {
 
     /// Takes what became of a batch.
     fn take(&mut self, answer: Answer) -> Result<(), Failure> {
-        let bytes = match answer {
-            Answer::Done(bytes) => bytes,
-            Answer::Died { rows, why } => return self.took_down(&rows, &why),
-        };
-        let batch = Batch::read(&bytes)?;
+        match answer {
+            Answer::Done(chunks) => chunks.iter().try_for_each(|bytes| self.chunk(bytes)),
+            Answer::Died { rows, why } => self.took_down(&rows, &why),
+        }
+    }
+
+    fn chunk(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        let batch = Batch::read(bytes)?;
         for row in batch.records() {
             let row = row?;
             self.aside(row.split)?.0.push(row.len, row.record)?;

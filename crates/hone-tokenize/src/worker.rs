@@ -144,12 +144,11 @@ struct Writer {
 
 fn answer(encoder: &Encoder, batch: &RecordBatch) -> Result<Vec<u8>, Failure> {
     let (rows, index) = rows_of(batch)?;
-    let ready = |at: usize, made: Made| Ready::new(index[at], made);
-    let made = make(&encoder.vocab, &encoder.rules, &rows, ready);
     let mut out = Writer::default();
     let asked = encoder.rules.policy.train_on.roles();
-    for ((row, index), ready) in rows.iter().zip(&index).zip(made) {
+    for (row, index) in rows.iter().zip(&index) {
         out.tally.see_roles(asked, row);
+        let ready = Ready::new(*index, make(&encoder.vocab, &encoder.rules, row));
         match &ready.made {
             Ok(_) => out.take(row, *index, ready),
             Err(refusal) => {

@@ -3,7 +3,7 @@
 //! This looks at tokens, at the template's spans and at the policy, not at how the mask was made, so that a mistake there is
 //! found here: no token begins a text twice; every trained response has a stop marker, that marker is one token, and that token
 //! is trained, as far as the policy has it so; no trained token holds a byte of a header or of a message that is not to be
-//! trained; none weighs more than the data says; at least one is trained. What remains of a row that was cut is looked at again.
+//! trained; none weighs more than the data says; no text that is to be trained is in no token; at least one token is trained. What remains of a row that was cut is looked at again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -50,6 +50,7 @@ pub(crate) fn certify(vocab: &Vocab, work: &Work, rules: &Rules) -> Result<Proof
     one_bos(work, rules.bos, &stop_ids)?;
     let may = May::new(work.row, &rules.policy);
     nothing_else(vocab, work, &may, &stop_ids)?;
+    nothing_lost(work, &may)?;
     no_thought(work, &rules.policy)?;
     stops(work, &may)
 }
@@ -178,6 +179,34 @@ fn nothing_else(
             if is_header && !is_foreign_stop {
                 return Err((Reason::HeaderTrained, detail()));
             }
+        }
+    }
+    Ok(())
+}
+
+/// Text that is to be trained is in its tokens: a vocabulary that lacks a byte leaves it out without a word. Blanks may be lost,
+/// because some tokenizers trim.
+fn nothing_lost(work: &Work, may: &May) -> Result<(), Fault> {
+    let mut done = 0;
+    let tokens = work.encoded.offsets.iter().map(|at| at.start..at.end);
+    for at in tokens.chain([work.row.text.len()..work.row.text.len()]) {
+        if at.start > done {
+            lost(work, may, done..at.start)?;
+        }
+        done = done.max(at.end);
+    }
+    Ok(())
+}
+
+fn lost(work: &Work, may: &May, gap: Range<usize>) -> Result<(), Fault> {
+    let spans = &work.row.spans;
+    let from = spans.partition_point(|span| span.end as usize <= gap.start);
+    for span in spans[from..].iter().take_while(|span| (span.start as usize) < gap.end) {
+        let inside = gap.start.max(span.start as usize)..gap.end.min(span.end as usize);
+        let text = work.row.text.get(inside.clone()).unwrap_or("?");
+        if span.part.is_said() && may.train(span) && !text.trim().is_empty() {
+            let shown: String = text.chars().take(40).collect();
+            return Err((Reason::TextLost, format!("{shown:?} at byte {}", inside.start)));
         }
     }
     Ok(())

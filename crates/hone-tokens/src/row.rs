@@ -60,6 +60,8 @@ pub enum Reason {
     TooHeavy,
     /// An id that the model has no embedding for.
     NotInModel,
+    /// Text that is to be trained and is in no token: the vocabulary cannot write it.
+    TextLost,
     /// The model of the vocabulary itself made a control token of a message's text.
     ForgedControl,
     /// The tokenizer reported an error.
@@ -68,7 +70,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 17] = [
+    pub const ALL: [Reason; 18] = [
         Reason::TooLong,
         Reason::ResponseCutOff,
         Reason::ResponseDoesNotFit,
@@ -84,6 +86,7 @@ impl Reason {
         Reason::ForeignByteTrained,
         Reason::TooHeavy,
         Reason::NotInModel,
+        Reason::TextLost,
         Reason::ForgedControl,
         Reason::NotEncodable,
     ];
@@ -106,6 +109,7 @@ impl Reason {
             Reason::ForeignByteTrained => "untrained text trained",
             Reason::TooHeavy => "weight above the data's",
             Reason::NotInModel => "id beyond the model's vocabulary",
+            Reason::TextLost => "text that the vocabulary cannot write",
             Reason::ForgedControl => "forged control token",
             Reason::NotEncodable => "not encodable",
         }

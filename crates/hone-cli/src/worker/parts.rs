@@ -55,6 +55,23 @@ pub fn split<const N: usize>(bytes: &[u8]) -> Result<[&[u8]; N], Failure> {
     if rest.is_empty() { Ok(parts) } else { Err(wrong()) }
 }
 
+/// All things that [`join`] made one.
+///
+/// # Errors
+/// Bytes that are cut off.
+pub(super) fn split_all(bytes: &[u8]) -> Result<Vec<Vec<u8>>, Failure> {
+    let wrong = || Failure::environment("a worker's answer is cut off");
+    let (mut rest, mut parts) = (bytes, Vec::new());
+    while !rest.is_empty() {
+        let (len, behind) = rest.split_first_chunk::<8>().ok_or_else(wrong)?;
+        let len = usize::try_from(u64::from_le_bytes(*len)).map_err(|_| wrong())?;
+        let (part, behind) = behind.split_at_checked(len).ok_or_else(wrong)?;
+        parts.push(part.to_vec());
+        rest = behind;
+    }
+    Ok(parts)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +84,8 @@ mod tests {
         assert!(split::<4>(&all).is_err());
         assert!(split::<3>(&all[..all.len() - 1]).is_err());
         assert!(split::<1>(&[255; 8]).is_err());
+        assert_eq!(split_all(&all).unwrap(), [&b"ab"[..], b"", b"c"]);
+        assert!(split_all(&all[..all.len() - 1]).is_err());
+        assert!(split_all(&[255; 8]).is_err());
     }
 }

@@ -6,6 +6,7 @@ use arrow::array::RecordBatch;
 
 use super::encode_rows;
 use super::frame::Tag;
+use super::parts::split_all;
 use super::process::{Death, Limits, Process};
 use super::serve::from_json;
 use crate::{Common, Failure};
@@ -19,8 +20,8 @@ const DEATHS_AT_ONCE_MAX: usize = 3;
 /// What became of a batch, or of a single row of it.
 #[derive(Debug)]
 pub enum Answer {
-    /// What the worker says.
-    Done(Vec<u8>),
+    /// What the worker says of the chunks of the batch, in order.
+    Done(Vec<Vec<u8>>),
     /// These rows, of which there is one, take a worker down.
     Died {
         /// The row.
@@ -93,7 +94,7 @@ impl Sandbox {
             match self.process.answer(self.limits.batch) {
                 Ok((Tag::Data, bytes)) => {
                     self.is_proven = true;
-                    return Ok(Some(Answer::Done(bytes)));
+                    return Ok(Some(Answer::Done(split_all(&bytes)?)));
                 }
                 Ok((Tag::Failure, bytes)) => return Err(from_json(&bytes)),
                 Err(Death { why }) if rows.num_rows() > 1 => {

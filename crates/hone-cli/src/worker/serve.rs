@@ -3,21 +3,25 @@
 use std::io::{BufWriter, Write, stdin, stdout};
 
 use arrow::array::RecordBatch;
+use rayon::prelude::*;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde_json::{Value, json};
 
-use super::decode_rows;
 use super::frame::{self, Tag};
+use super::{decode_rows, join};
 use crate::{Exit, Failure};
 
+/// Rows that are answered together: few enough to keep all threads busy with one batch.
+const CHUNK_ROWS: usize = 128;
+
 /// Is a worker until its stage closes the pipe: takes its limits, builds what answers rows from the job, greets, and answers
-/// batch after batch.
+/// batch after batch, each in chunks on all threads.
 ///
 /// # Errors
 /// Pipes that break. What `build` and the answers fail with goes to the stage.
 pub fn serve<A>(build: impl FnOnce(&[u8]) -> Result<(Vec<u8>, A), Failure>) -> Result<Exit, Failure>
 where
-    A: FnMut(RecordBatch) -> Result<Vec<u8>, Failure>,
+    A: Fn(RecordBatch) -> Result<Vec<u8>, Failure> + Sync,
 {
     let broken = |e: std::io::Error| Failure::environment(format!("a worker's pipe broke: {e}"));
     let mut from = stdin().lock();
@@ -33,14 +37,26 @@ where
     let built = build(&job).map(|(greeting, answers)| (greeting, Some(answers)));
     let (greeting, answers) = built.map_or_else(|e| (Err(e), None), |(g, a)| (Ok(g), a));
     say(&mut to, greeting).map_err(broken)?;
-    let Some(mut answers) = answers else {
+    let Some(answers) = answers else {
         return Ok(Exit::Done);
     };
     while let Some((_, bytes)) = frame::read(&mut from).map_err(broken)? {
-        let answer = decode_rows(&bytes).and_then(&mut answers);
+        let answer = decode_rows(&bytes).and_then(|rows| in_chunks(&rows, &answers));
         say(&mut to, answer).map_err(broken)?;
     }
     Ok(Exit::Done)
+}
+
+/// The answers to the chunks of a batch, in order.
+fn in_chunks(
+    rows: &RecordBatch,
+    answer: &(impl Fn(RecordBatch) -> Result<Vec<u8>, Failure> + Sync),
+) -> Result<Vec<u8>, Failure> {
+    let starts: Vec<usize> = (0..rows.num_rows()).step_by(CHUNK_ROWS).collect();
+    let chunk = |start: usize| rows.slice(start, CHUNK_ROWS.min(rows.num_rows() - start));
+    let answers: Vec<_> = starts.into_par_iter().map(|start| answer(chunk(start))).collect();
+    let answers = answers.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(join(&answers.iter().map(Vec::as_slice).collect::<Vec<_>>()))
 }
 
 /// What the kernel refuses beyond: allocations, not mapped files or address space that a thread only reserves.
