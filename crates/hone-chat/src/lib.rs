@@ -32,6 +32,7 @@ mod python;
 mod source;
 mod spans;
 mod template;
+mod thoughts;
 mod turns;
 mod words;
 

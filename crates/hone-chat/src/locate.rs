@@ -25,6 +25,7 @@ use crate::fit::fit;
 use crate::json;
 use crate::python::is_space;
 use crate::template::{ChatTemplate, Given, TemplateError};
+use crate::thoughts::under_all_names;
 use crate::words::{self, Decoded, Guards, Item, Keep, Leaf, Masked};
 
 /// Role whose messages are answers.
@@ -66,7 +67,8 @@ pub(crate) fn blocks(
     messages: &[Map<String, Value>],
     given: &Given,
 ) -> Result<Found, TemplateError> {
-    let list = Value::Array(messages.iter().cloned().map(Value::Object).collect());
+    let list = messages.iter().cloned().map(under_all_names).map(Value::Object);
+    let list = Value::Array(list.collect());
     let text = template.render_json(&list, given, false, None)?;
     let mut reserved = template.reserved.clone();
     for value in [Some(&list), given.tools, given.documents].into_iter().flatten() {

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::date::Date;
 use crate::engine::{self, MARKS, NAME, OUTPUT_BYTES_MAX, Raised};
 use crate::source;
+use crate::thoughts::under_all_names;
 use crate::turns::Turns;
 use crate::words;
 
@@ -228,7 +229,8 @@ impl ChatTemplate {
         given: &Given,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let messages = messages.iter().map(|m| Value::Object(m.value.clone())).collect();
+        let given_to = |m: &Message| Value::Object(under_all_names(m.value.clone()));
+        let messages = messages.iter().map(given_to).collect();
         self.render_json(&Value::Array(messages), given, add_generation_prompt, None)
     }
 

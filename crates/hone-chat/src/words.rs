@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::python::is_space;
 use crate::template::Given;
+use crate::thoughts::under_all_names;
 
 /// Private-use characters, the rarest first.
 const SYMBOLS: [std::ops::RangeInclusive<char>; 3] =
@@ -183,7 +184,7 @@ pub(crate) fn mask(
     let mut list = Vec::with_capacity(messages.len());
     for (at, message) in messages.iter().enumerate() {
         masker.message = Some(at);
-        list.push(Value::Object(masker.message(message)?));
+        list.push(Value::Object(under_all_names(masker.message(message)?)));
     }
     masker.message = None;
     masker.key.clear();

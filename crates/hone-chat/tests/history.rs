@@ -84,6 +84,16 @@ fn thoughts() -> Value {
 #[test]
 fn each_rewritten_answer_is_a_sample() {
     check(FORGETS, Rewritten::Expand, thoughts(), &["1: tb<|im_end|>", "whole: ud<|im_end|>"]);
+    // So it is whatever the name under which the row has them, and the template reads them.
+    for (given, read) in [("thinking", "reasoning_content"), ("reasoning_content", "thinking")] {
+        let named = |text: &str, name| text.replace("reasoning_content", name);
+        let list = serde_json::from_str(&named(&thoughts().to_string(), given)).expect("JSON");
+        let expect = ["1: tb<|im_end|>", "whole: ud<|im_end|>"];
+        check(&named(FORGETS, read), Rewritten::Expand, list, &expect);
+        let keeps = named(FORGETS, read).replace(" and loop.last", "");
+        let list = serde_json::from_str(&named(&thoughts().to_string(), given)).expect("JSON");
+        check(&keeps, Rewritten::Expand, list, &["whole: tb<|im_end|>ud<|im_end|>"]);
+    }
     let cut = json!([
         {"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>t</think>b"},
         {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"},

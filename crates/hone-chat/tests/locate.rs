@@ -326,6 +326,35 @@ fn pieces_of_a_message_have_their_own_weights() {
 }
 
 #[test]
+fn thoughts_are_found_under_the_name_that_the_template_reads() {
+    for reads in ["thinking", "reasoning_content"] {
+        let source = format!(
+            "{{% for m in messages %}}{{{{ (m.{reads} or '').strip() ~ m.content }}}}<|im_end|>{{% endfor %}}"
+        );
+        for gives in ["reasoning_content", "thinking", "reasoning"] {
+            let thought = json!([{"text": " x ", "train": false}, {"text": "y\n", "weight": 3}]);
+            let mut answer = json!({"role": "assistant", "content": "b"});
+            answer[gives] = thought;
+            let list = json!([{"role": "user", "content": "a"}, answer]);
+            check_json(&source, &list, "[0:a]<|im_end|>|[~1:x ][~1:y][1:b](1:<|im_end|>)");
+            let said = [("a", 0.5), ("x ", 0.0), ("y", 1.5), ("b", 0.5), ("<|im_end|>", 0.5)];
+            check_weights(&source, list, &said.map(|(text, weight)| (text, weight, "")));
+        }
+        // A row that says something under both names says it to the template that reads it there.
+        let mut answer =
+            json!({"role": "assistant", "content": "b", "thinking": "t", "reasoning_content": "r"});
+        answer[reads] = json!("mine");
+        let list = json!([{"role": "user", "content": "a"}, answer]);
+        check_json(&source, &list, "[0:a]<|im_end|>|[~1:mine][1:b](1:<|im_end|>)");
+    }
+    let source = "{% for m in messages %}{{ m | tojson }}<|im_end|>{% endfor %}";
+    let list = json!([{"role": "assistant", "content": "b", "reasoning": "t"}]);
+    let expect = "|{0:{\"thinking\": \"}[~0:t]{0:\", \"role\": \"assistant\", \"content\": \"}[0:b]\
+        {0:\", \"reasoning\": \"}[~0:t]{0:\", \"reasoning_content\": \"}[~0:t]{0:\"}}(0:<|im_end|>)";
+    check_json(source, &list, expect);
+}
+
+#[test]
 fn weights_are_row_times_message_and_generation_blocks_narrow_them() {
     let weights = |source: &str, list: &Value| -> Vec<(String, f32)> {
         let found = template(source).locate(&messages(list), None, 0.5).expect("renders");
