@@ -19,6 +19,14 @@ const TOKENIZER_FILES: [&str; 3] = ["added_tokens.json", "special_tokens_map.jso
 /// Name of the chat template.
 const TEMPLATE: &str = "chat_template.jinja";
 
+/// The chat templates that rows were rendered with.
+pub(crate) struct Templates {
+    /// That of all rows, or of those without tools.
+    default: String,
+    /// That of rows with tools, where they had one of their own.
+    tool_use: Option<String>,
+}
+
 /// Writes configuration, tokenizer, template and stop tokens; returns the stop tokens.
 pub(crate) fn write(
     draft: &Draft,
@@ -26,7 +34,7 @@ pub(crate) fn write(
     stored: StoredType,
     base: &ModelDir,
     packs: &Sealed,
-    template: Option<&str>,
+    templates: Option<&Templates>,
 ) -> Result<Vec<u32>, Failure> {
     let mut config = object("config.json", config_json.as_bytes())?;
     set_dtype(&mut config, stored);
@@ -40,9 +48,12 @@ pub(crate) fn write(
     write_object(draft, "generation_config.json", &generation)?;
 
     draft.write("tokenizer.json", &packs.read("tokenizer.json")?, None)?;
-    if let Some(bytes) = base.try_read("tokenizer_config.json", FILE_BYTES_MAX)? {
-        let mut tokenizer = object("tokenizer_config.json", &bytes)?;
-        set_template(&mut tokenizer, template);
+    let tokenizer = base.try_read("tokenizer_config.json", FILE_BYTES_MAX)?;
+    let tokenizer = tokenizer.map(|b| object("tokenizer_config.json", &b)).transpose()?;
+    let has_two = templates.is_some_and(|t| t.tool_use.is_some());
+    if tokenizer.is_some() || has_two {
+        let mut tokenizer = tokenizer.unwrap_or_default();
+        set_template(&mut tokenizer, templates);
         write_object(draft, "tokenizer_config.json", &tokenizer)?;
     }
     for name in TOKENIZER_FILES {
@@ -50,8 +61,10 @@ pub(crate) fn write(
             draft.write(name, &bytes, None)?;
         }
     }
-    let template = match template {
-        Some(used) => Some(used.as_bytes().to_vec()),
+    // Loaders that find this file do not read the list of the configuration.
+    let template = match templates {
+        Some(_) if has_two => None,
+        Some(used) => Some(used.default.as_bytes().to_vec()),
         None => base.try_read(TEMPLATE, FILE_BYTES_MAX)?,
     };
     if let Some(template) = template {
@@ -60,11 +73,15 @@ pub(crate) fn write(
     Ok(stops)
 }
 
-/// The template that the rows were rendered with, as it was used.
-pub(crate) fn template(rendered: &Sealed) -> Result<String, Failure> {
-    let name = "template.jinja";
-    String::from_utf8(rendered.read(name)?)
-        .map_err(|_| Failure::input(format!("`{}` is not UTF-8", rendered.path(name).display())))
+/// The templates that the rows were rendered with, as they were used.
+pub(crate) fn templates(rendered: &Sealed) -> Result<Templates, Failure> {
+    let read = |name| {
+        String::from_utf8(rendered.read(name)?).map_err(|_| {
+            Failure::input(format!("`{}` is not UTF-8", rendered.path(name).display()))
+        })
+    };
+    let tool_use = rendered.has("tool_use.jinja").then(|| read("tool_use.jinja")).transpose()?;
+    Ok(Templates { default: read("template.jinja")?, tool_use })
 }
 
 /// The template's identity, to be told beside scores.
@@ -143,10 +160,19 @@ fn generation_config(
 
 /// Older loaders read the template here, newer ones from its own file: both get the same. A model
 /// that saw no conversation keeps what its base had.
-fn set_template(tokenizer: &mut Map<String, Value>, template: Option<&str>) {
-    if let Some(template) = template {
-        tokenizer.insert("chat_template".to_owned(), template.into());
-    }
+///
+/// Two templates are a list of named ones: in files they would need a folder, which a sealed
+/// directory does not have.
+fn set_template(tokenizer: &mut Map<String, Value>, templates: Option<&Templates>) {
+    let Some(Templates { default, tool_use }) = templates else { return };
+    let value = match tool_use {
+        None => default.as_str().into(),
+        Some(tool_use) => json!([
+            {"name": "default", "template": default},
+            {"name": "tool_use", "template": tool_use},
+        ]),
+    };
+    tokenizer.insert("chat_template".to_owned(), value);
 }
 
 #[cfg(test)]
@@ -189,7 +215,15 @@ mod tests {
         let mut tokenizer = map(json!({"chat_template": "old"}));
         set_template(&mut tokenizer, None);
         assert_eq!(tokenizer["chat_template"], "old");
-        set_template(&mut tokenizer, Some("new"));
+        let mut templates = Templates { default: "new".to_owned(), tool_use: None };
+        set_template(&mut tokenizer, Some(&templates));
         assert_eq!(tokenizer["chat_template"], "new");
+        templates.tool_use = Some("tools".to_owned());
+        set_template(&mut tokenizer, Some(&templates));
+        let list = json!([
+            {"name": "default", "template": "new"},
+            {"name": "tool_use", "template": "tools"},
+        ]);
+        assert_eq!(tokenizer["chat_template"], list);
     }
 }

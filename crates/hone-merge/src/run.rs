@@ -44,10 +44,10 @@ fn work(
     let source = SafetensorsRegions::new(&regions).map_err(bad)?;
     let stored = plan.config.dtype.stored(source.is_all_bf16());
     let (documents, is_chat) = inputs.documents()?;
-    let template = if is_chat { Some(files::template(&inputs.rendered)?) } else { None };
+    let templates = if is_chat { Some(files::templates(&inputs.rendered)?) } else { None };
     let (base, packs) = (&inputs.base, &inputs.packs);
     let stop_ids =
-        files::write(draft, &inputs.config_json, stored, base, packs, template.as_deref())?;
+        files::write(draft, &inputs.config_json, stored, base, packs, templates.as_ref())?;
     let found = match &inputs.trained {
         Trained::Adapter(adapter) => {
             let merged = Merge::new(&inputs.model, &source, adapter).map_err(bad)?;

@@ -206,6 +206,26 @@ fn an_adapter_becomes_a_model_directory() {
 }
 
 #[test]
+fn rows_with_tools_keep_the_template_of_their_own() {
+    let place = Place::new(StoredType::F32, Kind::Sft);
+    place.seal("template", ArtefactKind::Rendered, vec![], |draft| {
+        draft.write("template.jinja", TEMPLATE.as_bytes(), None).unwrap();
+        draft.write("tool_use.jinja", b"{{ tools }}", None).unwrap();
+    });
+    place.packs(Kind::Sft);
+    place.adapter();
+    check(&place.merge(&[]), 0, "14 tensors merged");
+    let tokenizer = place.json("tokenizer_config.json");
+    let templates = json!([
+        {"name": "default", "template": TEMPLATE},
+        {"name": "tool_use", "template": "{{ tools }}"},
+    ]);
+    assert_eq!(tokenizer, json!({"chat_template": templates, "eos_token": "e"}));
+    // Loaders would take it for the only template.
+    assert!(!place.merged().has("chat_template.jinja"));
+}
+
+#[test]
 fn a_merge_above_its_bound_is_sealed_and_says_so() {
     let place = Place::new(StoredType::Bf16, Kind::Sft);
     place.adapter();
