@@ -172,7 +172,8 @@ impl ChatTemplate {
     /// an answer.
     ///
     /// # Errors
-    /// [`TemplateError::Source`]; [`TemplateError::Limit`] when even the small conversations are too much.
+    /// [`TemplateError::Source`]; [`TemplateError::Limit`] when even the small conversations are too
+    /// much.
     pub fn new(template: &str, dialect: Dialect) -> Result<Self, TemplateError> {
         if template.len() > SOURCE_BYTES_MAX {
             let message = format!("longer than {SOURCE_BYTES_MAX} bytes");

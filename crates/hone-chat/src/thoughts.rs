@@ -18,7 +18,7 @@ pub(crate) fn under_all_names(mut message: Map<String, Value>) -> Map<String, Va
     let Some(thought) = NAMES.iter().find_map(said).cloned() else {
         return message;
     };
-    // A key that is there keeps its place when its value changes, but for `thinking`, which is first.
+    // A key keeps its place when its value changes, but for `thinking`, which is always first.
     let thinking = message.shift_remove("thinking").unwrap_or_else(|| thought.clone());
     message.shift_insert(0, "thinking".to_owned(), thinking);
     message.insert("reasoning_content".to_owned(), thought);
