@@ -163,6 +163,22 @@ fn hostile_templates_are_refused_in_bounds() {
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
 
+#[test]
+fn a_hostile_template_does_not_take_render_down() {
+    let place = Place::new();
+    place.tree.write("chat.json", r#"[{"role": "user", "content": "Hi"}]"#);
+    for (name, template, said) in [
+        ("doubled text", DOUBLING, 3),
+        ("endless macro", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", 3),
+        ("harmless", "{{ messages[0].content }}", 0),
+    ] {
+        place.tree.write("x.jinja", template);
+        let args = ["render", "--template", "x.jinja", "--messages", "chat.json"];
+        let output = place.tree.run("hone-template", &args);
+        assert_eq!(output.code, Some(said), "{name}: {}", output.stderr);
+    }
+}
+
 /// Changes a `tokenizer.json`.
 type Edit = fn(&mut Value);
 

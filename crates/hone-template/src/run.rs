@@ -2,7 +2,7 @@
 
 use arrow::array::RecordBatch;
 use hone_chat::TemplateError;
-use hone_cli::worker::{Answer, Sandbox, decode_rows, split};
+use hone_cli::worker::{Answer, Sandbox, decode_rows, shielded, split};
 use hone_cli::{Common, Context, Exit, Failure, Outcome, Pipeline, StagePlan, run_stage};
 use hone_schema::{ArtefactKind, Conversation, Reject, Rendered};
 use hone_store::{Draft, ModelDir, ParquetFile, Sealed};
@@ -17,9 +17,6 @@ use crate::worker::{self, Job};
 /// Rows that go to the worker at a time.
 const CHUNK_ROWS: usize = 2048;
 
-/// Batches under way: one that is rendered while another is read or written.
-const UNDER_WAY: usize = 2;
-
 /// What to do when a template asks for today's date.
 pub(crate) const DATE_HINT: &str =
     "this template wants a date: set `template.date`, such as 2026-01-31";
@@ -33,7 +30,11 @@ const CONVERSATIONS: &str = "conversations.parquet";
 /// See the exit codes of hone.
 pub(crate) fn main(args: &Args, ctx: &Context) -> Result<Exit, Failure> {
     match &args.command {
-        Some(Command::Render(render)) => crate::render::render(render, &args.common, ctx),
+        Some(Command::Render(render)) => {
+            shielded("chat template", worker::LIMITS, &args.common, || {
+                crate::render::render(render, &args.common, ctx)
+            })
+        }
         Some(Command::Worker) => worker::work(),
         None => stage(&args.common, ctx),
     }
@@ -111,22 +112,12 @@ fn work(
     for batch in conversations.parquet(CONVERSATIONS)? {
         let batch = batch?;
         for start in (0..batch.num_rows()).step_by(CHUNK_ROWS) {
-            if let Some(exit) = ctx.stop() {
-                return Err(Failure::stopped(exit));
-            }
             let n = CHUNK_ROWS.min(batch.num_rows() - start);
-            sandbox.push(batch.slice(start, n))?;
-            if sandbox.n_waiting() >= UNDER_WAY
-                && let Some(answer) = sandbox.pop()?
-            {
-                out.take(answer)?;
-            }
+            sandbox.feed(ctx, batch.slice(start, n), |answer| out.take(answer))?;
             progress.inc(n as u64);
         }
     }
-    while let Some(answer) = sandbox.pop()? {
-        out.take(answer)?;
-    }
+    sandbox.finish(ctx, |answer| out.take(answer))?;
     progress.finish();
     out.rendered.finish()?;
     out.rejects.finish()?;

@@ -24,16 +24,27 @@ mod worker;
 use std::process::ExitCode;
 
 use args::{Args, Command};
+use hone_cli::worker::shielded;
+use hone_cli::{Exit, Failure};
 
 fn main() -> ExitCode {
     hone_cli::launch(|args: Args, ctx| match &args.command {
         None => run::tokenize(ctx, &args.common),
-        Some(Command::Show(show)) => show::show(ctx, &args.common, show),
-        Some(Command::Diff(diff)) => diff::diff(ctx, &args.common, diff),
-        Some(Command::Explain(explain)) => explain::explain(ctx, &args.common, explain),
+        Some(Command::Show(show)) => guarded(&args, || show::show(ctx, &args.common, show)),
+        Some(Command::Diff(diff)) => guarded(&args, || diff::diff(ctx, &args.common, diff)),
+        Some(Command::Explain(explain)) => {
+            guarded(&args, || explain::explain(ctx, &args.common, explain))
+        }
         Some(Command::Export(export)) => export::export(ctx, &args.common, export),
-        Some(Command::Import(import)) => import::import(ctx, &args.common, import),
+        Some(Command::Import(import)) => {
+            guarded(&args, || import::import(ctx, &args.common, import))
+        }
         Some(Command::Worker) => worker::work(),
         Some(Command::Vocab(vocab)) => vocab::vocab(ctx, &args.common, vocab),
     })
+}
+
+/// Runs a command that reads a tokenizer, which is foreign, in a process with limits.
+fn guarded(args: &Args, run: impl FnOnce() -> Result<Exit, Failure>) -> Result<Exit, Failure> {
+    shielded("tokenizer", worker::LOOK_LIMITS, &args.common, run)
 }

@@ -18,9 +18,6 @@ use crate::record::AsideWriter;
 use crate::tally::Tally;
 use crate::worker::{self, Batch, Greeting};
 
-/// Batches under way: one that is tokenized while another is read or written.
-const UNDER_WAY: usize = 2;
-
 /// Runs the stage.
 pub(crate) fn tokenize(ctx: &Context, common: &Common) -> Result<Exit, Failure> {
     let pipeline = Pipeline::load(common)?;
@@ -90,22 +87,13 @@ fn read(
     let mut progress = ctx.progress(files.n_rows(), "rows");
     let mut first = 0;
     for rows in files.tables()? {
-        if let Some(exit) = ctx.stop() {
-            return Err(Failure::stopped(exit));
-        }
         let rows = rows?;
-        sandbox.push(worker::indexed(&rows, first)?)?;
+        let indexed = worker::indexed(&rows, first)?;
         first += rows.num_rows() as u64;
-        if sandbox.n_waiting() >= UNDER_WAY
-            && let Some(answer) = sandbox.pop()?
-        {
-            sinks.take(answer)?;
-        }
+        sandbox.feed(ctx, indexed, |answer| sinks.take(answer))?;
         progress.inc(rows.num_rows() as u64);
     }
-    while let Some(answer) = sandbox.pop()? {
-        sinks.take(answer)?;
-    }
+    sandbox.finish(ctx, |answer| sinks.take(answer))?;
     progress.finish();
     Ok(())
 }

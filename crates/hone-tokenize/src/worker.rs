@@ -30,6 +30,10 @@ pub(crate) const LIMITS: Limits = Limits {
     batch: Duration::from_secs(60),
 };
 
+/// The same for commands that look at rows: some of them at all rows of two outputs.
+pub(crate) const LOOK_LIMITS: Limits =
+    Limits { memory: 4 << 30, batch: Duration::from_secs(3600), ..LIMITS };
+
 /// Column of the index that a row has among the rendered ones.
 const INDEX: &str = "index";
 

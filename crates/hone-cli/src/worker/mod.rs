@@ -7,6 +7,7 @@
 //! started, the rows it had are given to it one at a time, and the row that takes a worker down is the answer.
 //!
 //! - [`Sandbox`]: the stage's side; [`serve`]: the worker's side
+//! - [`shielded`]: a command that runs foreign code once, for a person
 //! - [`encode_rows`], [`join`] and their ways back: what frames hold
 //! - `frame`: what goes through the pipes; `process`: the worker as a child
 
@@ -15,11 +16,13 @@ mod parts;
 mod process;
 mod sandbox;
 mod serve;
+mod shield;
 
 pub use parts::{decode_rows, encode_rows, join, split};
 pub use process::Limits;
 pub use sandbox::{Answer, Sandbox};
 pub use serve::serve;
+pub use shield::shielded;
 
 /// Subcommand by which a program becomes its own worker. Hidden: nobody types it.
 pub const WORKER: &str = "worker";

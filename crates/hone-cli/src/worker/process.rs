@@ -64,6 +64,8 @@ impl Process {
         if let Some(threads) = threads {
             command.args(["--threads", &threads.to_string()]);
         }
+        // What it says when it dies is kept in the output: it may not depend on the environment.
+        command.env_remove("RUST_BACKTRACE");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Signals of a terminal are for the stage, which ends its worker by closing the pipe.
         command.process_group(0);
@@ -79,7 +81,7 @@ impl Process {
             }
         });
         let mut err = child.stderr.take().expect("it was asked for");
-        let last_words = std::thread::spawn(move || last_bytes(&mut err));
+        let last_words = std::thread::spawn(move || first_bytes(&mut err));
         let mut pipe = child.stdin.take().expect("it was asked for");
         let (to, frames) = channel::<Vec<u8>>();
         // Ends with the sender, or with the worker.
@@ -150,16 +152,15 @@ impl Drop for Process {
     }
 }
 
-/// Reads to the end and keeps the last bytes.
-fn last_bytes(from: &mut impl Read) -> Vec<u8> {
+/// Reads to the end and keeps the first bytes.
+fn first_bytes(from: &mut impl Read) -> Vec<u8> {
     let (mut kept, mut buffer) = (Vec::new(), [0; LAST_WORDS_BYTES]);
     while let Ok(n) = from.read(&mut buffer) {
         if n == 0 {
             break;
         }
-        kept.extend_from_slice(&buffer[..n]);
-        let surplus = kept.len().saturating_sub(LAST_WORDS_BYTES);
-        kept.drain(..surplus);
+        let room = LAST_WORDS_BYTES - kept.len();
+        kept.extend_from_slice(&buffer[..n.min(room)]);
     }
     kept
 }

@@ -9,7 +9,10 @@ use super::frame::Tag;
 use super::parts::split_all;
 use super::process::{Death, Limits, Process};
 use super::serve::from_json;
-use crate::{Common, Failure};
+use crate::{Common, Context, Failure};
+
+/// Batches under way: one that is worked on while another is read or written.
+const UNDER_WAY: usize = 2;
 
 /// Rows that may take a worker down before the stage gives up.
 const DEATHS_MAX: usize = 64;
@@ -69,27 +72,55 @@ impl Sandbox {
         Ok((sandbox, greeting))
     }
 
-    /// Gives a batch to the worker. One or two under way keep it busy; each is an answer that
-    /// [`Sandbox::pop`] has to fetch.
+    /// Gives a batch to the worker, and the answers to those before it to `take`, until no more than one is under way beside it:
+    /// that keeps the worker busy while the stage reads and writes.
     ///
     /// # Errors
-    /// None that rows from a sealed table can cause; Arrow's own are passed on.
-    pub fn push(&mut self, rows: RecordBatch) -> Result<(), Failure> {
+    /// A signal to stop; those of the worker; those of `take`.
+    pub fn feed(
+        &mut self,
+        ctx: &Context,
+        rows: RecordBatch,
+        take: impl FnMut(Answer) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         self.process.send(encode_rows(&rows)?);
         self.waiting.push_back(rows);
-        Ok(())
+        self.drain(ctx, UNDER_WAY - 1, take)
     }
 
-    /// Number of batches that are not answered.
-    pub fn n_waiting(&self) -> usize {
-        self.waiting.len()
+    /// Gives the answers that are left to `take`.
+    ///
+    /// # Errors
+    /// As [`Sandbox::feed`].
+    pub fn finish(
+        &mut self,
+        ctx: &Context,
+        take: impl FnMut(Answer) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        self.drain(ctx, 0, take)
+    }
+
+    fn drain(
+        &mut self,
+        ctx: &Context,
+        n_left: usize,
+        mut take: impl FnMut(Answer) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        loop {
+            if let Some(exit) = ctx.stop() {
+                return Err(Failure::stopped(exit));
+            }
+            if self.waiting.len() <= n_left {
+                return Ok(());
+            }
+            if let Some(answer) = self.pop()? {
+                take(answer)?;
+            }
+        }
     }
 
     /// The answer to the oldest batch; `None` when all are answered. A batch that takes a worker down is answered row by row.
-    ///
-    /// # Errors
-    /// What the worker fails with; too many deaths.
-    pub fn pop(&mut self) -> Result<Option<Answer>, Failure> {
+    fn pop(&mut self) -> Result<Option<Answer>, Failure> {
         while let Some(rows) = self.waiting.pop_front() {
             match self.process.answer(self.limits.batch) {
                 Ok((Tag::Data, bytes)) => {

@@ -60,7 +60,7 @@ fn in_chunks(
 }
 
 /// What the kernel refuses beyond: allocations, not mapped files or address space that a thread only reserves.
-fn limit_memory(bytes: u64) -> Result<(), Failure> {
+pub(super) fn limit_memory(bytes: u64) -> Result<(), Failure> {
     let limit = |bytes| Rlimit { current: Some(bytes), maximum: Some(bytes) };
     setrlimit(Resource::Data, limit(bytes))
         .and_then(|()| setrlimit(Resource::Core, limit(0)))
