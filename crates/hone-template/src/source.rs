@@ -7,6 +7,7 @@ use hone_chat::{BUILTINS, SOURCE_BYTES_MAX, builtin};
 use hone_cli::{Failure, nearest};
 use hone_schema::{InputRef, sha256};
 use hone_store::{ModelDir, input};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -54,9 +55,9 @@ impl Tokenizer {
     /// # Errors
     /// A file that is not what it should be.
     pub(crate) fn read(model: &ModelDir) -> Result<Self, Failure> {
-        let config = json(model, "tokenizer_config.json", CONFIG_BYTES_MAX)?;
-        let map = json(model, "special_tokens_map.json", CONFIG_BYTES_MAX)?;
-        let tokenizer = json(model, "tokenizer.json", TOKENIZER_BYTES_MAX)?;
+        let config: Value = json(model, "tokenizer_config.json", CONFIG_BYTES_MAX)?;
+        let map: Value = json(model, "special_tokens_map.json", CONFIG_BYTES_MAX)?;
+        let tokenizer: TokenizerJson = json(model, "tokenizer.json", TOKENIZER_BYTES_MAX)?;
         let mut tokens = BTreeMap::new();
         let pairs = [&map, &config].into_iter().filter_map(Value::as_object).flatten();
         for (name, token) in pairs.filter(|(name, _)| name.ends_with("_token")) {
@@ -64,7 +65,7 @@ impl Tokenizer {
                 tokens.insert(name.clone(), text.to_owned());
             }
         }
-        let listed = tokenizer["added_tokens"].as_array().into_iter().flatten();
+        let listed = tokenizer.added_tokens.as_array().into_iter().flatten();
         let decoded =
             config["added_tokens_decoder"].as_object().into_iter().flat_map(|m| m.values());
         let mut added: Vec<String> =
@@ -77,6 +78,13 @@ impl Tokenizer {
         }
         Ok(Tokenizer { tokens, added, templates })
     }
+}
+
+/// What is read of a `tokenizer.json`; the vocabulary is passed over.
+#[derive(Default, Deserialize)]
+struct TokenizerJson {
+    #[serde(default)]
+    added_tokens: Value,
 }
 
 /// Folder of a model with further templates, one a file.
@@ -111,9 +119,13 @@ fn configured(value: &Value) -> BTreeMap<String, String> {
     listed.chain(value.as_str().map(|text| own("default", text))).collect()
 }
 
-fn json(model: &ModelDir, name: &str, bytes_max: u64) -> Result<Value, Failure> {
+fn json<T: DeserializeOwned + Default>(
+    model: &ModelDir,
+    name: &str,
+    bytes_max: u64,
+) -> Result<T, Failure> {
     let Some(bytes) = model.try_read(name, bytes_max)? else {
-        return Ok(Value::Null);
+        return Ok(T::default());
     };
     let path = model.dir().join(name);
     serde_json::from_slice(&bytes)

@@ -1,6 +1,7 @@
 //! The worker's side.
 
 use std::io::{BufWriter, Write, stdin, stdout};
+use std::sync::mpsc::sync_channel;
 
 use arrow::array::RecordBatch;
 use rayon::prelude::*;
@@ -40,11 +41,43 @@ where
     let Some(answers) = answers else {
         return Ok(Exit::Done);
     };
-    while let Some((_, bytes)) = frame::read(&mut from).map_err(broken)? {
-        let answer = decode_rows(&bytes).and_then(|rows| in_chunks(&rows, &answers));
-        say(&mut to, answer).map_err(broken)?;
-    }
+    drop((from, to));
+    converse(&answers).map_err(broken)?;
     Ok(Exit::Done)
+}
+
+/// Answers batches until the pipe ends: one is read and one is written while another is worked on.
+fn converse(
+    answers: &(impl Fn(RecordBatch) -> Result<Vec<u8>, Failure> + Sync),
+) -> std::io::Result<()> {
+    let (give, given) = sync_channel(1);
+    let (tell, told) = sync_channel(1);
+    std::thread::scope(|threads| {
+        let reader = threads.spawn(move || {
+            let mut from = stdin().lock();
+            while let Some((_, bytes)) = frame::read(&mut from)? {
+                if give.send(bytes).is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        let writer = threads.spawn(move || {
+            let mut to = BufWriter::new(stdout().lock());
+            told.iter().try_for_each(|answer| say(&mut to, answer))
+        });
+        for bytes in given {
+            let answer = decode_rows(&bytes).and_then(|rows| in_chunks(&rows, answers));
+            if tell.send(answer).is_err() {
+                break;
+            }
+        }
+        drop(tell);
+        let joined = |thread: std::thread::ScopedJoinHandle<'_, std::io::Result<()>>| {
+            thread.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread panicked")))
+        };
+        joined(writer).and(joined(reader))
+    })
 }
 
 /// The answers to the chunks of a batch, in order.
