@@ -184,9 +184,18 @@ fn nothing_else(
     Ok(())
 }
 
-/// Text that is to be trained is in its tokens: a vocabulary that lacks a byte leaves it out without a word. Blanks may be lost,
-/// because some tokenizers trim.
+/// Text that is to be trained is in its tokens: a vocabulary that lacks a byte or a character leaves it out without a word. Where
+/// one did, offsets are not to be trusted, so nothing of that piece may be trained. Between tokens blanks may be lost, because
+/// some tokenizers trim.
 fn nothing_lost(work: &Work, may: &May) -> Result<(), Fault> {
+    for piece in &work.encoded.lost {
+        let mut spans = spans_of(work.row, piece).filter(|span| span.part != Part::Stop);
+        if spans.any(|span| may.train(span))
+            || tokens_of(work, piece).any(|token| work.weights[token] > 0.0)
+        {
+            return Err(text_lost(work.row, "something in ", piece));
+        }
+    }
     let mut done = 0;
     let tokens = work.encoded.offsets.iter().map(|at| at.start..at.end);
     for at in tokens.chain([work.row.text.len()..work.row.text.len()]) {
@@ -199,17 +208,26 @@ fn nothing_lost(work: &Work, may: &May) -> Result<(), Fault> {
 }
 
 fn lost(work: &Work, may: &May, gap: Range<usize>) -> Result<(), Fault> {
-    let spans = &work.row.spans;
-    let from = spans.partition_point(|span| span.end as usize <= gap.start);
-    for span in spans[from..].iter().take_while(|span| (span.start as usize) < gap.end) {
+    for span in spans_of(work.row, &gap) {
         let inside = gap.start.max(span.start as usize)..gap.end.min(span.end as usize);
         let text = work.row.text.get(inside.clone()).unwrap_or("?");
         if span.part.is_said() && may.train(span) && !text.trim().is_empty() {
-            let shown: String = text.chars().take(40).collect();
-            return Err((Reason::TextLost, format!("{shown:?} at byte {}", inside.start)));
+            return Err(text_lost(work.row, "", &inside));
         }
     }
     Ok(())
+}
+
+/// The spans that share a byte with `bytes`.
+fn spans_of<'a>(row: &'a Rendered, bytes: &Range<usize>) -> impl Iterator<Item = &'a Span> {
+    let from = row.spans.partition_point(|span| span.end as usize <= bytes.start);
+    let end = bytes.end;
+    row.spans[from..].iter().take_while(move |span| (span.start as usize) < end)
+}
+
+fn text_lost(row: &Rendered, what: &str, bytes: &Range<usize>) -> Fault {
+    let shown: String = row.text.get(bytes.clone()).unwrap_or("?").chars().take(40).collect();
+    (Reason::TextLost, format!("{what}{shown:?} at byte {}", bytes.start))
 }
 
 /// No trained token holds a byte of a thought that the policy masks.

@@ -5,6 +5,7 @@
 //! parts of the tokenizers crate are called one by one, because it has no switch for where an added token may stand (its
 //! `encode_special_tokens` is for the whole text and only for tokens flagged special).
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use tokenizers::tokenizer::normalizer::Range as On;
@@ -25,6 +26,9 @@ pub struct Encoded {
     /// tokenizer puts before the text has the first character. An added token has its own bytes, without the blanks that it
     /// takes with it.
     pub offsets: Vec<Range<usize>>,
+    /// Pieces of the text, as they came to the model, that hold something for which the vocabulary has no token: the ids are
+    /// those of the rest, and offsets within the piece may be too early. Usually there are none.
+    pub lost: Vec<Range<usize>>,
 }
 
 /// Why a text could not be encoded.
@@ -114,11 +118,21 @@ impl Vocab {
             pre_tokenizer.pre_tokenize(&mut work).map_err(fault)?;
         }
         let model = self.tokenizer.get_model();
-        model.tokenize_in_pretokenized(&mut work, None).map_err(fault)?;
+        let lost = RefCell::new(Vec::new());
+        work.tokenize(|piece| {
+            let tokens = model.tokenize(piece.get())?;
+            // A model that drops something counts on as if it had not been there, so that its last token ends too early.
+            if tokens.last().map_or(0, |token| token.offsets.1) < piece.get().len() {
+                lost.borrow_mut().push(original(piece, 0..piece.get().len()).ok_or(NO_ORIGIN)?);
+            }
+            Ok(tokens)
+        })
+        .map_err(fault)?;
         let encoding = work.into_encoding(None, 0, OffsetType::Byte).map_err(fault)?;
         Ok(Encoded {
             ids: encoding.get_ids().to_vec(),
             offsets: encoding.get_offsets().iter().map(|(s, e)| *s..*e).collect(),
+            lost: lost.into_inner(),
         })
     }
 
@@ -159,6 +173,15 @@ fn is_within(bytes: &Range<usize>, written: &[Range<usize>]) -> bool {
             .is_some_and(|range| range.start <= bytes.start && bytes.end <= range.end)
 }
 
+const NO_ORIGIN: &str = "a piece of a normalized text stands for none of the text";
+
+/// The bytes of the whole text that some bytes of a piece stand for.
+fn original(piece: &NormalizedString, bytes: Range<usize>) -> Option<Range<usize>> {
+    let shift = piece.offsets_original().0;
+    let bytes = piece.convert_offsets(On::Normalized(bytes))?;
+    Some(shift + bytes.start..shift + bytes.end)
+}
+
 /// Cuts a piece of the text at added tokens; `may` is asked about bytes of the original text.
 fn cut(
     tokens: &AddedTokens,
@@ -168,13 +191,8 @@ fn cut(
     if tokens.is_empty() {
         return Ok(vec![(piece, None)]);
     }
-    let shift = piece.offsets_original().0;
-    let original = |range: Range<usize>| {
-        let range = piece.convert_offsets(On::Normalized(range))?;
-        Some(shift + range.start..shift + range.end)
-    };
-    let pieces =
-        tokens.cut(piece.get(), |id, range| original(range).is_some_and(|bytes| may(id, bytes)));
+    let pieces = tokens
+        .cut(piece.get(), |id, range| original(&piece, range).is_some_and(|bytes| may(id, bytes)));
     pieces.into_iter().map(|part| slice(&piece, part)).collect()
 }
 

@@ -23,6 +23,13 @@ const ADDED_BYTES_MAX: usize = 1024;
 /// longer makes a megabyte of each blank. Tables of characters are another thing.
 const LITERAL_BYTES_MAX: usize = 4096;
 
+/// Most parts of the sequences of a normalizer or of a pre-tokenizer, all depths together: each goes over the whole text, and
+/// no family has more than a dozen.
+const PARTS_MAX: usize = 64;
+
+/// Keys of those sequences.
+const PARTS_KEYS: [&str; 2] = ["normalizers", "pretokenizers"];
+
 /// Key of a normalizer's table of characters.
 const TABLE_KEY: &str = "precompiled_charsmap";
 
@@ -87,6 +94,14 @@ pub enum VocabError {
         /// Its length.
         bytes: usize,
     },
+    /// A normalizer or pre-tokenizer of many parts.
+    #[error(
+        "a normalizer or pre-tokenizer of tokenizer.json is a sequence of {found} parts, more than {PARTS_MAX}"
+    )]
+    TooManyParts {
+        /// How many.
+        found: usize,
+    },
     /// An id that no model has an embedding for.
     #[error("tokenizer.json gives a token the id {id}, more than {ID_MAX}")]
     IdTooHigh {
@@ -131,7 +146,7 @@ impl Vocab {
         if bytes.len() > JSON_BYTES_MAX {
             return Err(VocabError::TooLarge { bytes: bytes.len() });
         }
-        check_literals(bytes)?;
+        check_writers(bytes)?;
         Vocab::compiled(bytes).map_or_else(|| Vocab::reference(bytes), Ok)
     }
 
@@ -347,22 +362,41 @@ pub struct DecodeError(String);
 
 /// The parts of a `tokenizer.json` that write into texts.
 #[derive(Deserialize)]
-struct Literals {
+struct Writers {
     #[serde(default)]
     normalizer: Value,
     #[serde(default)]
     pre_tokenizer: Value,
 }
 
-/// Refuses long texts in what writes into texts. What is not JSON is for others to refuse.
-fn check_literals(bytes: &[u8]) -> Result<(), VocabError> {
-    let Ok(Literals { normalizer, pre_tokenizer }) = serde_json::from_slice(bytes) else {
-        return Ok(());
-    };
-    match longest(&normalizer).max(longest(&pre_tokenizer)) {
-        bytes if bytes > LITERAL_BYTES_MAX => Err(VocabError::Literal { bytes }),
-        _ => Ok(()),
+/// Refuses long texts and long sequences in what writes into texts, and files that name it twice: the tokenizers crate takes
+/// the later one.
+fn check_writers(bytes: &[u8]) -> Result<(), VocabError> {
+    let Writers { normalizer, pre_tokenizer } =
+        serde_json::from_slice(bytes).map_err(|e| VocabError::Form(e.to_string()))?;
+    for writer in [&normalizer, &pre_tokenizer] {
+        match (longest(writer), parts(writer)) {
+            (bytes, _) if bytes > LITERAL_BYTES_MAX => return Err(VocabError::Literal { bytes }),
+            (_, found) if found > PARTS_MAX => return Err(VocabError::TooManyParts { found }),
+            _ => {}
+        }
     }
+    Ok(())
+}
+
+/// Parts of the sequences in a value, at any depth.
+fn parts(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => items.iter().map(parts).sum(),
+        Value::Object(map) => {
+            map.iter().map(|(key, value)| parts(value) + own_parts(key, value)).sum()
+        }
+        _ => 0,
+    }
+}
+
+fn own_parts(key: &str, value: &Value) -> usize {
+    value.as_array().filter(|_| PARTS_KEYS.contains(&key)).map_or(0, Vec::len)
 }
 
 /// Bytes of the longest text in a value.

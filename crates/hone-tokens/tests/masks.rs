@@ -30,6 +30,53 @@ fn one(vocab: &Vocab, row: &Rendered, rules: &Rules) -> Row {
     taken.rows.remove(0)
 }
 
+/// A row is refused where something of a trained text has no token, and where offsets may be off because something before it
+/// has none; what others say may lack something.
+#[test]
+fn text_that_has_no_token() {
+    let lacking = |token: &str| {
+        with(|j| {
+            j["model"]["merges"] = serde_json::json!([]);
+            let vocab = j["model"]["vocab"].as_object_mut().expect("an object");
+            assert!(vocab.remove(token).is_some(), "{token}");
+        })
+    };
+    let mut characters = pieces(serde_json::Value::Null, serde_json::Value::Null);
+    characters["model"]["unk_token"] = serde_json::Value::Null;
+    let says = |user, assistant| chat(&[("u", user), ("a", assistant)]);
+    // Without markers a turn is in one piece with the next.
+    let plain = |user, stop_weight| {
+        let bits: [Bit; 5] = [
+            ("Q:", None, "", Part::Scaffold, 0.0),
+            (user, Some(0), "user", Part::Content, 1.0),
+            ("|A:", None, "", Part::Scaffold, 0.0),
+            ("yo", Some(1), "assistant", Part::Content, stop_weight),
+            ("<e>", Some(1), "assistant", Part::Stop, 1.0),
+        ];
+        rendered(Kind::Sft, &bits, None)
+    };
+    let lost = "refused: text that the vocabulary cannot write";
+    let (no_e, no_second) = (lacking("e"), lacking("©"));
+    let table = [
+        (&no_e, says("hi", "hello"), lost),
+        (&no_e, says("hello", "yo"), "·yo<e>·"),
+        (&no_e, says("hi", "yo e"), lost),
+        (&no_e, says("hi", "the"), lost),
+        (&no_second, says("hi", "é"), lost),
+        (&no_second, says("é", "ñ"), "·ññ<e>·"),
+        (&characters, says("hi", "yéo"), lost),
+        (&characters, says("é", "yo"), "·yo<e>·"),
+        (&characters, plain("hi", 1.0), "·yo<e>"),
+        (&characters, plain("é", 1.0), lost),
+        (&characters, plain("é", 0.0), "refused: no trained token"),
+    ];
+    for (json, row, expect) in table {
+        check_with(json, &row, &rules(), expect);
+        let reference = Vocab::reference(json.to_string().as_bytes()).expect("it is a vocabulary");
+        assert_eq!(outcome(&reference, &row, &rules()), expect, "{:?}", row.text);
+    }
+}
+
 const TWO: [(&str, &str); 4] = [("u", "hello"), ("a", "yo"), ("u", "there"), ("a", "no")];
 
 #[test]

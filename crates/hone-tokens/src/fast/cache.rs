@@ -88,16 +88,15 @@ impl Cache {
         }
     }
 
-    /// Keeps the tokens of a word.
+    /// Keeps the tokens of a word of which nothing was dropped.
     pub(crate) fn keep(&mut self, key: u128, tokens: &[(u32, u32)]) {
         if self.tokens.len() + tokens.len() > TOKENS_MAX {
             self.tokens.clear();
             self.places.fill(Place::default());
         }
         let at = match tokens {
-            // A word whose token is shorter than the word is no word of one token: something of it was dropped.
-            [(id, len)] if u128::from(*len) == key >> 120 => *id,
-            [] | [_] => return,
+            [(id, _)] => *id,
+            [] => return,
             _ => {
                 self.tokens.extend_from_slice(tokens);
                 (self.tokens.len() - tokens.len()) as u32

@@ -88,7 +88,11 @@ impl Fast {
         drop(caches);
         let n = n_bytes / 3;
         Run {
-            encoded: Encoded { ids: Vec::with_capacity(n), offsets: Vec::with_capacity(n) },
+            encoded: Encoded {
+                ids: Vec::with_capacity(n),
+                offsets: Vec::with_capacity(n),
+                lost: Vec::new(),
+            },
             cache: cache.unwrap_or_else(Cache::new),
             word: Word::default(),
         }
@@ -135,9 +139,11 @@ impl Fast {
             }
             Found::Several(tokens) => run.encoded.push_all(view, start, tokens),
             Found::Nothing => {
-                self.model.tokens(&view.text[start..end], &mut run.word);
-                if let Some(key) = key {
-                    run.cache.keep(key, &run.word.symbols);
+                let is_whole = self.model.tokens(&view.text[start..end], &mut run.word);
+                match key {
+                    _ if !is_whole => run.encoded.lost.push(view.original(start..end)),
+                    Some(key) => run.cache.keep(key, &run.word.symbols),
+                    None => {}
                 }
                 run.encoded.push_all(view, start, &run.word.symbols);
             }

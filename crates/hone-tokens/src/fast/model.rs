@@ -90,16 +90,17 @@ impl Model {
         Some(Model { texts, merges, alphabet, whole_words, joins })
     }
 
-    /// Puts the tokens of `text`, which is not empty, into `word`.
-    pub(crate) fn tokens(&self, text: &str, word: &mut Word) {
+    /// Puts the tokens of `text`, which is not empty, into `word`. Returns whether they are all of it: nothing was dropped.
+    pub(crate) fn tokens(&self, text: &str, word: &mut Word) -> bool {
         word.symbols.clear();
+        let mut is_whole = true;
         match &self.alphabet {
             Alphabet::Bytes(ids) => {
                 if self.whole_words {
                     let letters: String = text.bytes().map(letter).collect();
                     if let Some(id) = self.texts.id(&letters) {
                         word.symbols.push((id, text.len() as u32));
-                        return;
+                        return true;
                     }
                 }
                 let mut len = 0;
@@ -109,24 +110,30 @@ impl Model {
                     if let Some(id) = ids[byte as usize] {
                         word.symbols.push((id, len));
                         len = 0;
+                    } else {
+                        is_whole = false;
                     }
                 }
             }
             Alphabet::Characters { .. } => {
                 if let Some(id) = self.texts.id(text).filter(|_| self.whole_words) {
                     word.symbols.push((id, text.len() as u32));
-                    return;
+                    return true;
                 }
-                self.characters(text, word);
+                is_whole = self.characters(text, word);
             }
         }
         word.merge(&self.merges);
+        is_whole
     }
 
     /// As the reference does it, to the letter: bytes do not end a run of unknown characters before them, so that the run's
-    /// token comes behind theirs; and what is unknown, where there is no token for that, is dropped.
-    fn characters(&self, text: &str, word: &mut Word) {
-        let Alphabet::Characters { ascii, bytes, unknown, fuses } = &self.alphabet else { return };
+    /// token comes behind theirs; and what is unknown, where there is no token for that, is dropped. Returns whether nothing was.
+    fn characters(&self, text: &str, word: &mut Word) -> bool {
+        let Alphabet::Characters { ascii, bytes, unknown, fuses } = &self.alphabet else {
+            return true;
+        };
+        let mut is_whole = true;
         let mut pending: Option<(u32, u32)> = None;
         let mut buffer = [0; 4];
         for c in text.chars() {
@@ -147,7 +154,10 @@ impl Model {
                 word.symbols.extend(c.bytes().filter_map(|b| Some((bytes[b as usize]?, 1))));
                 continue;
             }
-            let Some(id) = *unknown else { continue };
+            let Some(id) = *unknown else {
+                is_whole = false;
+                continue;
+            };
             pending = match pending {
                 Some((id, run)) if *fuses => Some((id, run + len)),
                 before => {
@@ -157,6 +167,7 @@ impl Model {
             };
         }
         word.symbols.extend(pending);
+        is_whole
     }
 }
 

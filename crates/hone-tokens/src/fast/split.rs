@@ -10,6 +10,9 @@ use crate::fast::joins::Joins;
 use crate::fast::scan::Scanner;
 use crate::fast::view::View;
 
+/// Most steps of a pre-tokenizer: twice what any known family has. Each is a level of recursion for every word.
+const STEPS_MAX: usize = 16;
+
 /// What is put before a part.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Prefix {
@@ -84,6 +87,9 @@ impl Splitter {
                 return None;
             }
             splitter.add(part, idx == 0)?;
+            if splitter.steps.len() > STEPS_MAX {
+                return None;
+            }
         }
         Some(splitter)
     }
