@@ -10,7 +10,8 @@
 //!   0. `true` also says that the message is trained whatever the policy makes of its role;
 //! - a content that is a list of parts by the same keys on each part. Such a list is there for its weights, so the chat
 //!   template sees the texts joined: templates that take lists take texts too, the others only texts. A list without weights
-//!   is passed on as it is. A list in `reasoning_content`, `thinking` or `reasoning` is always joined;
+//!   is passed on as it is. Parts that are thoughts become the message's `reasoning_content`, which it must not have as well. A
+//!   list in `reasoning_content`, `thinking` or `reasoning` is always joined;
 //! - a content by `train_detail`, a list of `{begin_offset, end_offset, train}`: offsets count characters, **the end is the
 //!   last character, not the one behind it**, and what no entry trains is not trained.
 
@@ -80,6 +81,17 @@ pub enum MessageError {
         /// What stood there.
         found: String,
     },
+    /// Thoughts among the weighed parts of a content, beside a thought of the message's own.
+    #[error(
+        "message {index} has a thought in `{key}` and others among the weighed parts of its `content`: \
+         keep it in one of them"
+    )]
+    TwoThoughts {
+        /// Its index.
+        index: usize,
+        /// The key.
+        key: &'static str,
+    },
     /// An entry of `train_detail` that does not lie in the content.
     #[error(
         "message {index} has `train_detail` {found}, but its content has {n_chars} characters, of which \
@@ -137,6 +149,10 @@ fn message(index: usize, mut value: Map<String, Value>) -> Result<Message, Messa
     if value.get("content").is_some_and(is_weighed) {
         let said = Joined::of(index, "content", &value["content"])?;
         if let Some(thought) = said.thought {
+            let is_said = |key: &&str| value.get(*key).is_some_and(|own| !own.is_null());
+            if let Some(key) = REASONING_KEYS.into_iter().find(is_said) {
+                return Err(MessageError::TwoThoughts { index, key });
+            }
             value.insert("reasoning_content".to_owned(), Value::String(thought));
         }
         value.insert("content".to_owned(), Value::String(said.text));
@@ -345,6 +361,25 @@ mod tests {
             &content(r#"{"text":"b","weight":-1}"#),
             "message 0 has `weight` -1, which is neither true, false nor a number of at least 0",
         );
+    }
+
+    #[test]
+    fn a_message_has_its_thought_in_one_place() {
+        let message = |own: &str, part: &str| {
+            format!(r#"{{"role":"a",{own},"content":[{part},{{"text":"b","weight":1}}]}}"#)
+        };
+        let thought = r#"{"type":"thinking","thinking":"t"}"#;
+        let twice = |key: &str| {
+            format!(
+                "message 0 has a thought in `{key}` and others among the weighed parts of its `content`: \
+                 keep it in one of them"
+            )
+        };
+        let own = r#""reasoning_content":"mine""#;
+        check_marks(&message(own, thought), &twice("reasoning_content"));
+        check_marks(&message(r#""thinking":"mine""#, thought), &twice("thinking"));
+        check_marks(&message(r#""reasoning_content":null"#, thought), "|1:b||1:t|");
+        check_marks(&message(own, r#"{"text":"a","weight":1}"#), "|1:ab||1:mine|");
     }
 
     #[test]
