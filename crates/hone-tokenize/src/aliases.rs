@@ -56,7 +56,7 @@ const MEANINGS: [(&str, Meaning); 27] = [
     ("sample_packing", |v| flag(v, packs, || only("packing", "none"))),
     // LLaMA-Factory
     ("train_on_prompt", |v| flag(v, || only("train_on", "every"), not_inputs)),
-    ("mask_history", |v| flag(v, || only("train_on", "last"), unrestricted)),
+    ("mask_history", |v| flag(v, || only("train_on", "last"), responses)),
     ("cutoff_len", |v| Ok(vec![length(v)])),
     ("neat_packing", |v| flag(v, packs, Vec::new)),
     // torchtune
@@ -103,6 +103,11 @@ fn not_inputs() -> Vec<Says> {
 /// Prompts are trained as well, where nothing else forbids it.
 fn unrestricted() -> Vec<Says> {
     vec![Says { key: "train_on", value: text("every"), minds: Some(|_| false) }]
+}
+
+/// All responses are trained, where nothing else is said: what becomes of prompts is another setting's.
+fn responses() -> Vec<Says> {
+    vec![Says { key: "train_on", value: text("all"), minds: Some(|_| false) }]
 }
 
 /// Rows share packs, in one way or another.
@@ -384,7 +389,7 @@ mod tests {
             ("train_on_prompt = false", "train_on = 'all'"),
             ("train_on_prompt = true", "train_on = 'every'"),
             ("mask_history = true", "train_on = 'last'"),
-            ("mask_history = false", "train_on = 'every'"),
+            ("mask_history = false", "train_on = 'all'"),
             ("train_on_input = false", "train_on = 'all'"),
             ("masking_strategy = 'train_on_all'", "train_on = 'every'"),
             ("masking_strategy = 'train_on_assistant'", "train_on = 'all'"),
@@ -426,6 +431,30 @@ mod tests {
             &[
                 "`train_on_prompt = false` agrees with `train_on = \"last\"`",
                 "`mask_history = true` is `train_on = \"last\"`",
+            ],
+        );
+        check(
+            "train_on_prompt = true\nmask_history = false",
+            "train_on = 'every'",
+            &[
+                "`train_on_prompt = true` is `train_on = \"every\"`",
+                "`mask_history = false` agrees with `train_on = \"every\"`",
+            ],
+        );
+        check(
+            "train_on_prompt = false\nmask_history = false",
+            "train_on = 'all'",
+            &[
+                "`train_on_prompt = false` is `train_on = \"all\"`",
+                "`mask_history = false` is `train_on = \"all\"`",
+            ],
+        );
+        check(
+            "roles_to_train = ['tool']\nmask_history = false",
+            "train_on = ['tool']",
+            &[
+                "`roles_to_train = [\"tool\"]` is `train_on = [\"tool\"]`",
+                "`mask_history = false` agrees with `train_on = [\"tool\"]`",
             ],
         );
         check(
