@@ -5,7 +5,7 @@
 //!    that has to give the same text, and then it says where each word is. Where it does not, the
 //!    template looks at what messages say (`'</think>' in content`), or writes them as JSON; then
 //!    what JSON escapes, and after that each literal of the template that occurs in a message, is
-//!    left as it is.
+//!    left as it is; texts that are nothing but such a literal only where all else fails.
 //! 3. What lies between two neighbouring words of a message and equals what lies there in the
 //!    message belongs to the message.
 //! 4. White space at the ends of messages may have been trimmed, or may stand beside white space of
@@ -19,6 +19,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
+use hone_schema::Part;
 use serde_json::{Map, Value};
 
 use crate::fit::fit;
@@ -26,7 +27,7 @@ use crate::json;
 use crate::python::is_space;
 use crate::template::{ChatTemplate, Given, TemplateError};
 use crate::thoughts::under_all_names;
-use crate::words::{self, Decoded, Guards, Item, Keep, Leaf, Masked};
+use crate::words::{self, Decoded, Guards, Item, Keep, Leaf, Masked, Whole, is_said};
 
 /// Role whose messages are answers.
 pub(crate) const ANSWER: &str = "assistant";
@@ -94,13 +95,15 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn run(&self) -> Result<Places, TemplateError> {
-        let literals = Keep::Literals(&self.template.literals);
+        let kept = |whole| Keep::Literals(&self.template.literals, whole);
+        let literals = [Whole::Words, Whole::SaidWords, Whole::Kept].map(kept);
         let mut marked = String::new();
-        for keep in [Keep::Space, Keep::Json, literals] {
+        for keep in [Keep::Space, Keep::Json].into_iter().chain(literals) {
             let Some((masked, decoded)) = self.marked(keep, Guards::None) else {
                 continue;
             };
             if decoded.text == self.text {
+                self.check_whole(&masked.leaves)?;
                 return self.with_ends(keep, masked, decoded);
             }
             marked = decoded.text;
@@ -164,6 +167,30 @@ impl Search<'_> {
             return Err(self.unknown(why, self.text));
         }
         Ok((blocks, generated, masked.leaves))
+    }
+
+    /// Refuses texts that are nothing but a literal and had to be kept, where they could be taken
+    /// for the template's: of those there is no telling where they are.
+    fn check_whole(&self, leaves: &[Leaf]) -> Result<(), TemplateError> {
+        let is_open = |leaf: &&Leaf| {
+            let control = self.template.control_token_in(&leaf.text).is_some();
+            match self.is_answer(leaf) && leaf.part != Part::ToolCall {
+                // What a template looks for in an answer it writes itself.
+                true => is_said(leaf.message, &leaf.key) && !control,
+                false => is_said(leaf.message, &leaf.key) || control,
+            }
+        };
+        match leaves.iter().filter(|leaf| leaf.is_literal()).find(is_open) {
+            Some(leaf) => {
+                let why = "a text is nothing but what the template looks for";
+                Err(TemplateError::Provenance {
+                    why,
+                    plain: around(self.text, 0),
+                    marked: around(&leaf.text, 0),
+                })
+            }
+            None => Ok(()),
+        }
     }
 
     fn is_answer(&self, leaf: &Leaf) -> bool {

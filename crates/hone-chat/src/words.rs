@@ -33,8 +33,21 @@ pub(crate) enum Keep<'a> {
     Space,
     /// Also what JSON escapes.
     Json,
-    /// Also every text that stands in the template as a literal.
-    Literals(&'a [String]),
+    /// Also every text that stands in the template as a literal, but for texts that are nothing
+    /// else where they are of that kind.
+    Literals(&'a [String], Whole),
+}
+
+/// Which texts that are nothing but one literal are words for all that: no guard fits around such
+/// a literal, so that where it was kept it is not known where it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whole {
+    /// All.
+    Words,
+    /// Contents and thoughts; names, channels and the like are kept.
+    SaidWords,
+    /// None.
+    Kept,
 }
 
 /// Where guards are put.
@@ -65,6 +78,11 @@ pub(crate) struct Leaf {
 }
 
 impl Leaf {
+    /// Whether it is nothing but one literal that was kept.
+    pub(crate) fn is_literal(&self) -> bool {
+        matches!(&self.literals[..], [literal] if *literal == (0..self.text.len()))
+    }
+
     /// Whether one of its literals lies in `range`.
     pub(crate) fn has_literal_in(&self, range: Range<usize>) -> bool {
         self.literals.iter().any(|l| l.start < range.end && range.start < l.end)
@@ -246,6 +264,11 @@ fn part_of(name: &str) -> Part {
     }
 }
 
+/// Whether a text is content or a thought, by its message and the key that it lies under.
+pub(crate) fn is_said(message: Option<usize>, key: &str) -> bool {
+    message.is_some() && (key == "content" || REASONING_KEYS.contains(&key))
+}
+
 impl Masker<'_> {
     fn message(&mut self, message: &Map<String, Value>) -> Option<Map<String, Value>> {
         let masked = message.iter().map(|(key, value)| {
@@ -304,7 +327,10 @@ impl Masker<'_> {
 
     fn text(&mut self, text: &str) -> Option<String> {
         let leaf = self.leaves.len();
-        let literals = literals(text, self.keep);
+        let mut literals = literals(text, self.keep);
+        if literals.first() == Some(&(0..text.len())) && self.is_whole_a_word() {
+            literals.clear();
+        }
         let cuts = cuts(text, &literals, self.guards);
         let mut out = String::with_capacity(text.len() * 2);
         let (mut at, mut n_before) = (0, 0);
@@ -351,6 +377,15 @@ impl Masker<'_> {
         Some(out)
     }
 
+    /// Whether a text that is nothing but one literal is a word here.
+    fn is_whole_a_word(&self) -> bool {
+        match self.keep {
+            Keep::Literals(_, Whole::Words) => true,
+            Keep::Literals(_, Whole::SaidWords) => is_said(self.message, &self.key),
+            _ => false,
+        }
+    }
+
     /// Length of the word that `text` begins with: 0 when it begins with something that is kept.
     fn word_len(&self, text: &str) -> usize {
         let json = self.keep != Keep::Space;
@@ -367,7 +402,7 @@ fn next_start(literals: &[Range<usize>], at: usize, len: usize) -> usize {
 
 /// Where literals stand in a text; of two that overlap, the one that begins first, then the longer.
 fn literals(text: &str, keep: Keep<'_>) -> Vec<Range<usize>> {
-    let Keep::Literals(literals) = keep else {
+    let Keep::Literals(literals, _) = keep else {
         return Vec::new();
     };
     let mut found: Vec<Range<usize>> = literals
@@ -479,12 +514,16 @@ mod tests {
     #[test]
     fn words_are_replaced_and_come_back() {
         let literals = ["</think>".to_owned(), "a".to_owned(), "\n".to_owned()];
-        let kept = Keep::Literals(&literals);
+        let kept = Keep::Literals(&literals, Whole::Kept);
+        let words = Keep::Literals(&literals, Whole::SaidWords);
         check(" häb \n\"c\" ", Keep::Space, Guards::None, " www \nwww ");
         check(" b \n\"c\" ", Keep::Json, Guards::All, "| w \n\"w\" |");
         check("xy</think>\nz", kept, Guards::None, "ww</think>\nw");
         check("xy</think>\nz", kept, Guards::All, "|ww|</think>|\nw|");
         check("</think>za", kept, Guards::All, "</think>|w|a");
+        check("</think>", kept, Guards::All, "</think>");
+        check("</think>", words, Guards::All, "|wwwwwwww|");
+        check("</think>a", words, Guards::All, "</think>|a");
         check("", Keep::Space, Guards::All, "|");
         check(" \n", Keep::Space, Guards::All, "| \n|");
         check(" \n", Keep::Space, Guards::Filled, " \n");

@@ -213,6 +213,24 @@ fn thoughts_are_found_where_the_template_puts_them() {
 }
 
 #[test]
+fn a_text_that_is_nothing_but_a_literal_is_still_its_messages() {
+    let user = |says: &str| format!("<|im_start|>user\n[0:{says}]<|im_end|>\n");
+    for says in ["</think>", "<think>", "user", "system", "\n</think>\n\n", "</think></think>"] {
+        let thinks =
+            "<|im_start|>assistant\n|{1:<think>\n}[1:hm]{1:\n</think>\n\n}[1:b](1:<|im_end|>)\n";
+        let source = THINKS.replace("if '</", "if m.role == 'assistant' and '</");
+        let question = format!("u: {says}");
+        check(&source, &[&question, "a: <think>hm</think>b"], &(user(says) + thinks));
+    }
+    let refused = |turns: &[&str]| {
+        let error = template(THINKS).locate(&chat(turns), None, 1.0).unwrap_err();
+        assert_eq!(error.reason(), "provenance unknown", "{error}");
+    };
+    // This template looks for the thoughts of users too.
+    refused(&["u: </think>", "a: b"]);
+}
+
+#[test]
 fn tool_calls_are_answers() {
     let source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}{% for c in m.tool_calls or [] %}\
         <tool_call>\n{\"name\": \"{{ c.function.name }}\", \"arguments\": {{ c.function.arguments | tojson }}}\n</tool_call>\
