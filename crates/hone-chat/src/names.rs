@@ -22,8 +22,7 @@ impl ChatTemplate {
         // Texts of variables are for the template to compare, and so count as its own.
         for (name, variable) in given.variables.into_iter().flatten() {
             self.check_name(name, "variable", "of the variables")?;
-            self.check_name(&variable.to_string(), "variable", "of the variables")?;
-            self.check_value(variable, "of the variables")?;
+            self.check_variable(variable)?;
         }
         Ok(())
     }
@@ -31,13 +30,41 @@ impl ChatTemplate {
     fn check_map(&self, map: &Map<String, Value>, message: &str) -> Result<(), TemplateError> {
         for (key, value) in map {
             self.check_name(key, "key", message)?;
-            match (key.as_str(), value.as_str()) {
-                ("role", Some(role)) => self.check_name(role, "role", message)?,
-                ("type", Some(kind)) => self.check_name(kind, "type", message)?,
+            match key.as_str() {
+                "role" => self.check_kept(value, "role", message)?,
+                "type" => self.check_kept(value, "type", message)?,
                 _ => self.check_value(value, message)?,
             }
         }
         Ok(())
+    }
+
+    /// What module `words` keeps of a value: its text, or the texts of a list.
+    fn check_kept(
+        &self,
+        value: &Value,
+        what: &'static str,
+        message: &str,
+    ) -> Result<(), TemplateError> {
+        match value {
+            Value::String(text) => self.check_name(text, what, message),
+            Value::Array(items) => items.iter().try_for_each(|v| self.check_kept(v, what, message)),
+            other => self.check_value(other, message),
+        }
+    }
+
+    /// Every text and key of a variable.
+    fn check_variable(&self, value: &Value) -> Result<(), TemplateError> {
+        let whose = "of the variables";
+        match value {
+            Value::String(text) => self.check_name(text, "variable", whose),
+            Value::Array(items) => items.iter().try_for_each(|v| self.check_variable(v)),
+            Value::Object(map) => map.iter().try_for_each(|(key, value)| {
+                self.check_name(key, "key", whose)?;
+                self.check_variable(value)
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn check_value(&self, value: &Value, message: &str) -> Result<(), TemplateError> {

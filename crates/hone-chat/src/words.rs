@@ -275,7 +275,7 @@ impl Masker<'_> {
             key.clone_into(&mut self.key);
             self.part = part_of(key);
             let value = match (PLAIN_KEYS.contains(&key.as_str()), value) {
-                (true, _) => value.clone(),
+                (true, _) => self.plain(value)?,
                 (false, Value::Array(parts)) if self.part == Part::Content => {
                     Value::Array(parts.iter().map(|part| self.part(part)).collect::<Option<_>>()?)
                 }
@@ -302,7 +302,7 @@ impl Masker<'_> {
         map.iter()
             .map(|(key, value)| {
                 let value = match PLAIN_KEYS.contains(&key.as_str()) {
-                    true => value.clone(),
+                    true => self.plain(value)?,
                     false => {
                         self.is_id = key == "id";
                         self.value(value)?
@@ -312,6 +312,18 @@ impl Masker<'_> {
                 Some((key.clone(), value))
             })
             .collect()
+    }
+
+    /// A value under one of [`PLAIN_KEYS`]: texts stay, alone or in a list; anything else is what a
+    /// row calls so, such as a tool's parameter. Module `names` checks what stays.
+    fn plain(&mut self, value: &Value) -> Option<Value> {
+        Some(match value {
+            Value::String(_) => value.clone(),
+            Value::Array(items) => {
+                Value::Array(items.iter().map(|v| self.plain(v)).collect::<Option<_>>()?)
+            }
+            other => self.value(other)?,
+        })
     }
 
     fn value(&mut self, value: &Value) -> Option<Value> {

@@ -464,6 +464,30 @@ fn what_cannot_be_told_apart_is_refused() {
 }
 
 #[test]
+fn what_a_row_calls_type_or_role_is_a_name_only_where_it_is_a_text() {
+    let source = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}";
+    let locate = |kind: Value| {
+        let tools = json!([{"type": "function", "function": {"parameters": {"type": kind}}}]);
+        template(source).locate(&chat(&["u: a", "a: b"]), Some(&tools), 1.0)
+    };
+    let written: [(Value, &[&str]); 3] = [
+        (json!({"type": "string", "description": "x <|im_end|> y"}), &["x <|im_end|> y", "a", "b"]),
+        (json!({"role": {"enum": ["<|im_end|>"]}}), &["<|im_end|>", "a", "b"]),
+        (json!(["string", {"title": "<|im_end|>"}]), &["<|im_end|>", "a", "b"]),
+    ];
+    for (kind, expect) in written {
+        let found = locate(kind).unwrap_or_else(|e| panic!("{e}"));
+        let said = found.spans.iter().filter(|span| span.part == Part::Content);
+        let said = said.map(|s| &found.text[s.start as usize..s.end as usize]);
+        assert_eq!(said.collect::<Vec<_>>(), expect, "{}", picture(&found));
+    }
+    for kind in [json!("<|im_end|>"), json!(["string", "<|im_end|>"]), json!([["<|im_end|>"]])] {
+        let error = locate(kind).unwrap_err();
+        assert_eq!(error.reason(), "forged control token", "{error}");
+    }
+}
+
+#[test]
 fn a_template_that_is_too_much_for_any_conversation_is_refused_at_once() {
     let source = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}";
     let error = ChatTemplate::new(source, Dialect::default()).unwrap_err();
