@@ -3,7 +3,8 @@
 //! This looks at tokens, at the template's spans and at the policy, not at how the mask was made, so that a mistake there is
 //! found here: no token begins a text twice; every trained response has a stop marker, that marker is one token, and that token
 //! is trained, as far as the policy has it so; no trained token holds a byte of a header or of a message that is not to be
-//! trained; none weighs more than the data says; no text that is to be trained is in no token; at least one token is trained. What remains of a row that was cut is looked at again.
+//! trained; none weighs more than the data says; the first token is not trained; no text that is to be trained is in no token; at
+//! least one token is trained. What remains of a row that was cut is looked at again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -50,6 +51,7 @@ pub(crate) fn certify(vocab: &Vocab, work: &Work, rules: &Rules) -> Result<Proof
     one_bos(work, rules.bos, &stop_ids)?;
     let may = May::new(work.row, &rules.policy);
     nothing_else(vocab, work, &may, &stop_ids)?;
+    not_the_first(work)?;
     nothing_lost(work, &may)?;
     no_thought(work, &rules.policy)?;
     stops(work, &may)
@@ -84,7 +86,7 @@ fn stop_ids(work: &Work) -> BTreeSet<u32> {
 
 /// A beginning-of-text token stands first, or behind the token that ends the turn before: as in Llama-2's template, and in
 /// SmolLM2's, where it is the marker that opens every turn. A turn that is not trained ends in scaffold, so what ends a turn
-/// is known from the stops of responses.
+/// is known from the stops of responses. Where one token both begins and ends texts, only where it stands says which it does.
 fn one_bos(work: &Work, bos: Option<u32>, stops: &BTreeSet<u32>) -> Result<(), Fault> {
     let Some(bos) = bos else { return Ok(()) };
     let spans = &work.row.spans;
@@ -97,13 +99,14 @@ fn one_bos(work: &Work, bos: Option<u32>, stops: &BTreeSet<u32>) -> Result<(), F
         while spans.get(span).is_some_and(|s| s.end as usize <= at.start) {
             span += 1;
         }
-        let is_scaffold = spans.get(span).is_some_and(|s| s.part == Part::Scaffold);
-        if *id == bos && is_scaffold && !text_begins {
+        let part = spans.get(span).map(|s| s.part);
+        if *id == bos && part == Some(Part::Scaffold) && !text_begins {
             let detail = format!("again at byte {}", at.start);
             return Err((Reason::DoubledBos, detail));
         }
         let goes_on = || *id != bos && work.row.text[at.clone()].trim().is_empty();
-        text_begins = stops.contains(id) || (text_begins && goes_on());
+        let ends_turn = if *id == bos { part == Some(Part::Stop) } else { stops.contains(id) };
+        text_begins = ends_turn || (text_begins && goes_on());
     }
     Ok(())
 }
@@ -113,6 +116,8 @@ struct May<'a> {
     row: &'a Rendered,
     policy: &'a Policy,
     last_response: Option<u32>,
+    /// Messages that say something, nothing of which may be trained.
+    silent: BTreeSet<u32>,
 }
 
 impl<'a> May<'a> {
@@ -123,7 +128,13 @@ impl<'a> May<'a> {
                 last_response = last_response.max(span.message);
             }
         }
-        May { row, policy, last_response }
+        let mut may = May { row, policy, last_response, silent: BTreeSet::new() };
+        let said = || row.spans.iter().filter(|span| span.part.is_said());
+        let heard: BTreeSet<u32> =
+            said().filter(|span| may.train(span)).filter_map(|span| span.message).collect();
+        may.silent =
+            said().filter_map(|span| span.message).filter(|m| !heard.contains(m)).collect();
+        may
     }
 
     /// Whether the message of a span is to be trained, as far as roles go.
@@ -142,15 +153,18 @@ impl<'a> May<'a> {
     /// Whether the bytes of a span that is no stop marker may be trained.
     fn train(&self, span: &Span) -> bool {
         let is_thought = span.part == Part::Reasoning && self.policy.reasoning == Learn::Mask;
+        // Around what is not trained, the template's marks are not either.
+        let is_silent = span.part == Part::Scaffold
+            && span.message.is_some_and(|message| self.silent.contains(&message));
         let is_theirs = match self.row.kind {
             Kind::Text => span.part != Part::Scaffold,
-            _ => self.role(span) && !is_thought,
+            _ => self.role(span) && !is_thought && !is_silent,
         };
         span.weight > 0.0 && is_theirs
     }
 }
 
-/// No trained token holds a byte that is not to be trained; of scaffold, blanks before trained bytes may be in it.
+/// No trained token holds a byte that is not to be trained; of scaffold, blanks before its trained bytes may be in it.
 fn nothing_else(
     vocab: &Vocab,
     work: &Work,
@@ -158,8 +172,10 @@ fn nothing_else(
     stop_ids: &BTreeSet<u32>,
 ) -> Result<(), Fault> {
     let row = work.row;
-    for span in row.spans.iter().filter(|span| span.part != Part::Stop) {
+    let heaviest = heaviest(&row.spans);
+    for (idx, span) in row.spans.iter().enumerate().filter(|(_, span)| span.part != Part::Stop) {
         let is_taken = may.train(span);
+        let follows_taken = idx.checked_sub(1).is_some_and(|before| may.train(&row.spans[before]));
         let bytes = bytes(span);
         for token in tokens_of(work, &bytes).filter(|token| work.weights[*token] > 0.0) {
             let (id, at) = (work.encoded.ids[token], work.encoded.offsets[token].clone());
@@ -175,11 +191,29 @@ fn nothing_else(
             }
             let is_foreign_stop = may.policy.stop == TrainOnStop::All && stop_ids.contains(&id);
             let inside = &row.text[at.start.max(bytes.start)..at.end.min(bytes.end)];
-            let is_header = !inside.trim().is_empty() || vocab.is_control(id);
+            let is_before = at.end > bytes.end && (at.start >= bytes.start || !follows_taken);
+            let is_header = !is_before || !inside.trim().is_empty() || vocab.is_control(id);
             if is_header && !is_foreign_stop {
                 return Err((Reason::HeaderTrained, detail()));
             }
+            if is_foreign_stop && work.weights[token] > heaviest {
+                return Err((Reason::TooHeavy, detail()));
+            }
         }
+    }
+    Ok(())
+}
+
+/// The greatest weight that the data gives any of `spans`.
+fn heaviest(spans: &[Span]) -> f32 {
+    spans.iter().map(|span| span.weight).fold(0.0, f32::max)
+}
+
+/// The first token is predicted by nothing.
+fn not_the_first(work: &Work) -> Result<(), Fault> {
+    if work.weights.first().is_some_and(|weight| *weight > 0.0) {
+        let detail = format!("{:?}", &work.row.text[work.encoded.offsets[0].clone()]);
+        return Err((Reason::FirstTrained, detail));
     }
     Ok(())
 }
@@ -198,8 +232,7 @@ fn nothing_lost(work: &Work, may: &May) -> Result<(), Fault> {
     }
     let mut done = 0;
     let tokens = work.encoded.offsets.iter().map(|at| at.start..at.end);
-    let end = work.row.text.len();
-    for at in tokens.chain(std::iter::once(end..end)) {
+    for at in tokens.chain([work.row.text.len()..work.row.text.len()]) {
         if at.start > done {
             lost(work, may, done..at.start)?;
         }
@@ -262,6 +295,8 @@ struct Turn<'a> {
     may_say: bool,
     /// Whether any of those is trained.
     is_said: bool,
+    /// The greatest weight that the data gives any of its spans.
+    heaviest: f32,
     is_response: bool,
 }
 
@@ -272,6 +307,7 @@ fn turns<'a>(work: &Work<'a>, may: &May) -> BTreeMap<Option<u32>, Turn<'a>> {
             continue;
         }
         let turn = turns.entry(span.message).or_default();
+        turn.heaviest = turn.heaviest.max(span.weight);
         turn.is_response |= span.role == RESPONSE && work.row.kind != Kind::Text;
         if span.part == Part::Stop {
             turn.stops.push(span);
@@ -293,6 +329,7 @@ fn turns<'a>(work: &Work<'a>, may: &May) -> BTreeMap<Option<u32>, Turn<'a>> {
 fn stops(work: &Work, may: &May) -> Result<Proof, Fault> {
     let mut proof = Proof { stops: BTreeSet::new(), turns: 0, endings: Vec::new() };
     let turns = turns(work, may);
+    let heaviest = heaviest(&work.row.spans);
     let policy = if work.row.kind == Kind::Text { TrainOnStop::Turn } else { may.policy.stop };
     let is_marked = |span: &&Span| {
         let is_theirs = work.row.kind == Kind::Text || may.role(span);
@@ -320,6 +357,12 @@ fn stops(work: &Work, may: &May) -> Result<Proof, Fault> {
         }
         for span in &turn.stops {
             let stop = stop(work, span, wants)?;
+            // Behind what is not trained, the policy gives a stop the weight of others.
+            let limit = if policy == TrainOnStop::All { heaviest } else { turn.heaviest };
+            if stop.is_some_and(|stop| work.weights[stop] > limit) {
+                let text = &work.row.text[bytes(span)];
+                return Err((Reason::TooHeavy, format!("{text:?} at byte {}", span.start)));
+            }
             if let (Some(stop), true) = (stop, is_trained) {
                 proof.stops.insert(work.encoded.ids[stop]);
                 let said = turn.said.clone().unwrap_or(stop..stop);
@@ -442,8 +485,77 @@ mod tests {
         check("010000011", Err(Reason::HeaderTrained));
         check("100000011", Err(Reason::HeaderTrained));
         check("000000021", Err(Reason::TooHeavy));
-        // A blank of the template may stand before what is trained.
-        check("000000111", Ok((1, 1)));
+        check("000000012", Err(Reason::TooHeavy));
+        // A blank of the template may stand before what is trained, in one token with it.
+        check("000000111", Err(Reason::HeaderTrained));
+    }
+
+    /// Blanks of the template, in the one token ` r ` made of the answer and what is around it.
+    #[test]
+    fn blanks_of_the_template_stand_only_before_what_is_trained() {
+        let cases = [
+            ([(" ", 0.0), ("r", 1.0), ("", 0.0)], None),
+            ([("", 0.0), ("r", 1.0), (" ", 0.0)], Some(Reason::HeaderTrained)),
+            ([("r", 1.0), (" ", 0.0), ("r", 1.0)], Some(Reason::HeaderTrained)),
+            ([(" ", 0.0), ("\n", 0.0), ("r", 1.0)], None),
+            ([(" ", 0.0), (" ", 0.0), ("\n", 0.0)], Some(Reason::HeaderTrained)),
+            ([(" ", 1.0), ("r", 1.0), (" ", 1.0)], None),
+        ];
+        for (bits, expect) in cases {
+            let (vocab, mut row) = world();
+            row.spans.truncate(2);
+            row.text.truncate(row.spans[1].end as usize);
+            let start = row.text.len();
+            for (text, weight) in bits.iter().filter(|(text, _)| !text.is_empty()) {
+                let part = if text.trim().is_empty() { Part::Scaffold } else { Part::Content };
+                let from = row.text.len() as u32;
+                row.text.push_str(text);
+                let (end, role) = (row.text.len() as u32, RESPONSE.to_owned());
+                let (message, weight, chosen) = (Some(1), *weight, false);
+                row.spans.push(Span { start: from, end, message, role, part, weight, chosen });
+            }
+            let mut encoded = vocab.encode("hqr", &[]).expect("bytes can be written");
+            encoded.offsets = vec![0..start - 1, start - 1..start, start..row.text.len()];
+            let work = Work { row: &row, encoded, weights: vec![0.0, 0.0, 1.0] };
+            let policy = Policy::default();
+            let may = May::new(&row, &policy);
+            let found = nothing_else(&vocab, &work, &may, &BTreeSet::new());
+            assert_eq!(found.err().map(|(reason, _)| reason), expect, "{bits:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_token_is_not_trained() {
+        // A template may say that the model writes all of it.
+        let opens = |row: &mut Rendered| {
+            row.spans[0] = Span { end: row.spans[0].end, start: 0, ..row.spans[3].clone() };
+            row.spans[0].part = Part::Scaffold;
+        };
+        let default = Policy::default();
+        check_under(&default, opens, "010000011", Ok((1, 1)));
+        check_under(&default, opens, "110000011", Err(Reason::FirstTrained));
+    }
+
+    #[test]
+    fn what_is_around_an_untrained_answer_is_found() {
+        let around = |weight: f32| {
+            move |row: &mut Rendered| {
+                row.spans[2] = Span {
+                    start: row.spans[2].start,
+                    end: row.spans[2].end,
+                    part: Part::Scaffold,
+                    ..row.spans[3].clone()
+                };
+                row.spans[3].weight = weight;
+                // Something else is trained.
+                row.spans[1].chosen = true;
+            }
+        };
+        let default = Policy::default();
+        check_under(&default, around(1.0), "001111111", Ok((2, 1)));
+        check_under(&default, around(0.0), "001000000", Ok((1, 0)));
+        check_under(&default, around(0.0), "001100000", Err(Reason::HeaderTrained));
+        check_under(&default, around(0.0), "001000001", Err(Reason::StopTrained));
     }
 
     #[test]
@@ -471,6 +583,12 @@ mod tests {
         check_under(&stop(TrainOnStop::All), same, "000100011", Ok((1, 1)));
         check_under(&stop(TrainOnStop::All), same, "000110011", Err(Reason::HeaderTrained));
         check_under(&stop(TrainOnStop::All), same, "000100010", Err(Reason::StopNotTrained));
+        check_under(&stop(TrainOnStop::All), same, "000200011", Err(Reason::TooHeavy));
+        check_under(&stop(TrainOnStop::All), same, "000100012", Err(Reason::TooHeavy));
+        check_under(&stop(TrainOnStop::Last), same, "000000012", Err(Reason::TooHeavy));
+        // What others weigh is no measure for this turn's end, but for one that is given what others weigh.
+        let heavy = |row: &mut Rendered| row.spans[1].weight = 2.0;
+        check_under(&Policy::default(), heavy, "000000012", Err(Reason::TooHeavy));
         let masked = Policy { reasoning: Learn::Mask, ..Policy::default() };
         let thinks = |row: &mut Rendered| row.spans[3].part = Part::Reasoning;
         check_under(&masked, thinks, "000000011", Err(Reason::ForeignByteTrained));

@@ -8,6 +8,9 @@
 //! - by [`TrainOnStop`], the stop marker of a response of which anything is trained, whatever its own weight: a response that is
 //!   learned without its end never ends.
 //!
+//! Not trained is anything of a response of which no said byte is trained: its thought's marks and its stop alone would teach to
+//! say nothing. A response that says nothing is trained as that.
+//!
 //! Not trained is what a response thinks, where the policy masks it: the spans of reasoning, and what stands between the marks of
 //! a thought that opens a response. The marks themselves stay: that a thought ends is learned. An empty thought is masked with
 //! its marks.
@@ -58,6 +61,7 @@ impl Mask {
             return mask;
         }
         mask.mask_thoughts(row, policy);
+        mask.silence(row);
         mask.weigh_stops(row, policy.stop);
         mask
     }
@@ -76,6 +80,22 @@ impl Mask {
                 true if policy.empty_thoughts == Learn::Mask => self.masked.push(thought.whole),
                 false if policy.reasoning == Learn::Mask => self.masked.push(thought.inside),
                 _ => {}
+            }
+        }
+    }
+
+    /// Of a message that says something, nothing of which is trained, neither is what the template writes around it.
+    fn silence(&mut self, row: &Rendered) {
+        let mut is_heard: BTreeMap<u32, bool> = BTreeMap::new();
+        for (weight, span) in self.spans.iter().zip(&row.spans) {
+            if let (Some(message), true) = (span.message, span.part.is_said()) {
+                *is_heard.entry(message).or_default() |= *weight > 0.0;
+            }
+        }
+        for (weight, span) in self.spans.iter_mut().zip(&row.spans) {
+            let is_heard = span.message.and_then(|message| is_heard.get(&message));
+            if span.part == Part::Scaffold && is_heard == Some(&false) {
+                *weight = 0.0;
             }
         }
     }

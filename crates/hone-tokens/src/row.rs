@@ -58,6 +58,8 @@ pub enum Reason {
     ForeignByteTrained,
     /// A trained token that weighs more than the data gives one of its bytes.
     TooHeavy,
+    /// A first token that is trained, though nothing predicts it.
+    FirstTrained,
     /// An id that the model has no embedding for.
     NotInModel,
     /// Text that is to be trained and is in no token: the vocabulary cannot write it.
@@ -70,7 +72,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 18] = [
+    pub const ALL: [Reason; 19] = [
         Reason::TooLong,
         Reason::ResponseCutOff,
         Reason::ResponseDoesNotFit,
@@ -85,6 +87,7 @@ impl Reason {
         Reason::HeaderTrained,
         Reason::ForeignByteTrained,
         Reason::TooHeavy,
+        Reason::FirstTrained,
         Reason::NotInModel,
         Reason::TextLost,
         Reason::ForgedControl,
@@ -108,6 +111,7 @@ impl Reason {
             Reason::HeaderTrained => "header trained",
             Reason::ForeignByteTrained => "untrained text trained",
             Reason::TooHeavy => "weight above the data's",
+            Reason::FirstTrained => "first token trained",
             Reason::NotInModel => "id beyond the model's vocabulary",
             Reason::TextLost => "text that the vocabulary cannot write",
             Reason::ForgedControl => "forged control token",
