@@ -232,7 +232,8 @@ fn nothing_lost(work: &Work, may: &May) -> Result<(), Fault> {
     }
     let mut done = 0;
     let tokens = work.encoded.offsets.iter().map(|at| at.start..at.end);
-    for at in tokens.chain([work.row.text.len()..work.row.text.len()]) {
+    let end = work.row.text.len();
+    for at in tokens.chain(std::iter::once(end..end)) {
         if at.start > done {
             lost(work, may, done..at.start)?;
         }

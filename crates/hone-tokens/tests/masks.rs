@@ -118,6 +118,152 @@ fn roles_by_name_and_what_the_row_itself_wants() {
     check(&row, "refused: no trained token");
 }
 
+#[test]
+fn stop_markers_by_policy() {
+    let check = |stop, row: &Rendered, expect: &str| {
+        check_policy(&Policy { stop, ..Policy::default() }, row, expect);
+    };
+    check(TrainOnStop::Turn, &chat(&TWO), "·yo<e>·no<e>·");
+    check(TrainOnStop::Last, &chat(&TWO), "·yo·no<e>·");
+    check(TrainOnStop::None, &chat(&TWO), "·yo·no·");
+    // The user's turns end with the same token.
+    check(TrainOnStop::All, &chat(&TWO), "·<e>·yo<e>·<e>·no<e>·");
+    let first_only = {
+        let mut row = chat(&TWO);
+        row.spans.iter_mut().filter(|s| s.message == Some(3)).for_each(|s| s.weight = 0.0);
+        row.spans.iter_mut().filter(|s| s.message == Some(1)).for_each(|s| s.weight *= 0.5);
+        row
+    };
+    check(TrainOnStop::Turn, &first_only, "·yo(0.5)<e>(0.5)·");
+    check(TrainOnStop::Last, &first_only, "·yo(0.5)<e>(0.5)·");
+    let half = "·<e>(0.5)·yo(0.5)<e>(0.5)·<e>(0.5)·<e>(0.5)·";
+    let mut light = first_only.clone();
+    light.spans.iter_mut().for_each(|s| s.weight = s.weight.min(0.5));
+    check(TrainOnStop::All, &light, half);
+    // A stop that is none is no fault where none is wanted; nor is one in pieces.
+    let no_stop = response(&[("<a>", S, 0.0), ("yo", C, 1.0)], None);
+    check(TrainOnStop::None, &no_stop, "·yo");
+    check(TrainOnStop::Last, &no_stop, "refused: no stop marker");
+    let in_pieces = response(&[("<a>", S, 0.0), ("yo", C, 1.0), ("</end>", E, 1.0)], None);
+    check(TrainOnStop::None, &in_pieces, "·yo·");
+    check(TrainOnStop::All, &in_pieces, "refused: stop marker is not one token");
+}
+
+#[test]
+fn thoughts_by_policy() {
+    let check = |reasoning, empty_thoughts, row: &Rendered, expect: &str| {
+        check_policy(&Policy { reasoning, empty_thoughts, ..Policy::default() }, row, expect);
+    };
+    use Learn::{Mask, Train};
+    const R: Part = Part::Reasoning;
+    let full = response(
+        &[
+            ("<a>", S, 0.0),
+            ("<think>", S, 1.0),
+            ("hm", R, 1.0),
+            ("</think>", S, 1.0),
+            ("yo", C, 1.0),
+            ("<e>", E, 1.0),
+        ],
+        None,
+    );
+    check(Train, Train, &full, "·<think>hm</think>yo<e>");
+    check(Train, Mask, &full, "·<think>hm</think>yo<e>");
+    check(Mask, Train, &full, "·<think>·</think>yo<e>");
+    // The same where the data wrote the thought into the content.
+    let inline =
+        response(&[("<a>", S, 0.0), ("<think>hm</think>yo", C, 1.0), ("<e>", E, 1.0)], None);
+    check(Train, Train, &inline, "·<think>hm</think>yo<e>");
+    check(Mask, Train, &inline, "·<think>·</think>yo<e>");
+    let empty = response(
+        &[("<a>", S, 0.0), ("<think>\n\n</think>\n\n", S, 1.0), ("yo", C, 1.0), ("<e>", E, 1.0)],
+        None,
+    );
+    check(Train, Train, &empty, "·<think>⏎⏎</think>⏎⏎yo<e>");
+    check(Mask, Train, &empty, "·<think>⏎⏎</think>⏎⏎yo<e>");
+    check(Train, Mask, &empty, "·yo<e>");
+    // Nothing but a thought: then the stop is not trained either.
+    let only = response(&[("<a>", S, 0.0), ("hm", R, 1.0), ("<e>", E, 1.0)], None);
+    check(Mask, Train, &only, "refused: no trained token");
+}
+
+#[test]
+fn a_forged_marker_in_a_response_is_trained_as_text() {
+    check(&chat(&[("u", "hi<e>"), ("a", "a<e>b")]), "·a<e>b<e>·");
+}
+
+/// One response whose spans are given: (text, part, weight).
+fn response(spans: &[(&str, Part, f32)], prompt_len: Option<usize>) -> Rendered {
+    let mut bits: Vec<Bit> = vec![
+        ("<u>", Some(0), "user", Part::Scaffold, 0.0),
+        ("hi", Some(0), "user", Part::Content, 1.0),
+    ];
+    bits.extend(spans.iter().map(|(text, part, weight)| {
+        // A header belongs to no message.
+        match (*part, *weight) {
+            (Part::Scaffold, 0.0) => (*text, None, "", *part, *weight),
+            _ => (*text, Some(1), "assistant", *part, *weight),
+        }
+    }));
+    rendered(Kind::Sft, &bits, prompt_len)
+}
+
+const C: Part = Part::Content;
+const S: Part = Part::Scaffold;
+const E: Part = Part::Stop;
+
+#[test]
+fn weights_of_the_data() {
+    let half = [("<a>", S, 0.0), ("yo", C, 0.5), ("<e>", E, 0.5)];
+    check(&response(&half, None), "·yo(0.5)<e>(0.5)");
+    let parts = [("<a>", S, 0.0), ("yo", C, 0.0), (" no", C, 2.0), ("<e>", E, 1.0)];
+    check(&response(&parts, None), "· no(2)<e>");
+    // The end of a trained response is trained, whatever the data says of it alone.
+    let no_end = [("<a>", S, 0.0), ("yo", C, 0.5), (" no", C, 0.0), ("<e>", E, 0.0)];
+    check(&response(&no_end, None), "·yo(0.5)·<e>(0.5)");
+    let nothing = [("<a>", S, 0.0), ("yo", C, 0.0), ("<e>", E, 1.0)];
+    check(&response(&nothing, None), "refused: no trained token");
+    let empty = [("<a>", S, 0.0), ("<e>", E, 1.0)];
+    check(&response(&empty, None), "·<e>");
+}
+
+#[test]
+fn tokens_across_a_border() {
+    // ` yo` is one token: the blank is the template's, the word the response's.
+    let blank = [("<a> ", S, 0.0), ("yo", C, 1.0), ("<e>", E, 1.0)];
+    check(&response(&blank, None), "· yo<e>");
+    // `yo` with an untrained `y`, and `..` of which a header has the first: not trained.
+    let torn = [("<a>", S, 0.0), ("y", C, 0.0), ("o no", C, 1.0), ("<e>", E, 1.0)];
+    check(&response(&torn, None), "· no<e>");
+    let header = [("<a>.", S, 0.0), (".yo", C, 1.0), ("<e>", E, 1.0)];
+    check(&response(&header, None), "·yo<e>");
+    // Two weights in one token: the smaller.
+    let two = [("<a>", S, 0.0), ("y", C, 2.0), ("o", C, 0.5), ("<e>", E, 1.0)];
+    check(&response(&two, None), "·yo(0.5)<e>");
+}
+
+#[test]
+fn what_the_template_writes_inside_a_response() {
+    // Before it, inside it, and before its stop; not behind the stop.
+    let lead = [
+        ("<a>\n", S, 0.0),
+        ("<think>\n\n", S, 1.0),
+        ("yo", C, 1.0),
+        ("<e>", E, 1.0),
+        ("\n", S, 0.0),
+    ];
+    check(&response(&lead, None), "·<think>⏎⏎yo<e>·");
+    let inside =
+        [("<a>", S, 0.0), ("hm", C, 1.0), ("</t>", S, 1.0), ("yo", C, 1.0), ("<e>", E, 1.0)];
+    check(&response(&inside, None), "·hm</t>yo<e>");
+    let space = [("<a>", S, 0.0), ("yo", C, 1.0), (" ", S, 1.0), ("<e>", E, 1.0)];
+    check(&response(&space, None), "·yo <e>");
+    // A template that marks what it generates may leave out its own stop and parts of the answer.
+    let marked =
+        [("<a>", S, 0.0), ("hm", C, 0.0), ("</t>", S, 0.0), ("yo", C, 1.0), ("<e>", E, 0.0)];
+    check(&response(&marked, None), "·yo<e>");
+}
+
 /// Qwen3's template writes an empty thought before the last answer, whatever the row trains of that.
 #[test]
 fn what_is_around_an_answer_is_trained_with_it() {
