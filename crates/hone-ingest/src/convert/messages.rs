@@ -5,10 +5,11 @@
 //! - Content that is a list of parts becomes one text when all parts are text. Parts of reasoning
 //!   become `reasoning_content`, parts that are tool calls become `tool_calls`, as does a ShareGPT
 //!   message from `function_call`. Anything else (a picture) is refused.
-//! - Weights on parts move to the message when they agree and it has none; else the content stays
-//!   the list of its weighed texts, which the stages behind read as one text with weights.
+//! - Weights on parts move to the message when each part has the same one under the same key and the
+//!   message has none; else the content stays the list of its weighed texts, which the stages behind
+//!   read as one text with weights.
 
-use hone_schema::{Message, parse_messages};
+use hone_schema::{Message, REASONING_KEYS, parse_messages};
 
 use crate::fault::{Fault, Reason};
 use crate::json::{Fields, Raw, Shape, canonical, quote};
@@ -30,6 +31,9 @@ const CALLS: [&str; 2] = ["function_call", "tool_call"];
 
 /// Weights of a message or part, under the names of the ecosystem's tools.
 const WEIGHTS: [&str; 6] = ["train", "training", "weight", "loss_weight", "loss_scale", "loss"];
+
+/// Key of what the parts of a content think.
+const THOUGHT: &str = "reasoning_content";
 
 /// A message of a role and a text.
 pub(super) fn plain(role: &str, content: &str) -> String {
@@ -80,7 +84,7 @@ pub(super) fn message(idx: usize, value: Raw) -> Result<String, Fault> {
             parts.push(format!("\"role\":{}", quote(role)));
         } else if key == content_key {
             parts.push(format!("\"content\":{}", content.json));
-        } else {
+        } else if !(content.has_thought && key == THOUGHT) {
             parts.push(format!("{}:{}", quote(key), value.0));
         }
     }
@@ -109,6 +113,14 @@ fn mapped(said: &str) -> Option<&'static str> {
 struct Content {
     json: String,
     added: Vec<String>,
+    /// Whether what its parts think is among what is added; a null that stands for it goes.
+    has_thought: bool,
+}
+
+impl Content {
+    fn new(json: impl Into<String>, added: Vec<String>) -> Self {
+        Content { json: json.into(), added, has_thought: false }
+    }
 }
 
 impl Content {
@@ -117,7 +129,7 @@ impl Content {
         let Some((_, value)) = fields.iter().find(|(name, _)| *name == key) else {
             // A call needs no content; none is invented.
             return if has_calls {
-                Ok(Content { json: String::new(), added: Vec::new() })
+                Ok(Content::new("", Vec::new()))
             } else {
                 Err(Fault::new(Reason::MissingField, format!("message {idx} has no `content`")))
             };
@@ -126,10 +138,10 @@ impl Content {
             Shape::String if is_call => {
                 let calls = calls(idx, &value.text().unwrap_or_default())?;
                 let added = vec![format!("\"tool_calls\":[{}]", calls.join(","))];
-                Ok(Content { json: "\"\"".to_owned(), added })
+                Ok(Content::new("\"\"", added))
             }
-            Shape::String => Ok(Content { json: value.0.to_owned(), added: Vec::new() }),
-            Shape::Null if has_calls => Ok(Content { json: "null".to_owned(), added: Vec::new() }),
+            Shape::String => Ok(Content::new(value.0, Vec::new())),
+            Shape::Null if has_calls => Ok(Content::new("null", Vec::new())),
             Shape::List => Parts::of(idx, value)?.content(idx, fields),
             other => {
                 let detail = format!("message {idx}: the content is {}, not a text", other.name());
@@ -145,7 +157,10 @@ struct Parts {
     text: String,
     reasoning: String,
     calls: Vec<String>,
-    weights: Vec<(&'static str, String)>,
+    /// Of each part that has weights, under which keys.
+    weights: Vec<Vec<(&'static str, String)>>,
+    /// Whether a call has a weight, which a list of texts cannot hold.
+    has_weighed_call: bool,
     /// The parts that are text, as JSON.
     texts: Vec<String>,
     n_parts: usize,
@@ -172,50 +187,72 @@ impl Parts {
         let kind = fields.get("type").and_then(Raw::text).unwrap_or_default();
         let keys = ["text", "value", "content", "thinking", "reasoning"];
         let text = keys.iter().find_map(|key| fields.get(key)).and_then(Raw::text);
-        let weight = WEIGHTS.into_iter().find_map(|key| Some((key, fields.get(key)?.0.to_owned())));
+        let weights = WEIGHTS.into_iter();
+        let weights = weights.filter_map(|key| Some((key, fields.get(key)?.0.to_owned())));
+        let weights: Vec<_> = weights.collect();
+        let is_weighed = !weights.is_empty();
+        self.weights.extend(is_weighed.then_some(weights));
         match (kind.as_str(), text) {
             ("text" | "output_text" | "input_text", Some(text)) => {
                 self.text.push_str(&text);
                 self.texts.push(part.0.to_owned());
-                self.weights.extend(weight);
             }
             ("reasoning" | "thinking", Some(text)) => {
                 self.reasoning.push_str(&text);
                 self.texts.push(part.0.to_owned());
-                self.weights.extend(weight);
             }
-            ("tool_call", Some(text)) => self.calls.extend(calls(idx, &text)?),
+            ("tool_call", Some(text)) => {
+                self.calls.extend(calls(idx, &text)?);
+                self.has_weighed_call |= is_weighed;
+            }
             (kind, _) => return Err(not_text(idx, &format!("a part of type `{kind}`"))),
         }
         Ok(())
     }
 
-    fn content(self, idx: usize, fields: &Fields) -> Result<Content, Fault> {
-        let mut added = Vec::new();
-        let own_weight = WEIGHTS.iter().any(|key| fields.get(key).is_some());
-        let mut json = quote(&self.text);
-        if let Some((key, value)) = self.weights.first() {
-            let agree =
-                self.weights.len() == self.n_parts && self.weights.iter().all(|(_, w)| w == value);
-            if agree && !own_weight {
-                added.push(format!("{}:{value}", quote(key)));
-            } else {
-                json = format!("[{}]", self.texts.join(","));
-            }
+    /// The weight that all parts have, where each has one under the same key.
+    fn weight(&self) -> Option<String> {
+        let first = self.weights.first()?;
+        let is_same = self.weights.len() == self.n_parts && self.weights.iter().all(|w| w == first);
+        match first.as_slice() {
+            [(key, value)] if is_same => Some(format!("{}:{value}", quote(key))),
+            _ => None,
         }
-        // A list that stays holds its thoughts itself.
-        let is_list = json.starts_with('[');
-        if !self.reasoning.is_empty() && !is_list && fields.get("reasoning_content").is_none() {
-            added.push(format!("\"reasoning_content\":{}", quote(&self.reasoning)));
+    }
+
+    fn content(self, idx: usize, fields: &Fields) -> Result<Content, Fault> {
+        let said = |key: &&str| fields.get(key).is_some_and(|own| own.shape() != Shape::Null);
+        let mut content = Content::new(quote(&self.text), Vec::new());
+        let own_weight = WEIGHTS.iter().any(|key| fields.get(key).is_some());
+        match self.weight() {
+            Some(weight) if !own_weight => content.added.push(weight),
+            _ if self.weights.is_empty() => {}
+            _ if self.has_weighed_call => {
+                let detail =
+                    format!("message {idx}: a call has another weight than what is beside it");
+                return Err(Fault::new(Reason::ToolCall, detail));
+            }
+            _ => content.json = format!("[{}]", self.texts.join(",")),
+        }
+        if !self.reasoning.is_empty() {
+            if let Some(key) = REASONING_KEYS.into_iter().find(said) {
+                let detail = format!("message {idx} thinks in its content and in `{key}`");
+                return Err(Fault::new(Reason::TwoThoughts, detail));
+            }
+            // A list that stays holds its thoughts itself.
+            if !content.json.starts_with('[') {
+                content.added.push(format!("\"{THOUGHT}\":{}", quote(&self.reasoning)));
+                content.has_thought = true;
+            }
         }
         if !self.calls.is_empty() {
             if fields.get("tool_calls").is_some() {
                 let detail = format!("message {idx} has calls in its content and in `tool_calls`");
                 return Err(Fault::new(Reason::ToolCall, detail));
             }
-            added.push(format!("\"tool_calls\":[{}]", self.calls.join(",")));
+            content.added.push(format!("\"tool_calls\":[{}]", self.calls.join(",")));
         }
-        Ok(Content { json, added })
+        Ok(content)
     }
 }
 

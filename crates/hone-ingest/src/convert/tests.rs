@@ -218,6 +218,26 @@ fn content_of_parts() {
     let thought =
         r#"[{"type":"thinking","thinking":"a","train":false},{"type":"text","text":"b"}]"#;
     ok(thought, &format!(r#""content":{thought}"#));
+    // Two weights of a part both count; weights by two names are left as they are.
+    let two = r#"[{"type":"text","text":"a","train":true,"weight":0.5}]"#;
+    ok(two, &format!(r#""content":{two}"#));
+    let named = r#"[{"type":"text","text":"a","weight":1},{"type":"text","text":"b","loss":1}]"#;
+    ok(named, &format!(r#""content":{named}"#));
+    let call = r#"{"type":"tool_call","value":"{\"name\": \"f\"}","train":false}"#;
+    ok(
+        &format!("[{call}]"),
+        r#""content":"","train":false,"tool_calls":[{"type":"function","function":{"name":"f"}}]"#,
+    );
+    let beside = format!(r#"[{call},{{"type":"text","text":"a"}}]"#);
+    no(&beside, Reason::ToolCall, "another weight");
+    let thinks = r#"[{"type":"thinking","thinking":"a"},{"type":"text","text":"b"}]"#;
+    for key in ["reasoning_content", "thinking"] {
+        no(&format!(r#"{thinks},"{key}":"c""#), Reason::TwoThoughts, key);
+    }
+    ok(
+        &format!(r#"{thinks},"reasoning_content":null"#),
+        r#""content":"b","reasoning_content":"a""#,
+    );
     no(r#"[{"type":"text","text":"a","train":2e40}]"#, Reason::WrongType, "`train`");
     no(r#"[]"#, Reason::EmptyResponse, "message 0");
 }
