@@ -1,12 +1,14 @@
 //! What was typed: flags, and the `[template]` table of the pipeline file.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use hone_chat::{Date, Rewritten};
 use hone_cli::worker::WORKER;
 use hone_cli::{Common, Failure};
-use serde::{Deserialize, Serialize};
+use serde::de::{self, MapAccess, Visitor, value::MapAccessDeserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 /// The keys of the table, for `--help`; a test holds it against [`Config`].
@@ -20,8 +22,8 @@ The [template] table, with its defaults:
   rewritten = \"expand\"     when the template leaves out of an earlier answer what it writes when
                            that is the last (its thought, mostly), or moves behind it what a
                            served model reads before: train it in a sample of its own, named
-                           <id>#<message>; \"refuse\" rejects the row, \"accept\" trains what is
-                           left
+                           <id>#m<message> (a row whose own id reads so gets a `!` behind it);
+                           \"refuse\" rejects the row, \"accept\" trains what is left
   max_reject_share = 0.05  more rejected rows than this: sealed, but exit code 1";
 
 /// Render conversations with a chat template, and know for each byte who wrote it.
@@ -99,16 +101,16 @@ pub(crate) struct Config {
     pub(crate) variables: Map<String, Value>,
     /// What becomes of a conversation when the template leaves out of an earlier answer what it
     /// writes when that answer is the last (its thought, mostly), or moves behind it what a served
-    /// model reads before: `expand` trains such an answer in
-    /// a sample of its own, which ends with it and is named `<id>#<message>`; `refuse` rejects the
-    /// row; `accept` trains the answer as it is left.
+    /// model reads before: `expand` trains such an answer in a sample of its own, which ends with
+    /// it and is named `<id>#m<message>` (a row whose own id reads so gets a `!` behind it);
+    /// `refuse` rejects the row; `accept` trains the answer as it is left.
     pub(crate) rewritten: Rewritten,
     /// Share of the rows that may be rejected before the stage ends with exit code 1.
     pub(crate) max_reject_share: f64,
 }
 
 /// Which template.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Choice {
     /// By name.
@@ -123,6 +125,45 @@ pub(crate) enum Choice {
         /// Its name.
         of_model: String,
     },
+}
+
+/// A choice that is written as a table.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Table {
+    file: Option<PathBuf>,
+    of_model: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Choice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ChoiceVisitor)
+    }
+}
+
+struct ChoiceVisitor;
+
+impl<'de> Visitor<'de> for ChoiceVisitor {
+    type Value = Choice;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a template, `{ file = \"x.jinja\" }` or `{ of_model = \"rag\" }`")
+    }
+
+    fn visit_str<E: de::Error>(self, name: &str) -> Result<Choice, E> {
+        Ok(Choice::Name(name.to_owned()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Choice, A::Error> {
+        match Table::deserialize(MapAccessDeserializer::new(map))? {
+            Table { file: Some(file), of_model: None } => Ok(Choice::File { file }),
+            Table { file: None, of_model: Some(of_model) } => Ok(Choice::OfModel { of_model }),
+            Table { file: Some(_), of_model: Some(_) } => Err(de::Error::custom(
+                "a template is from a `file` or one `of_model`, and both are given",
+            )),
+            Table { file: None, of_model: None } => Err(de::Error::invalid_length(0, &self)),
+        }
+    }
 }
 
 impl Default for Config {
@@ -154,6 +195,29 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn check(json: &str, expect: Result<Choice, &str>) {
+        match (serde_json::from_str::<Choice>(json), expect) {
+            (Ok(found), Ok(expect)) => {
+                assert_eq!(found, expect);
+                let again = serde_json::to_string(&found).expect("a choice is plain data");
+                assert_eq!(serde_json::from_str::<Choice>(&again).expect("it reads back"), found);
+            }
+            (Err(e), Err(part)) => assert!(e.to_string().contains(part), "{e}"),
+            (found, expect) => panic!("{json}: {found:?}, not {expect:?}"),
+        }
+    }
+
+    #[test]
+    fn one_template_is_chosen() {
+        check(r#""chatml""#, Ok(Choice::Name("chatml".to_owned())));
+        check(r#"{"file": "x.jinja"}"#, Ok(Choice::File { file: "x.jinja".into() }));
+        check(r#"{"of_model": "rag"}"#, Ok(Choice::OfModel { of_model: "rag".to_owned() }));
+        check(r#"{"file": "x.jinja", "of_model": "b"}"#, Err("and both are given"));
+        check(r#"{"file": "x.jinja", "fiel": "b"}"#, Err("unknown field `fiel`"));
+        check("{}", Err("expected the name of a template, `{ file ="));
+        check("3", Err("invalid type: integer `3`, expected the name of a template"));
+    }
 
     #[test]
     fn the_help_names_every_key() {
