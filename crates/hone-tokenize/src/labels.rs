@@ -209,7 +209,9 @@ impl Raw {
                 .iter()
                 .map(|len| usize::try_from(*len).ok().filter(|len| *len > 0))
                 .collect();
-            let lens = lens.filter(|lens| lens.iter().sum::<usize>() == n);
+            // They are foreign: a sum that wraps around would fit, and its documents would not.
+            let sum = |lens: &[usize]| lens.iter().try_fold(0_usize, |sum, n| sum.checked_add(*n));
+            let lens = lens.filter(|lens| sum(lens) == Some(n));
             let lens =
                 lens.ok_or_else(|| format!("`seq_lengths` {lengths:?} do not add up to {n}"))?;
             said.push(("seq_lengths", lens));
@@ -337,6 +339,9 @@ mod tests {
         check(raw(&[], &[]), Err("no token"));
         check(Raw { lengths: Some(vec![2, 1]), ..four() }, Err("[2, 1] do not add up to 4"));
         check(Raw { lengths: Some(vec![4, 0]), ..four() }, Err("do not add up"));
+        check(Raw { lengths: Some(vec![-1, 5]), ..four() }, Err("do not add up"));
+        let wraps = vec![i64::MAX, i64::MAX, 6];
+        check(Raw { lengths: Some(wraps), ..four() }, Err("do not add up to 4"));
         check(Raw { positions: Some(vec![0, 1, 3, 4]), ..four() }, Err("jump to 3 at token 2"));
         check(Raw { positions: Some(vec![1, 2, 3, 4]), ..four() }, Err("jump to 1 at token 0"));
         let other = Raw { positions: Some(vec![0, 0, 1, 2]), lengths: Some(vec![2, 2]), ..four() };
