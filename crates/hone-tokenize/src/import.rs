@@ -4,7 +4,6 @@
 //! report says so. What can be seen is checked: labels are ids or -100, documents are told apart without contradiction, every id
 //! is one of the model's, and something is trained.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use hone_cli::{Common, Context, Exit, Failure, Outcome, Pipeline, StagePlan, run_stage};
@@ -198,11 +197,12 @@ impl Import<'_> {
         let LabelledDoc { ids, weights, name, source, .. } = doc;
         let n = ids.len() as u32;
         let trained = || weights.iter().map(|w| *w > 0.0);
-        // Where trained tokens end, a control token is what ends a response.
         let last = |at: &usize| weights[*at] > 0.0 && weights.get(at + 1).is_none_or(|w| *w == 0.0);
         let ends: Vec<usize> = (0..ids.len()).filter(last).collect();
-        let stops: BTreeSet<u32> = ends.iter().map(|at| ids[*at]).collect();
-        let stops = stops.into_iter().filter(|id| self.tokenizer.vocab.is_control(*id)).collect();
+        // What ends a document's last trained tokens ends a response if it is a special token. Ends before that may be of parts:
+        // the marker of a masked thought would end every answer. The model's own ends of a text are stops whatever stands here.
+        let stop = ends.last().map(|at| ids[*at]);
+        let stops = stop.into_iter().filter(|id| self.tokenizer.vocab.is_special(*id)).collect();
         let counts =
             Counts { tokens: u64::from(n), trained: trained().filter(|is| *is).count() as u64 };
         let source = source.unwrap_or_else(|| self.source.clone());

@@ -286,6 +286,12 @@ impl Vocab {
         self.control.contains(id)
     }
 
+    /// Whether this is an added token that the tokenizer flags as special.
+    pub fn is_special(&self, id: u32) -> bool {
+        let added = self.tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+        added.get(&id).is_some_and(|token| token.special)
+    }
+
     /// The control tokens, by id.
     pub fn control_tokens(&self) -> impl Iterator<Item = (u32, String)> + '_ {
         self.control.ids.iter().filter_map(|id| Some((*id, self.token(*id)?)))

@@ -151,6 +151,38 @@ fn table(path: &Path, rows: &[(&[i64], &[i64])]) {
 }
 
 #[test]
+fn a_stop_is_what_ends_the_last_trained_tokens() {
+    let place = place(1.0);
+    // Of the added tokens 0 to 3, one is a marker in text as `<think>` is: not special.
+    let path = place.path("base/tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!((&tokenizer["added_tokens"][1]["id"]), &json!(1));
+    tokenizer["added_tokens"][1]["special"] = json!(false);
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    let stops = |eos: Value, ids: &[i64], labels: &[i64]| {
+        let generation = json!({"eos_token_id": eos}).to_string();
+        std::fs::write(place.path("base/generation_config.json"), generation).unwrap();
+        table(&place.path("t.parquet"), &[(ids, labels)]);
+        check(&place.tokenize(&["import", "t.parquet", "--out", "t", "--force"]), 0, &[]);
+        let sealed = Sealed::open(&place.path("t"), ArtefactKind::Packs).unwrap();
+        let stops: Value = serde_json::from_slice(&sealed.read("stops.json").unwrap()).unwrap();
+        stops["stop_ids"].clone()
+    };
+    // A thought that is masked after its marker, whether the tokenizer calls that special or not.
+    for marker in [1, 2] {
+        let (ids, labels) =
+            ([0, 9, marker, 20, 21, 30, 3], [-100, -100, marker, -100, -100, 30, 3]);
+        assert_eq!(stops(Value::Null, &ids, &labels), json!([3]), "marker {marker}");
+        // Nothing of the answer is trained: a marker in text is no stop.
+        let cut = stops(json!(0), &ids[..5], &labels[..5]);
+        assert_eq!(cut, if marker == 1 { json!([0]) } else { json!([0, 2]) });
+    }
+    // Where the answer ends in text, the model's own word is left, special or not.
+    let (ids, labels) = ([0, 9, 20, 21, 3, 10], [-100, -100, -100, 21, 3, 10]);
+    assert_eq!(stops(json!([1, 0]), &ids, &labels), json!([0, 1]));
+}
+
+#[test]
 fn rows_of_other_tools_are_checked() {
     let place = place(1.0);
     let import = |rows: &[(&[i64], &[i64])], more: &[&str]| {
