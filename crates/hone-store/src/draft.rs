@@ -14,18 +14,13 @@ use hone_schema::{
     Sha256Hex,
 };
 use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::WriterProperties;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::{Sealed, SpillWriter, StoreError, sync, tidy};
+use crate::{Sealed, SpillWriter, StoreError, sync, tables, tidy};
 
 /// Most rows of a Parquet row group: bounds what a reader must hold at once.
 const ROW_GROUP_ROWS: usize = 65_536;
-
-/// Most bytes of a Parquet row group, compressed: a writer holds it back until it is whole.
-const ROW_GROUP_BYTES: usize = 32 << 20;
 
 /// What a manifest says beside its files; see [`Manifest`] for the fields.
 #[derive(Clone, Debug)]
@@ -128,14 +123,7 @@ impl Draft {
     pub fn parquet(&self, name: &str, schema: SchemaRef) -> Result<ParquetFile, StoreError> {
         let file = self.file(name)?;
         let path = file.path.clone();
-        let level = ZstdLevel::try_new(3).expect("3 is a zstd level");
-        let properties = WriterProperties::builder()
-            .set_compression(Compression::ZSTD(level))
-            .set_created_by("hone".to_owned())
-            .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
-            .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
-            .build();
-        let writer = ArrowWriter::try_new(file, schema, Some(properties))
+        let writer = ArrowWriter::try_new(file, schema, Some(tables::properties(ROW_GROUP_ROWS)))
             .map_err(|e| StoreError::write(&path, &e))?;
         Ok(ParquetFile { writer, path, rows: 0 })
     }

@@ -19,6 +19,7 @@ mod program;
 mod sealed;
 mod spill;
 mod sync;
+mod tables;
 #[cfg(test)]
 mod tests;
 mod tidy;

@@ -9,10 +9,8 @@ use std::path::{Path, PathBuf};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::WriterProperties;
 
-use crate::StoreError;
+use crate::{StoreError, tables};
 
 /// Most rows of a Parquet row group: rows of packed tokens are long.
 const ROW_GROUP_ROWS: usize = 8_192;
@@ -39,13 +37,8 @@ impl Table {
     /// # Errors
     /// The place cannot be written, or it is a directory.
     pub fn create(path: &Path, schema: SchemaRef) -> Result<Self, StoreError> {
-        let level = ZstdLevel::try_new(3).expect("3 is a zstd level");
-        let properties = WriterProperties::builder()
-            .set_compression(Compression::ZSTD(level))
-            .set_created_by("hone".to_owned())
-            .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
-            .build();
-        let writer = ArrowWriter::try_new(Scratch::create(path)?, schema, Some(properties))
+        let properties = Some(tables::properties(ROW_GROUP_ROWS));
+        let writer = ArrowWriter::try_new(Scratch::create(path)?, schema, properties)
             .map_err(|e| StoreError::write(path, &e))?;
         Ok(Table { writer, path: path.to_owned() })
     }
@@ -125,7 +118,14 @@ impl Drop for Scratch {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::BinaryArray;
+    use arrow::datatypes::{DataType, Field, Schema};
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
     use super::*;
+    use crate::Draft;
 
     fn names(dir: &Path) -> Vec<String> {
         let entries = fs::read_dir(dir).expect("a directory of the test");
@@ -150,5 +150,44 @@ mod tests {
         assert_eq!(names(&temp.path().join("inner")), ["page.html"]);
         let error = write(temp.path(), b"x").expect_err("a directory").to_string();
         assert!(error.contains("directory"), "{error}");
+    }
+
+    #[test]
+    fn a_few_long_rows_are_a_row_group_too() {
+        let temp = tempfile::tempdir().expect("a temporary directory");
+        let schema = Arc::new(Schema::new(vec![Field::new("x", DataType::Binary, false)]));
+        // Bytes without a pattern, so that they stay as many: 20 rows of 4 MiB.
+        let mut state = 1_u64;
+        let mut row = || -> Vec<u8> {
+            let step = |_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 33) as u8
+            };
+            (0..4 << 20).map(step).collect()
+        };
+        let rows: Vec<Vec<u8>> = (0..20).map(|_| row()).collect();
+        let batches = rows.iter().map(|row| {
+            let column = Arc::new(BinaryArray::from_iter_values([row]));
+            RecordBatch::try_new(schema.clone(), vec![column]).expect("a batch")
+        });
+        let path = temp.path().join("x.parquet");
+        let mut table = Table::create(&path, schema.clone()).expect("a file");
+        let draft = Draft::open(&temp.path().join("sealed")).expect("a draft");
+        let mut sealed = draft.parquet("x.parquet", schema.clone()).expect("a file");
+        let sealed_path = draft.file("y").expect("a file").path().with_file_name("x.parquet");
+        for batch in batches {
+            table.write(&batch).expect("space");
+            sealed.write(&batch).expect("space");
+        }
+        table.finish().expect("space");
+        sealed.finish().expect("space");
+        for path in [path, sealed_path] {
+            let file = File::open(&path).expect("it is there");
+            let table = ParquetRecordBatchReaderBuilder::try_new(file).expect("a table");
+            let groups = table.metadata().row_groups().iter();
+            let groups: Vec<_> = groups.map(|g| (g.num_rows(), g.compressed_size())).collect();
+            assert_eq!(groups.iter().map(|group| group.0).sum::<i64>(), 20);
+            assert!(groups.iter().all(|group| group.1 <= 36 << 20), "{groups:?}");
+        }
     }
 }
