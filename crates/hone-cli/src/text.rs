@@ -61,6 +61,19 @@ pub fn one_line(text: &str) -> String {
     visible(&text)
 }
 
+/// A number with a comma before every three digits.
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (idx, digit) in digits.char_indices() {
+        if idx > 0 && (digits.len() - idx).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,6 +92,12 @@ mod tests {
         check("\u{200b}\u{feff}\u{e0041}\u{2028}", "⟨U+200B⟩⟨U+FEFF⟩⟨U+E0041⟩⟨U+2028⟩");
         check("a\n\tb\\n", "a\\n\\tb\\\\n");
         assert_eq!(visible("a\n\tb\0"), "a\n\tb⟨U+0000⟩");
+    }
+
+    #[test]
+    fn digits_stand_in_groups_of_three() {
+        let shown = [0, 12, 999, 1000, 1_234_567].map(grouped);
+        assert_eq!(shown, ["0", "12", "999", "1,000", "1,234,567"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Text and numbers as HTML.
 
+pub(crate) use hone_cli::text::grouped as count;
 use hone_cli::text::{Bit, bits, number, visible};
 
 /// A text as the content of an element: no character of it can end the element, act on the page or hide.
@@ -32,19 +33,6 @@ fn escape(out: &mut String, text: &str) {
             c => out.push(c),
         }
     }
-}
-
-/// A count with its thousands apart.
-pub(crate) fn count(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (idx, digit) in digits.chars().enumerate() {
-        if idx > 0 && (digits.len() - idx).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 /// `part` of `whole` in percent; a dash of none.
@@ -113,7 +101,6 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        assert_eq!((count(7), count(1_234_567)), ("7".to_owned(), "1,234,567".to_owned()));
         assert_eq!((percent(1, 3), percent(0, 0)), ("33.3 %".to_owned(), "–".to_owned()));
     }
 
