@@ -3,8 +3,8 @@
 use hone_cli::{Context, Exit, Failure, Outcome, StagePlan, run_stage};
 use hone_kernels::Cpu;
 use hone_model::{Decoder, Generator};
-use hone_schema::{ArtefactKind, Ledger, Pack, Prompt};
-use hone_store::{Draft, Sealed};
+use hone_schema::{ArtefactKind, Ledger, Pack, Prompt, sha256};
+use hone_store::{Draft, ModelDir, Sealed};
 use hone_tokens::Vocab;
 use serde_json::Value;
 
@@ -22,6 +22,9 @@ const RESULTS: &str = "results.json";
 
 /// Name of the page.
 const REPORT: &str = "report.html";
+
+/// Longest file beside the weights that is read: twice the largest vocabulary seen.
+const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Runs the stage.
 pub(crate) fn eval(args: Args, ctx: &Context) -> Result<Exit, Failure> {
@@ -81,10 +84,9 @@ fn work(
         return Err(Failure::input(format!("`{at}` has no row of the test split"))
             .hint("give a source `split = \"test\"`, or set `ingest.test_share`"));
     }
-    let template = inputs.tuned_manifest.file("chat_template.jinja");
     let mut results = Results {
         fields: fields(&test.prompts),
-        template_sha256: template.map(|file| file.sha256.to_string()),
+        template_sha256: template_sha256(&inputs.tuned)?,
         ..Results::default()
     };
     {
@@ -107,6 +109,31 @@ fn work(
         exit: if results.passed() { Exit::Done } else { Exit::GateFailed },
         report: results.to_json(),
     })
+}
+
+/// The chat template of a model: what the merge says that rows were rendered with, else what lies beside the weights. Of a
+/// list of templates it is the default one, in every place.
+fn template_sha256(model: &ModelDir) -> Result<Option<String>, Failure> {
+    let object = |name: &str| -> Result<Value, Failure> {
+        let bytes = model.try_read(name, FILE_BYTES_MAX)?;
+        let value = bytes.map_or(Ok(Value::Null), |bytes| serde_json::from_slice(&bytes));
+        let at = || model.dir().join(name);
+        value.map_err(|e| Failure::input(format!("`{}`: {e}", at().display())))
+    };
+    if let Some(said) = object("merge.json")?["template"].as_str() {
+        return Ok(Some(said.to_owned()));
+    }
+    if let Some(template) = model.try_read("chat_template.jinja", FILE_BYTES_MAX)? {
+        return Ok(Some(sha256(&template).to_string()));
+    }
+    let template = match &object("tokenizer_config.json")?["chat_template"] {
+        Value::Array(named) => {
+            let default = named.iter().find(|template| template["name"] == "default");
+            default.map_or(Value::Null, |template| template["template"].clone())
+        }
+        one => one.clone(),
+    };
+    Ok(template.as_str().map(|template| sha256(template.as_bytes()).to_string()))
 }
 
 impl Test {

@@ -49,11 +49,17 @@ impl Place {
     }
 
     fn tuned(&self, seed: u64) {
+        self.tuned_with(seed, &[("chat_template.jinja", "{{ messages }}")]);
+    }
+
+    fn tuned_with(&self, seed: u64, files: &[(&str, &str)]) {
         let train = Sealed::open_any(&self.stage("train")).unwrap();
         self.seal("merge", ArtefactKind::Weights, vec![train.input("trained")], |draft| {
             draft.write("config.json", CONFIG.as_bytes(), None).unwrap();
             draft.write("model.safetensors", &self.weights(seed), None).unwrap();
-            draft.write("chat_template.jinja", b"{{ messages }}", None).unwrap();
+            for (name, text) in files {
+                draft.write(name, text.as_bytes(), None).unwrap();
+            }
         });
     }
 
@@ -230,6 +236,40 @@ fn both_models_are_measured_on_the_same_rows() {
     let again = ["report.html", "results.json", "rows.parquet"]
         .map(|name| place.sealed().read(name).unwrap());
     assert!(bytes == again, "the same bytes for one thread");
+}
+
+#[test]
+fn the_chat_template_is_told_in_whichever_form_it_is_there() {
+    let place = Place::new();
+    place.pipeline("max_new = 1\nmax_prompts = 1\nsamples = 1\nsampled = 0");
+    let hash = sha256(b"{{ messages }}").to_string();
+    let said = format!(r#"{{"template": "{hash}"}}"#);
+    let other = ("chat_template.jinja", "{{ other }}");
+    let jinja = ("chat_template.jinja", "{{ messages }}");
+    let one = ("tokenizer_config.json", r#"{"chat_template": "{{ messages }}"}"#);
+    let two = (
+        "tokenizer_config.json",
+        r#"{"chat_template": [{"name": "tool_use", "template": "{{ tools }}"},
+                              {"name": "default", "template": "{{ messages }}"}]}"#,
+    );
+    let none = ("tokenizer_config.json", r#"{"eos_token": "e"}"#);
+    let silent = ("merge.json", r#"{"template": null}"#);
+    let cases: [(&[(&str, &str)], Option<&str>); 7] = [
+        (&[("merge.json", &said), other], Some(&hash)),
+        (&[("merge.json", &said), two], Some(&hash)),
+        (&[silent, jinja], Some(&hash)),
+        (&[one], Some(&hash)),
+        (&[silent, two], Some(&hash)),
+        (&[none], None),
+        (&[], None),
+    ];
+    for (files, expected) in cases {
+        place.tuned_with(2, files);
+        check(&place.eval(&[]), 0, &[]);
+        assert_eq!(place.results()["template_sha256"].as_str(), expected, "{files:?}");
+    }
+    place.tuned_with(2, &[("merge.json", "{")]);
+    check(&place.eval(&[]), 3, &["merge.json`: EOF while parsing"]);
 }
 
 #[test]
