@@ -22,7 +22,7 @@ pub use ledger::{Ledger, LedgerError, SourceLedger, TokenLedger};
 pub use manifest::{ArtefactKind, FileEntry, InputRef, Manifest, ManifestError, Program};
 pub use message::{Mark, Message, MessageError, REASONING_KEYS, parse_messages};
 pub use names::{FileName, NameError};
-pub use packs::{Doc, Pack, PackError};
+pub use packs::{Doc, Pack, PackColumns, PackError};
 pub use rows::{Conversation, Kind, Part, Prompt, Reject, Rendered, RowError, Span, Split};
 pub use steps::PlanStep;
 

@@ -14,6 +14,10 @@ use crate::columns::{column, item};
 use crate::rows::ids_column;
 use crate::{Kind, RowError};
 
+const INPUT_IDS: &str = "input_ids";
+const LOSS_WEIGHT: &str = "loss_weight";
+const SEQ_LENS: &str = "seq_lens";
+
 /// A row of a `packs` artefact: documents end to end, each isolated from the others by whoever computes with it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pack {
@@ -168,9 +172,9 @@ impl Pack {
             Field::new(name, DataType::List(Arc::new(Field::new("item", of, false))), false)
         };
         Arc::new(Schema::new(vec![
-            list("input_ids", DataType::UInt32),
-            list("loss_weight", DataType::Float32),
-            list("seq_lens", DataType::UInt32),
+            list(INPUT_IDS, DataType::UInt32),
+            list(LOSS_WEIGHT, DataType::Float32),
+            list(SEQ_LENS, DataType::UInt32),
             list("docs", DataType::Struct(doc_fields())),
         ]))
     }
@@ -199,22 +203,74 @@ impl Pack {
     /// # Errors
     /// A missing or mistyped column, a pack that contradicts itself.
     pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Self>, RowError> {
-        let ids = column::<ListArray>(batch, "input_ids")?;
-        let weights = column::<ListArray>(batch, "loss_weight")?;
+        let columns = PackColumns::of(batch)?;
         let docs = column::<ListArray>(batch, "docs")?;
         (0..batch.num_rows())
             .map(|row| {
                 let pack = Pack {
-                    input_ids: item::<UInt32Array>(ids, row, "input_ids")?.values().to_vec(),
-                    loss_weight: item::<Float32Array>(weights, row, "loss_weight")?
-                        .values()
-                        .to_vec(),
+                    input_ids: columns.input_ids(row)?.values().to_vec(),
+                    loss_weight: columns.loss_weight(row)?.values().to_vec(),
                     docs: docs_at(docs, row)?,
                 };
                 pack.check().map_err(|e| wrong(row, &e))?;
+                let lens = columns.seq_lens(row)?;
+                let lens: &[u32] = lens.values();
+                if !lens.iter().copied().eq(pack.docs.iter().map(|doc| doc.len)) {
+                    let docs: Vec<u32> = pack.docs.iter().map(|doc| doc.len).collect();
+                    let found = format!("{lens:?}, and its documents have {docs:?} tokens");
+                    return Err(RowError::Value { row, name: SEQ_LENS, found });
+                }
                 Ok(pack)
             })
             .collect()
+    }
+}
+
+/// The columns of packs that a model computes with, as they lie in a batch: for whoever read the batch as [`Pack`]s once, which
+/// checks what they hold.
+#[derive(Clone, Debug)]
+pub struct PackColumns {
+    input_ids: ListArray,
+    loss_weight: ListArray,
+    seq_lens: ListArray,
+}
+
+impl PackColumns {
+    /// The columns of a batch.
+    ///
+    /// # Errors
+    /// A missing column, or one that is no list.
+    pub fn of(batch: &RecordBatch) -> Result<Self, RowError> {
+        let list = |name| column::<ListArray>(batch, name).cloned();
+        Ok(PackColumns {
+            input_ids: list(INPUT_IDS)?,
+            loss_weight: list(LOSS_WEIGHT)?,
+            seq_lens: list(SEQ_LENS)?,
+        })
+    }
+
+    /// Token ids of a pack.
+    ///
+    /// # Errors
+    /// A list of something else.
+    pub fn input_ids(&self, row: usize) -> Result<UInt32Array, RowError> {
+        item(&self.input_ids, row, INPUT_IDS)
+    }
+
+    /// Weight of each token of a pack.
+    ///
+    /// # Errors
+    /// A list of something else.
+    pub fn loss_weight(&self, row: usize) -> Result<Float32Array, RowError> {
+        item(&self.loss_weight, row, LOSS_WEIGHT)
+    }
+
+    /// Lengths of the documents of a pack.
+    ///
+    /// # Errors
+    /// A list of something else.
+    pub fn seq_lens(&self, row: usize) -> Result<UInt32Array, RowError> {
+        item(&self.seq_lens, row, SEQ_LENS)
     }
 }
 
@@ -358,6 +414,51 @@ mod tests {
     fn the_first_token_of_a_document_is_never_trained() {
         assert_eq!(pack().n_trained(), 2);
         assert_eq!(Pack { docs: vec![doc(5)], ..pack() }.n_trained(), 2);
+    }
+
+    #[test]
+    fn lengths_beside_the_documents_are_theirs() {
+        let batch = Pack::to_batch(&[pack(), pack()]).unwrap();
+        let with = |lens: ArrayRef| {
+            let mut columns = batch.columns().to_vec();
+            columns[2] = lens;
+            let fields: Vec<Field> = batch
+                .schema()
+                .fields()
+                .iter()
+                .zip(&columns)
+                .map(|(field, column)| Field::new(field.name(), column.data_type().clone(), true))
+                .collect();
+            RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
+        };
+        let lists = |lens: [&[u32]; 2]| Arc::new(ids_column(lens.into_iter()).unwrap());
+        let good = with(lists([&[2, 3], &[2, 3]]));
+        assert_eq!(Pack::from_batch(&good).unwrap(), [pack(), pack()]);
+        assert_eq!(PackColumns::of(&good).unwrap().seq_lens(1).unwrap().values(), &[2, 3]);
+        let check = |lens: ArrayRef, message: &str| {
+            let error = Pack::from_batch(&with(lens)).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        };
+        let theirs = "row 1: column `seq_lens` holds";
+        check(
+            lists([&[2, 3], &[3, 2]]),
+            &format!("{theirs} [3, 2], and its documents have [2, 3]"),
+        );
+        check(lists([&[2, 3], &[5]]), &format!("{theirs} [5]"));
+        check(lists([&[2, 3], &[]]), &format!("{theirs} []"));
+        let of = |values: ArrayRef| -> ArrayRef {
+            let field = Arc::new(Field::new("item", values.data_type().clone(), false));
+            let offsets = OffsetBuffer::from_lengths([2, 2]);
+            Arc::new(ListArray::try_new(field, offsets, values, None).unwrap())
+        };
+        check(
+            of(Arc::new(UInt64Array::from(vec![2, 3, 2, 3]))),
+            "column `seq_lens` has type UInt64",
+        );
+        check(Arc::new(UInt32Array::from(vec![5, 5])), "column `seq_lens` has type UInt32");
+        let without = batch.project(&[0, 1, 3]).unwrap();
+        let error = Pack::from_batch(&without).unwrap_err().to_string();
+        assert_eq!(error, "column `seq_lens` is missing");
     }
 
     fn check(edit: impl FnOnce(&mut Pack), message: &str) {

@@ -1,12 +1,11 @@
 //! Packs, and the order in which they are seen.
 
-use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::{Float32Type, UInt32Type};
+use arrow::array::RecordBatch;
 use hone_cli::Failure;
 use hone_kernels::mapping;
 use hone_learn::shuffle;
 use hone_model::Batch;
-use hone_schema::{Kind, Pack};
+use hone_schema::{Kind, Pack, PackColumns, RowError};
 use hone_store::Sealed;
 
 use crate::args::Shuffle;
@@ -44,7 +43,7 @@ impl Facts {
 
 /// The packs of a split: their columns as they lie in the file, and a few numbers of each.
 pub(crate) struct Packs {
-    batches: Vec<RecordBatch>,
+    batches: Vec<PackColumns>,
     /// Index of the first pack of each batch.
     starts: Vec<usize>,
     facts: Vec<Facts>,
@@ -71,18 +70,14 @@ impl Packs {
         for batch in batches {
             packs.starts.push(packs.facts.len());
             // Once as values, so that every pack is checked; after that their columns are enough.
-            let values = Pack::from_batch(&batch).map_err(|e| Failure::input(e.to_string()))?;
+            let values = Pack::from_batch(&batch).map_err(bad)?;
             packs.facts.extend(values.into_iter().map(|mut pack| {
                 if causal {
                     pack.loss_weight.fill(1.0);
                 }
                 Facts::of(&pack)
             }));
-            let columns = ["input_ids", "loss_weight", "seq_lens"];
-            let columns = columns.map(|name| batch.schema().index_of(name));
-            let columns = columns.into_iter().collect::<Result<Vec<_>, _>>();
-            let batch = columns.and_then(|columns| batch.project(&columns));
-            packs.batches.push(batch.map_err(|e| Failure::input(e.to_string()))?);
+            packs.batches.push(PackColumns::of(&batch).map_err(bad)?);
         }
         Ok(packs)
     }
@@ -131,20 +126,20 @@ impl Packs {
             let idx = *idx as usize;
             let at = self.starts.partition_point(|start| *start <= idx) - 1;
             let row = idx - self.starts[at];
-            let list = |column: usize| self.batches[at].column(column).as_list::<i32>().value(row);
-            let (ids, weights, lens) = (list(0), list(1), list(2));
-            let weights = weights.as_primitive::<Float32Type>().values();
+            let columns = &self.batches[at];
+            let ids = columns.input_ids(row).map_err(bad)?;
+            let weights = columns.loss_weight(row).map_err(bad)?;
+            let lens = columns.seq_lens(row).map_err(bad)?;
             let ones: Vec<f32>;
             let weights = if self.causal {
                 ones = vec![1.0; weights.len()];
                 &ones[..]
             } else {
-                weights
+                weights.values()
             };
-            let lens = lens.as_primitive::<UInt32Type>().values();
-            let lens: Vec<usize> = lens.iter().map(|len| *len as usize).collect();
+            let lens: Vec<usize> = lens.values().iter().map(|len| *len as usize).collect();
             batch
-                .push_pack(ids.as_primitive::<UInt32Type>().values(), weights, &lens)
+                .push_pack(ids.values(), weights, &lens)
                 .map_err(|e| Failure::input(e.to_string()))?;
         }
         Ok(batch)
@@ -154,6 +149,10 @@ impl Packs {
     pub(crate) fn batches(&self, idxs: &[u64], n: usize) -> Result<Vec<Batch>, Failure> {
         idxs.chunks(n).map(|idxs| self.batch(idxs)).collect()
     }
+}
+
+fn bad(error: RowError) -> Failure {
+    Failure::input(error.to_string())
 }
 
 /// Which packs each step sees: a function of the seed and the step alone, so that a resumed run finds its place by counting.
