@@ -41,7 +41,7 @@ test: build
 
 # Ids beside those of transformers, for the tokenizers that tests/parity/make.py has fetched.
 parity: build
-    cargo nextest run --release --workspace --locked -E 'package(hone-tests) & binary(parity)'
+    @if cargo nextest --version >/dev/null 2>&1; then cargo nextest run --release --workspace --locked -E 'package(hone-tests) & binary(parity)'; else cargo test --release --workspace --locked --test parity; fi
 
 # Template and tokenize beside TRL and the bare tokenizers library, in turn; needs HONE_CORPUS and tests/bench/peers/requirements.txt.
 bench-text: build

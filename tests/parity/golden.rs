@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use hone_chat::{ChatTemplate, Date, Dialect};
 use hone_schema::{Message, parse_messages};
+use hone_testkit::workspace;
 use hone_tokens::Vocab;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -64,9 +65,10 @@ pub(crate) struct Chat {
     pub(crate) tools: Option<Value>,
 }
 
-/// A folder from the environment; where it is not set the test says that it was skipped.
+/// A folder from the environment, from the workspace's root where it is relative: a test runs in the
+/// directory of its package. Where it is not set the test says that it was skipped.
 pub(crate) fn folder(variable: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os(variable).map(PathBuf::from);
+    let folder = std::env::var_os(variable).map(|folder| workspace().join(folder));
     if folder.is_none() {
         let said = writeln!(std::io::stderr(), "skipped: {variable} is not set");
         said.expect("stderr is open");
