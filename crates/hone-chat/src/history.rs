@@ -14,7 +14,7 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use hone_schema::{Message, Part};
+use hone_schema::{Message, Part, Share};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -41,6 +41,8 @@ pub enum Rewritten {
 pub struct Sample {
     /// Index of the answer, where the sample ends with one and trains nothing else.
     pub answer: Option<usize>,
+    /// Which of the answers it is there for.
+    pub share: Share,
     /// Its text.
     pub located: Located,
 }
@@ -53,8 +55,10 @@ const LEFT_OUT: &str = "part of an answer left out by the template";
 
 impl ChatTemplate {
     /// The samples that train what a row trains, each answer as a served model has to write it:
-    /// the conversation itself, and one sample for each answer that it lacks words of. A
-    /// conversation of which nothing is left to train is not among them.
+    /// the conversation itself, and one sample for each answer that it lacks words of. Each message
+    /// has its weight in one of them: an answer of a sample of its own weighs nothing in the
+    /// conversation, and what others say weighs nothing in such a sample. The conversation is not
+    /// among them when nothing that is left of it has a weight.
     ///
     /// # Errors
     /// As [`ChatTemplate::locate`]; [`TemplateError::Rewritten`] and [`TemplateError::Unsaid`].
@@ -71,6 +75,7 @@ impl ChatTemplate {
         let (served, left_out) = self.rewritten(&found, messages, &maps, given)?;
         let mut note = left_out.then_some(LEFT_OUT);
         let mut whole = messages.to_vec();
+        let last = messages.iter().rposition(|m| m.role == ANSWER);
         let mut samples = Vec::new();
         for (answer, served) in served {
             match policy {
@@ -81,14 +86,23 @@ impl ChatTemplate {
                     let mut messages = messages[..=answer].to_vec();
                     messages[..answer].iter_mut().for_each(silence);
                     let located = self.spans_of(served, &messages, given, weight)?;
-                    samples.push(Sample { answer: Some(answer), located });
+                    let share = if last > Some(answer) { Share::Earlier } else { Share::Main };
+                    samples.push(Sample { answer: Some(answer), share, located });
                 }
             }
         }
-        if samples.is_empty() || whole.iter().any(is_trained) {
+        if samples.is_empty() || whole.iter().any(|m| m.weight > 0.0) {
+            // A policy may train other roles than the answers'.
+            let has_last = !samples.iter().any(|sample| sample.share == Share::Main);
+            let share = match whole.iter().any(is_trained) {
+                _ if samples.is_empty() => Share::Main,
+                false => Share::Rest,
+                true if has_last => Share::Main,
+                true => Share::Earlier,
+            };
             let mut located = self.spans_of(found, &whole, given, weight)?;
             located.notes.extend(note);
-            samples.push(Sample { answer: None, located });
+            samples.push(Sample { answer: None, share, located });
         }
         Ok(samples)
     }

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use hone_chat::{ChatTemplate, Date, Dialect, Given, Rewritten, Sample, TemplateError};
-use hone_schema::{Message, Part, parse_messages};
+use hone_schema::{Message, Part, Share, parse_messages};
 use serde_json::{Map, Value, json};
 
 /// Thoughts stand in the last answer only.
@@ -61,6 +61,7 @@ fn check(source: &str, policy: Rewritten, list: Value, expect: &[&str]) {
         })
         .collect();
     assert_eq!(found, expect);
+    trains_each_message_once(&messages, &samples);
     for sample in samples {
         // A sample of an answer is what a served model reads and has to write.
         let Some(answer) = sample.answer else { continue };
@@ -68,6 +69,25 @@ fn check(source: &str, policy: Rewritten, list: Value, expect: &[&str]) {
         assert_eq!(sample.located.text, served);
         let weights = sample.located.spans.iter().filter(|s| s.weight > 0.0);
         assert!(weights.clone().all(|s| s.message == Some(answer as u32) && s.weight == 0.5));
+    }
+}
+
+/// Each message with a weight has it in one sample, and the last answer is in the one that says so.
+fn trains_each_message_once(messages: &[Message], samples: &[Sample]) {
+    let weighs = |sample: &Sample, message: usize| {
+        let mut spans = sample.located.spans.iter();
+        spans.any(|s| s.message == Some(message as u32) && s.weight > 0.0)
+    };
+    let last = messages.iter().rposition(|message| message.role == "assistant");
+    for (idx, message) in messages.iter().enumerate() {
+        let mut those = samples.iter().filter(|sample| weighs(sample, idx));
+        let is_said = message.text().is_some_and(|text| !text.trim().is_empty());
+        let expect = message.weight > 0.0 && is_said;
+        assert_eq!(
+            those.next().map(|s| last != Some(idx) || s.share == Share::Main),
+            expect.then_some(true)
+        );
+        assert!(those.next().is_none(), "message {idx} is trained twice");
     }
 }
 
@@ -142,12 +162,46 @@ fn what_is_not_rewritten_or_not_trained_stays_one_sample() {
 }
 
 #[test]
-fn a_conversation_with_nothing_left_to_train_is_dropped() {
+fn a_conversation_stays_while_anything_of_it_has_a_weight() {
     let mut last_untrained = thoughts();
     last_untrained[3]["weight"] = json!(0);
+    // Questions weigh as much as answers: a policy may train them.
+    let expect = ["1: tb<|im_end|>", "whole: "];
+    check(FORGETS, Rewritten::Expand, last_untrained.clone(), &expect);
+    last_untrained[0]["train"] = json!(false);
+    last_untrained[2]["train"] = json!(false);
     check(FORGETS, Rewritten::Expand, last_untrained.clone(), &["1: tb<|im_end|>"]);
     last_untrained[2]["train"] = json!(true);
     check(FORGETS, Rewritten::Expand, last_untrained, &["1: tb<|im_end|>", "whole: c"]);
+    let mut unanswered = thoughts();
+    unanswered.as_array_mut().expect("a list").pop();
+    check(FORGETS, Rewritten::Expand, unanswered, &expect);
+}
+
+#[test]
+fn a_sample_says_which_answers_it_is_there_for() {
+    let shares = |list: Value| -> Vec<(Option<usize>, Share)> {
+        let samples =
+            template(FORGETS).samples(&messages(&list), &Given::default(), 1.0, Rewritten::Expand);
+        let samples = samples.expect("renders");
+        trains_each_message_once(&messages(&list), &samples);
+        samples.iter().map(|sample| (sample.answer, sample.share)).collect()
+    };
+    let (main, earlier, rest) = (Share::Main, Share::Earlier, Share::Rest);
+    assert_eq!(shares(thoughts()), [(Some(1), earlier), (None, main)]);
+    let mut list = thoughts();
+    list[1]["reasoning_content"] = Value::Null;
+    assert_eq!(shares(list.clone()), [(None, main)]);
+    // The last answer is not the last message, and is rewritten.
+    let ask = json!({"role": "user", "content": "e"});
+    list.as_array_mut().expect("a list").push(ask.clone());
+    assert_eq!(shares(list), [(Some(3), main), (None, earlier)]);
+    let mut list = thoughts();
+    list.as_array_mut().expect("a list").push(ask);
+    assert_eq!(shares(list), [(Some(1), earlier), (Some(3), main), (None, rest)]);
+    let mut list = thoughts();
+    list[3]["weight"] = json!(0);
+    assert_eq!(shares(list), [(Some(1), earlier), (None, rest)]);
 }
 
 #[test]

@@ -86,6 +86,7 @@ fn check_rules(found: &Located) {
         kind: hone_schema::Kind::Sft,
         text: found.text.clone(),
         spans: found.spans.clone(),
+        share: hone_schema::Share::Main,
         prompt_len: found.prompt_len,
         meta: None,
     };

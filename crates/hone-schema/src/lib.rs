@@ -15,6 +15,7 @@ mod message;
 mod names;
 mod packs;
 mod rows;
+mod share;
 mod steps;
 
 pub use key::{Sha256Hex, canonical_json, sha256, stage_key};
@@ -24,7 +25,8 @@ pub use message::{Mark, Message, MessageError, REASONING_KEYS, parse_messages};
 pub use names::{FileName, NameError};
 pub use packs::{Doc, Pack, PackColumns, PackError};
 pub use rows::{Conversation, Kind, Part, Prompt, Reject, Rendered, RowError, Span, Split};
+pub use share::Share;
 pub use steps::PlanStep;
 
 /// Version of the manifest and of every row type; a reader takes exactly its own.
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;

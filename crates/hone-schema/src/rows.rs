@@ -12,6 +12,7 @@ use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use arrow::error::ArrowError;
 
 use crate::columns::{column, item};
+use crate::share::Share;
 
 /// What a row is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -159,6 +160,8 @@ pub struct Rendered {
     pub text: String,
     /// Spans that cover the text from its first byte to its last, in order, without gap or overlap.
     pub spans: Vec<Span>,
+    /// Which of the conversation's answers it is there for.
+    pub share: Share,
     /// The text up to where the last response begins, when the last message is a response: what a served model is given.
     pub prompt_len: Option<u32>,
     /// Further columns of the row, as a JSON object.
@@ -393,6 +396,7 @@ impl Rendered {
             utf8("kind"),
             utf8("text"),
             Field::new("spans", DataType::List(Arc::new(span)), false),
+            utf8("share"),
             Field::new("prompt_len", DataType::UInt32, true),
             utf8_null("meta"),
         ]))
@@ -413,6 +417,7 @@ impl Rendered {
             texts(rows.iter().map(|r| r.kind.as_str())),
             texts(rows.iter().map(|r| r.text.as_str())),
             Arc::new(spans_column(rows)?),
+            texts(rows.iter().map(|r| r.share.as_str())),
             Arc::new(UInt32Array::from_iter(rows.iter().map(|r| r.prompt_len))),
             texts_null(rows.iter().map(|r| r.meta.as_deref())),
         ];
@@ -427,7 +432,7 @@ impl Rendered {
         let text = |name| column::<LargeStringArray>(batch, name);
         let (id, source, split, kind) =
             (text("id")?, text("source")?, text("split")?, text("kind")?);
-        let (whole, meta) = (text("text")?, text("meta")?);
+        let (whole, share, meta) = (text("text")?, text("share")?, text("meta")?);
         let spans = column::<ListArray>(batch, "spans")?;
         let prompt_len = column::<UInt32Array>(batch, "prompt_len")?;
         (0..batch.num_rows())
@@ -439,6 +444,7 @@ impl Rendered {
                     kind: named(kind, row, "kind", Kind::from_name)?,
                     text: text_at(whole, row),
                     spans: spans_at(spans, row)?,
+                    share: named(share, row, "share", Share::from_name)?,
                     prompt_len: (!prompt_len.is_null(row)).then(|| prompt_len.value(row)),
                     meta: text_null_at(meta, row),
                 };
@@ -699,6 +705,7 @@ mod tests {
             kind: Kind::Sft,
             text: text.into(),
             spans,
+            share: Share::Main,
             prompt_len: Some(1),
             meta: None,
         }
@@ -733,7 +740,10 @@ mod tests {
             rendered("ab", vec![span(0, 1, None, Part::Scaffold), span(1, 2, Some(0), Part::Stop)]),
             rendered("é", vec![span(0, 2, Some(7), Part::Content)]),
         ];
-        let rows: Vec<_> = rows.into_iter().map(|r| Rendered { prompt_len: None, ..r }).collect();
+        let rows: Vec<_> = rows
+            .into_iter()
+            .map(|r| Rendered { prompt_len: None, share: Share::Rest, ..r })
+            .collect();
         let batch = Rendered::to_batch(&rows).unwrap();
         assert_eq!(Rendered::from_batch(&batch).unwrap(), rows);
     }

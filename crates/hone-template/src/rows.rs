@@ -1,7 +1,7 @@
 //! One row: a conversation in, a rendered one or a reject out.
 
 use hone_chat::{ChatTemplate, Given, Located, Rewritten, Sample};
-use hone_schema::{Conversation, Kind, Part, Reject, Rendered, Span, parse_messages};
+use hone_schema::{Conversation, Kind, Part, Reject, Rendered, Share, Span, parse_messages};
 use serde_json::{Map, Value};
 
 /// The template of a stage, and that for rows with tools, where there is another.
@@ -42,7 +42,10 @@ pub(crate) fn render(
     let reject = |reason: &str, detail: String| Box::new(reject(row, reason, detail));
     let template = templates.of(row.tools.is_some());
     let samples = match row.kind {
-        Kind::Text => vec![Sample { answer: None, located: plain_text(template, row) }],
+        Kind::Text => {
+            let located = plain_text(template, row);
+            vec![Sample { answer: None, share: Share::Main, located }]
+        }
         Kind::Preference => {
             let detail =
                 "rows with a chosen and a rejected answer need an objective that compares them"
@@ -70,23 +73,42 @@ pub(crate) fn render(
             samples.map_err(|e| reject(e.reason(), e.to_string()))?
         }
     };
-    let one = |Sample { answer, located }| {
+    let one = |Sample { answer, share, located }| {
         if u32::try_from(located.text.len()).is_err() {
             return Err(reject("too long", format!("{} bytes", located.text.len())));
         }
         let rendered = Rendered {
-            id: answer.map_or_else(|| row.id.clone(), |answer| format!("{}#{answer}", row.id)),
+            id: sample_id(&row.id, answer),
             source: row.source.clone(),
             split: row.split,
             kind: row.kind,
             text: located.text,
             spans: located.spans,
+            share,
             prompt_len: located.prompt_len,
             meta: row.meta.clone(),
         };
         Ok((rendered, located.notes))
     };
     samples.into_iter().map(one).collect()
+}
+
+/// What a sample of an answer has behind the id of its row, before the number of the message.
+const OF_ANSWER: &str = "#m";
+
+/// The id of a sample: the row's, and for one answer of it `<id>#m<message>`. A row may have any id,
+/// also one that reads so; such a one gets a `!`, so that no two samples of different rows have the
+/// same id.
+fn sample_id(row: &str, answer: Option<usize>) -> String {
+    let reads_so = || {
+        let parts = row.trim_end_matches('!').rsplit_once(OF_ANSWER);
+        parts.is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    };
+    match answer {
+        Some(answer) => format!("{row}{OF_ANSWER}{answer}"),
+        None if reads_so() => format!("{row}!"),
+        None => row.to_owned(),
+    }
 }
 
 /// A row that is not rendered.
@@ -124,4 +146,27 @@ fn plain_text(template: &ChatTemplate, row: &Conversation) -> Located {
         });
     }
     Located { text, spans, prompt_len: None, notes: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_of_different_rows_have_different_ids() {
+        let rows = [
+            "a", "a#1", "a#2", "a#m1", "a#m1!", "a#m1!!", "a#m1#m1", "a#m", "a#mx", "#m1", "a!",
+            "a#m1#m1!", "",
+        ];
+        let mut ids: Vec<String> = Vec::new();
+        for row in rows {
+            let answers = [None, Some(1), Some(2), Some(11)];
+            ids.extend(answers.map(|answer| sample_id(row, answer)));
+        }
+        assert_eq!(ids[..2], ["a", "a#m1"]);
+        assert_eq!((ids[4].as_str(), ids[12].as_str()), ("a#1", "a#m1!"));
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), 4 * rows.len());
+    }
 }

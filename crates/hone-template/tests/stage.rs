@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use hone_schema::{
-    ArtefactKind, Conversation, Kind, Ledger, Part, Program, Reject, Rendered, Split, sha256,
+    ArtefactKind, Conversation, Kind, Ledger, Part, Program, Reject, Rendered, Share, Split, sha256,
 };
 use hone_store::{Draft, Seal, Sealed};
 use serde_json::{Value, json};
@@ -177,11 +177,13 @@ fn rewritten_answers_become_samples_and_rows_have_variables_of_their_own() {
     let (good, bad) = rendered(dir);
     let found: Vec<(&str, &str)> = good.iter().map(|r| (r.id.as_str(), r.text.as_str())).collect();
     let expect = [
-        ("two#1", "?q</s>(t)a</s>"),
+        ("two#m1", "?q</s>(t)a</s>"),
         ("two", "?q</s>a</s>r</s>(u)b</s>"),
         ("own", "!doc q</s>a</s>"),
     ];
     assert_eq!((found, bad.len()), (expect.to_vec(), 0));
+    let shares: Vec<Share> = good.iter().map(|r| r.share).collect();
+    assert_eq!(shares, [Share::Earlier, Share::Main, Share::Main]);
     let report: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(report["ledger"]["sources"]["s"]["added"], json!({"expanded": 1}));
     let flags = ["--set", "template.rewritten=accept", "--set", "template.max_reject_share=1.0"];
@@ -203,7 +205,7 @@ fn what_is_wrong_has_its_exit_code() {
     check(dir, &[], 1, &["4 of 6 rows rejected, more than `max_reject_share` = 0.05"]);
     std::fs::write(dir.join("bad.jinja"), "a\n{% if %}").unwrap();
     std::fs::write(dir.join("now.jinja"), "{{ strftime_now('%Y') }}").unwrap();
-    let cases: [(&str, i32, &[&str]); 8] = [
+    let cases: [(&str, i32, &[&str]); 9] = [
         ("template=chatlm", 2, &["no built-in template `chatlm`", "did you mean `chatml`?"]),
         ("tempalte=chatml", 2, &["unknown key `tempalte`", "did you mean `template`?"]),
         ("date=tomorrow", 2, &["`date`: `tomorrow` is not a date"]),
@@ -212,6 +214,7 @@ fn what_is_wrong_has_its_exit_code() {
         ("template={file='bad.jinja'}", 3, &["bad.jinja: chat template, line 2"]),
         ("template={file='now.jinja'}", 1, &["strftime_now", "`template.date`"]),
         ("template={file='.'}", 3, &["directory"]),
+        ("template={file='bad.jinja',of_model='b'}", 2, &["both are given"]),
     ];
     for (set, exit, talk) in cases {
         check(dir, &["--set", &format!("template.{set}")], exit, talk);

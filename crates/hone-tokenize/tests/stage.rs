@@ -26,6 +26,7 @@ fn row(id: &str, split: Split, question: &str, answer: &str) -> Rendered {
         kind: if question.is_empty() { Kind::Text } else { Kind::Sft },
         text: String::new(),
         spans: Vec::new(),
+        share: hone_schema::Share::Main,
         prompt_len: None,
         meta: None,
     };

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use hone_schema::{Kind, Part, Rendered, Span};
+use hone_schema::{Kind, Part, Rendered, Share, Span};
 
 use crate::mask::bytes;
 use crate::policy::{Learn, Policy, RESPONSE, TrainOn, TrainOnStop};
@@ -43,8 +43,7 @@ type Fault = (Reason, String);
 /// The first thing that does not hold, and where.
 pub(crate) fn certify(vocab: &Vocab, work: &Work, rules: &Rules) -> Result<Proof, Fault> {
     if work.weights.iter().all(|weight| *weight == 0.0) {
-        let detail = format!("{} tokens, none of them trained", work.weights.len());
-        return Err((Reason::NoTrainedToken, detail));
+        return Err(untrained(work, &rules.policy));
     }
     in_model(work, rules)?;
     let stop_ids = stop_ids(work);
@@ -55,6 +54,16 @@ pub(crate) fn certify(vocab: &Vocab, work: &Work, rules: &Rules) -> Result<Proof
     nothing_lost(work, &may)?;
     no_thought(work, &rules.policy)?;
     stops(work, &may)
+}
+
+/// Why nothing of a row is trained: it is as it should be where that is another sample's part.
+fn untrained(work: &Work, policy: &Policy) -> Fault {
+    let reason = match (work.row.share, &policy.train_on) {
+        (Share::Earlier, TrainOn::Last) => Reason::NotTheLast,
+        (Share::Rest, _) => Reason::TrainedElsewhere,
+        _ => Reason::NoTrainedToken,
+    };
+    (reason, format!("{} tokens, none of them trained", work.weights.len()))
 }
 
 fn in_model(work: &Work, rules: &Rules) -> Result<(), Fault> {
@@ -144,7 +153,10 @@ impl<'a> May<'a> {
             (_, None) => false,
             _ if span.chosen => true,
             (TrainOn::All, _) => is_response,
-            (TrainOn::Last, message) => is_response && message == self.last_response,
+            (TrainOn::Last, message) => {
+                let is_here = self.row.share == Share::Main;
+                is_here && is_response && message == self.last_response
+            }
             (TrainOn::Every, _) => true,
             (TrainOn::Roles(roles), _) => roles.contains(&span.role),
         }
@@ -429,6 +441,7 @@ mod tests {
             kind: Kind::Sft,
             text: String::new(),
             spans: Vec::new(),
+            share: hone_schema::Share::Main,
             prompt_len: None,
             meta: None,
         };

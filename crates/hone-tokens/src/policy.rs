@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use hone_schema::{Kind, Part, Rendered, Span};
+use hone_schema::{Kind, Part, Rendered, Share, Span};
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -28,7 +28,7 @@ pub enum TrainOn {
     /// Every response.
     #[default]
     All,
-    /// The last response.
+    /// The last response of the row, whichever of its samples trains that.
     Last,
     /// What every role says; still no header.
     Every,
@@ -80,7 +80,9 @@ impl TrainOn {
         span.chosen
             || match self {
                 TrainOn::All => span.role == RESPONSE,
-                TrainOn::Last => Some(message) == last && span.role == RESPONSE,
+                TrainOn::Last => {
+                    row.share == Share::Main && Some(message) == last && span.role == RESPONSE
+                }
                 TrainOn::Every => true,
                 TrainOn::Roles(roles) => roles.contains(&span.role),
             }

@@ -42,6 +42,10 @@ pub enum Reason {
     UntrainedPiece,
     /// Nothing in it is trained.
     NoTrainedToken,
+    /// The same of a sample of an earlier answer, where only the last one of a row is trained.
+    NotTheLast,
+    /// The same of what is left of a row whose answers are samples of their own.
+    TrainedElsewhere,
     /// A token that begins a text where no text begins.
     DoubledBos,
     /// A trained response without a stop marker.
@@ -72,13 +76,15 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Reason; 19] = [
+    pub const ALL: [Reason; 21] = [
         Reason::TooLong,
         Reason::ResponseCutOff,
         Reason::ResponseDoesNotFit,
         Reason::StopCutOff,
         Reason::UntrainedPiece,
         Reason::NoTrainedToken,
+        Reason::NotTheLast,
+        Reason::TrainedElsewhere,
         Reason::DoubledBos,
         Reason::NoStop,
         Reason::StopInPieces,
@@ -103,6 +109,8 @@ impl Reason {
             Reason::StopCutOff => "stop token cut off",
             Reason::UntrainedPiece => "piece without a trained token",
             Reason::NoTrainedToken => "no trained token",
+            Reason::NotTheLast => "not the last answer",
+            Reason::TrainedElsewhere => "trained in other samples",
             Reason::DoubledBos => "doubled beginning-of-text token",
             Reason::NoStop => "no stop marker",
             Reason::StopInPieces => "stop marker is not one token",
@@ -129,6 +137,12 @@ impl Reason {
                 | Reason::StopCutOff
                 | Reason::UntrainedPiece
         )
+    }
+
+    /// Whether the row does not hold what the certificate asks. Else it is too long, or another sample of the same row is the
+    /// one that trains what the policy asks for.
+    pub fn is_violation(self) -> bool {
+        !self.is_about_length() && !matches!(self, Reason::NotTheLast | Reason::TrainedElsewhere)
     }
 }
 

@@ -70,6 +70,7 @@ impl World {
             kind: Kind::Sft,
             text: located.text,
             spans: located.spans,
+            share: hone_schema::Share::Main,
             prompt_len: located.prompt_len,
             meta: None,
         }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use hone_schema::{Kind, Part, Rendered};
+use hone_schema::{Kind, Part, Rendered, Share};
 use hone_tokens::{Learn, Policy, Reason, Row, Rules, TrainOn, TrainOnStop, Vocab, tokenize};
 use proptest::prelude::*;
 use support::{Bit, byte_level, chat, outcome, pieces, rendered, rules, vocab_of, with};
@@ -116,6 +116,23 @@ fn roles_by_name_and_what_the_row_itself_wants() {
     check_on(TrainOn::Last, &row, "·hello·");
     row.spans.iter_mut().for_each(|span| span.weight = 0.0);
     check(&row, "refused: no trained token");
+}
+
+/// Samples that the template stage made of one row.
+#[test]
+fn samples_of_a_row() {
+    let share = |share, turns: &[(&str, &str)]| Rendered { share, ..chat(turns) };
+    let (earlier, rest) = (share(Share::Earlier, &TWO), share(Share::Rest, &[("u", "hi")]));
+    check(&earlier, "·yo<e>·no<e>·");
+    check_on(TrainOn::Last, &earlier, "refused: not the last answer");
+    check_on(TrainOn::Last, &share(Share::Main, &TWO), "·no<e>·");
+    check(&rest, "refused: trained in other samples");
+    check_on(TrainOn::Last, &rest, "refused: trained in other samples");
+    check_on(TrainOn::Every, &rest, "·hi·");
+    // What the row itself wants is trained wherever it is.
+    let mut chosen = earlier;
+    chosen.spans.iter_mut().for_each(|span| span.chosen = span.message == Some(0));
+    check_on(TrainOn::Last, &chosen, "·hello·");
 }
 
 #[test]

@@ -119,6 +119,7 @@ fn render(template: &ChatTemplate, system: Option<&str>, turns: &[(String, Strin
         kind: Kind::Sft,
         text: located.text,
         spans: located.spans,
+        share: hone_schema::Share::Main,
         prompt_len: located.prompt_len,
         meta: None,
     }

@@ -28,6 +28,7 @@ pub(crate) fn row(id: &str, split: Split, bits: &[Bit<'_>]) -> Rendered {
         kind: Kind::Sft,
         text: String::new(),
         spans: Vec::new(),
+        share: hone_schema::Share::Main,
         prompt_len: None,
         meta: None,
     };

@@ -103,6 +103,7 @@ fn row(world: &World, gap: &str, ending: &str) -> Row {
         kind: Kind::Sft,
         text: located.text,
         spans: located.spans,
+        share: hone_schema::Share::Main,
         prompt_len: located.prompt_len,
         meta: None,
     };

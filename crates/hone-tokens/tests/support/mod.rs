@@ -147,6 +147,7 @@ pub(crate) fn rendered(kind: Kind, bits: &[Bit], prompt_len: Option<usize>) -> R
         kind,
         text,
         spans,
+        share: hone_schema::Share::Main,
         prompt_len: prompt_len.map(|len| len as u32),
         meta: None,
     };
