@@ -254,20 +254,18 @@ fn the_chat_template_is_told_in_whichever_form_it_is_there() {
     );
     let none = ("tokenizer_config.json", r#"{"eos_token": "e"}"#);
     let silent = ("merge.json", r#"{"template": null}"#);
-    let cases: [(&[(&str, &str)], Option<&str>); 7] = [
-        (&[("merge.json", &said), other], Some(&hash)),
-        (&[("merge.json", &said), two], Some(&hash)),
-        (&[silent, jinja], Some(&hash)),
-        (&[one], Some(&hash)),
-        (&[silent, two], Some(&hash)),
-        (&[none], None),
-        (&[], None),
-    ];
-    for (files, expected) in cases {
+    let check_files = |files: &[(&str, &str)], expected: Option<&str>| {
         place.tuned_with(2, files);
         check(&place.eval(&[]), 0, &[]);
         assert_eq!(place.results()["template_sha256"].as_str(), expected, "{files:?}");
-    }
+    };
+    check_files(&[("merge.json", &said), other], Some(&hash));
+    check_files(&[("merge.json", &said), two], Some(&hash));
+    check_files(&[silent, jinja], Some(&hash));
+    check_files(&[one], Some(&hash));
+    check_files(&[silent, two], Some(&hash));
+    check_files(&[none], None);
+    check_files(&[], None);
     place.tuned_with(2, &[("merge.json", "{")]);
     check(&place.eval(&[]), 3, &["merge.json`: EOF while parsing"]);
 }
