@@ -1,5 +1,7 @@
 //! Escaping, and numbers as people read them.
 
+pub(crate) use hone_cli::text::grouped as count;
+
 /// A text as HTML: no character of it can end an element or an attribute.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -37,19 +39,6 @@ pub(crate) fn signed_percent(value: f64) -> String {
 
 fn dash() -> String {
     "–".to_owned()
-}
-
-/// A count with its thousands apart.
-pub(crate) fn count(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 #[cfg(test)]
