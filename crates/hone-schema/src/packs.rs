@@ -156,14 +156,21 @@ impl Pack {
 
     /// Number of tokens that a model is trained to predict: weight above 0, and not first of their document.
     pub fn n_trained(&self) -> u64 {
-        let mut n = 0;
+        let trained = |(_, tokens): (&Doc, Range<usize>)| {
+            let weights = &self.loss_weight[tokens.start + 1..tokens.end];
+            weights.iter().filter(|w| **w > 0.0).count() as u64
+        };
+        self.documents().map(trained).sum()
+    }
+
+    /// The documents in order, each with the places of its tokens in the pack.
+    pub fn documents(&self) -> impl Iterator<Item = (&Doc, Range<usize>)> {
         let mut at = 0;
-        for doc in &self.docs {
-            let end = at + doc.len as usize;
-            n += self.loss_weight[at + 1..end].iter().filter(|w| **w > 0.0).count() as u64;
-            at = end;
-        }
-        n
+        self.docs.iter().map(move |doc| {
+            let start = at;
+            at += doc.len as usize;
+            (doc, start..at)
+        })
     }
 
     /// Columns of the table. `seq_lens` repeats the documents' lengths as a plain list for readers of other tools.

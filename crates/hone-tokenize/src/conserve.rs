@@ -29,10 +29,7 @@ impl Multiset {
 
     /// The tokens of a pack.
     pub(crate) fn of_pack(pack: &Pack) -> Self {
-        let mut at = 0;
-        let docs = pack.docs.iter().map(|doc| {
-            let range = at..at + doc.len as usize;
-            at = range.end;
+        let docs = pack.documents().map(|(doc, range)| {
             Multiset::of(doc, &pack.input_ids[range.clone()], &pack.loss_weight[range])
         });
         docs.fold(Multiset::default(), Multiset::and)

@@ -119,12 +119,8 @@ impl Iterator for PackReader {
 
 /// The documents of a pack, in order.
 pub(crate) fn documents(pack: &Pack) -> Vec<Document<'_>> {
-    let mut at = 0;
-    pack.docs
-        .iter()
-        .map(|doc| {
-            let tokens = at..at + doc.len as usize;
-            at = tokens.end;
+    pack.documents()
+        .map(|(doc, tokens)| {
             let (ids, weights) =
                 (&pack.input_ids[tokens.clone()], &pack.loss_weight[tokens.clone()]);
             Document { doc, tokens, ids, weights }
