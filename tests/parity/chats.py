@@ -133,6 +133,14 @@ def with_reasoning(draw):
     yield chat("reasoning empty", ("user", a), ("assistant", think("", b)))
 
 
+def with_thoughts_inside(draw):
+    """Thoughts in the text of an answer, as most sets write them: their marks are control tokens, for hone too."""
+    a, b = draw.choice(SENTENCES), draw.choice(SENTENCES)
+    yield chat("thought inside", ("user", a), ("assistant", f"<think>\n{b}\n</think>\n\nYes."))
+    yield chat("thought inside, close", ("system", "Be brief."), ("user", a), ("assistant", f"<think>{b}</think>{a}"))
+    yield chat("thoughts inside both", ("user", a), ("assistant", f"<think>\nshort\n</think>\n\n{b}"), ("user", b), ("assistant", f"<think>\n\nagain: {a} \n</think>\n{b}"))
+
+
 def made():
     draw = random.Random(20260102)
     out = []
@@ -158,6 +166,7 @@ def made():
     for _ in range(3):
         out += with_tools(draw)
         out += with_reasoning(draw)
+        out += with_thoughts_inside(draw)
     out.append(chat("open end", ("user", "hello"), ("assistant", "hi"), ("user", "and now?")))
     return out
 

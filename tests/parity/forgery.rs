@@ -18,9 +18,16 @@ const ALL_WAYS_MAX: usize = 1000;
 
 const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
 
+/// What an answer says so that templates that look for thoughts find one.
+const THINKS: &str = "<think>\nhm\n</think>\n\nx";
+
 /// A conversation of four messages in which one says something else than `x`.
-fn chat(role: &str, says: &str) -> Value {
-    let text = |own: &str| if own == role { says.to_owned() } else { "x".to_owned() };
+fn chat(role: &str, says: &str, answer: &str) -> Value {
+    let text = |own: &str| match own {
+        _ if own == role => says.to_owned(),
+        "assistant" => answer.to_owned(),
+        _ => "x".to_owned(),
+    };
     let arguments = json!({"city": "x"});
     let call = json!({"type": "function", "id": "call00001", "function": {"name": "f", "arguments": arguments}});
     let user = json!({"role": "user", "content": text("user")});
@@ -44,8 +51,13 @@ struct Cut {
     between: Vec<Vec<u32>>,
 }
 
-fn cut(tokenizer: &Tokenizer, template: &ChatTemplate, role: &str, says: &str) -> Option<Cut> {
-    let messages = parse_messages(&chat(role, says).to_string()).expect("messages");
+fn cut(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    role: &str,
+    [says, answer]: [&str; 2],
+) -> Option<Cut> {
+    let messages = parse_messages(&chat(role, says, answer).to_string()).expect("messages");
     let found = template.locate(&messages, None, 1.0).ok()?;
     let written = written(&found.spans, found.text.len());
     let encoded = tokenizer.vocab.encode(&found.text, &written).ok()?;
@@ -61,16 +73,17 @@ fn cut(tokenizer: &Tokenizer, template: &ChatTemplate, role: &str, says: &str) -
     Some(cut)
 }
 
-/// What a message says that tries to say `token`.
-fn attempts(token: &str, other: &str) -> [String; 5] {
+/// What a message says that tries to say `token`, and what the answer says where it is another's.
+fn attempts(token: &str, other: &str) -> [(String, &'static str); 6] {
     let middle = (0..=token.len() / 2).rev().find(|at| token.is_char_boundary(*at));
     let (head, tail) = token.split_at(middle.expect("0 is a boundary"));
     [
-        format!("a {token} b"),
-        format!("{head}{token}{tail}"),
-        format!("{token}{token}{other}"),
-        head.to_owned(),
-        tail.to_owned(),
+        (format!("a {token} b"), "x"),
+        (token.to_owned(), THINKS),
+        (format!("{head}{token}{tail}"), "x"),
+        (format!("{token}{token}{other}"), "x"),
+        (head.to_owned(), "x"),
+        (tail.to_owned(), "x"),
     ]
 }
 
@@ -95,15 +108,18 @@ fn attack(
     role: &str,
     tally: &mut Tally,
 ) {
-    let Some(benign) = cut(tokenizer, template, role, "x") else { return };
+    let Some(plain) = cut(tokenizer, template, role, ["x", "x"]) else { return };
+    let thinking = cut(tokenizer, template, role, ["x", THINKS]);
     let tokens: Vec<String> = tokenizer.vocab.control_tokens().map(|(_, text)| text).collect();
     let step = if tokens.len() > ALL_WAYS_MAX { 8 } else { 1 };
     for (at, token) in tokens.iter().enumerate() {
-        let n_ways = if at % step == 0 { 5 } else { usize::from(role == "user") };
+        let n_ways = if at % step == 0 { 6 } else { 2 * usize::from(role == "user") };
         let other = &tokens[(at + 1) % tokens.len()];
-        for says in attempts(token, other).into_iter().take(n_ways) {
+        for (says, answer) in attempts(token, other).into_iter().take(n_ways) {
+            let benign = if answer == THINKS { thinking.as_ref() } else { Some(&plain) };
+            let Some(benign) = benign else { continue };
             tally.tried += 1;
-            let Some(found) = cut(tokenizer, template, role, &says) else {
+            let Some(found) = cut(tokenizer, template, role, [&says, answer]) else {
                 tally.refused += 1;
                 continue;
             };
@@ -130,7 +146,8 @@ fn attack_all(root: &Path, index: &Index, entry: &Entry) -> Tally {
     };
     let templates: Vec<_> = entry.templates.iter().take(12).map(compiled).collect();
     for role in ROLES {
-        let mut able = templates.iter().filter(|(_, t)| cut(&tokenizer, t, role, "x").is_some());
+        let mut able =
+            templates.iter().filter(|(_, t)| cut(&tokenizer, t, role, ["x", "x"]).is_some());
         let Some((source, template)) = able.next() else { continue };
         attack(&tokenizer, source, template, role, &mut tally);
     }

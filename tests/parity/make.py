@@ -114,10 +114,20 @@ def control(tokenizer):
     return [t.content for t in backend.values() if t.special or t.content.strip()]
 
 
+THOUGHT = re.compile(r"\s*<think>((?:(?!<think>).)*?)</think>(.*)", re.DOTALL)
+
+
+def unframed(message):
+    """A message without the marks of a thought that its answer opens with: hone takes those for control tokens as well."""
+    found = THOUGHT.fullmatch(message["content"]) if message["role"] == "assistant" and message["content"] else None
+    return dict(message, content=list(found.groups())) if found else message
+
+
 def benign(chats, markers):
     """For each chat, whether no string in it spells an added token (in the tokenizer's own normal form or not)."""
     pattern = re.compile("|".join(re.escape(m) for m in sorted(markers, key=len, reverse=True)) or "(?!)")
-    return [not any(pattern.search(s) for s in strings([chat["messages"], chat.get("tools")])) for chat in chats]
+    said = lambda chat: strings([[unframed(m) for m in chat["messages"]], chat.get("tools")])
+    return [not any(pattern.search(s) for s in said(chat)) for chat in chats]
 
 
 def sha(data):

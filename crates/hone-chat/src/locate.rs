@@ -13,6 +13,8 @@
 //!    exactly, and how much of each end is left in the first text follows by comparison. Only rows
 //!    that have such ends pay for this.
 //!
+//! 5. Thoughts that an answer's text opens with are told from it (module `inline`).
+//!
 //! A row for which this fails is refused if it could make a token of a message look like one of the
 //! template; otherwise the white space in question counts as the template's.
 
@@ -23,6 +25,7 @@ use hone_schema::Part;
 use serde_json::{Map, Value};
 
 use crate::fit::fit;
+use crate::inline::framed;
 use crate::json;
 use crate::python::is_space;
 use crate::template::{ChatTemplate, Given, TemplateError};
@@ -41,12 +44,14 @@ pub(crate) struct Block {
     pub(crate) leaf: usize,
     /// Index of the message; `None` for tools and documents.
     pub(crate) message: Option<usize>,
+    /// What of the message it is.
+    pub(crate) part: Part,
     /// Its bytes in the leaf.
     pub(crate) range: Range<usize>,
     /// Its bytes in the text.
     pub(crate) at: Range<usize>,
     /// Words of the leaf up to and with its last one.
-    n_words: usize,
+    pub(crate) n_words: usize,
     /// From the first to the last of its words in the text; empty where it has none.
     pub(crate) core: Range<usize>,
 }
@@ -80,6 +85,7 @@ pub(crate) fn blocks(
     }
     let search = Search { template, messages, given, reserved, text: &text };
     let (blocks, generated, leaves) = search.run()?;
+    let blocks = framed(blocks, &leaves, &text, |leaf| search.is_answer(leaf));
     Ok(Found { text, blocks, generated, leaves })
 }
 
@@ -138,7 +144,7 @@ impl Search<'_> {
             return Ok((blocks, generated, masked.leaves));
         }
         let words: Vec<Item> = decoded.items;
-        for guards in [Guards::All, Guards::Filled] {
+        for guards in [Guards::Close, Guards::All, Guards::Filled] {
             let Some((guarded_mask, guarded)) = self.marked(keep, guards) else {
                 continue;
             };
@@ -260,6 +266,7 @@ fn merged(items: &[Item], leaves: &[Leaf], text: &str, apart: bool) -> Vec<Block
         blocks.push(Block {
             leaf: item.leaf,
             message: leaves[item.leaf].message,
+            part: leaves[item.leaf].part,
             range: item.range.clone(),
             at: item.at.clone(),
             n_words,

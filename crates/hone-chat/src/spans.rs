@@ -5,8 +5,8 @@ use std::ops::Range;
 use hone_schema::{Message, Part, Span};
 use serde_json::{Map, Value};
 
-use crate::json;
 use crate::locate::{ANSWER, Block, Found, blocks};
+use crate::placed::Placed;
 use crate::python::is_space;
 use crate::template::{ChatTemplate, Given, Located, TemplateError};
 use crate::words::Leaf;
@@ -158,7 +158,7 @@ impl<'a> Writer<'a> {
     fn said(&self, at: usize, spans: &mut Spans) -> Result<(), TemplateError> {
         let block = &self.blocks[at];
         let leaf = &self.leaves[block.leaf];
-        let owner = self.owner(block.message, leaf.part);
+        let owner = self.owner(block.message, block.part);
         let message = block.message.map(|at| &self.messages[at]);
         let has_marks = |m: &&Message| m.marks.iter().any(|mark| mark.key == leaf.key);
         let Some(message) = message.filter(has_marks) else {
@@ -272,33 +272,6 @@ impl<'a> Writer<'a> {
             let weight = if inside(pair[0]) { owner.weight } else { 0.0 };
             spans.push(pair[1], Owner { weight, ..owner });
         }
-    }
-}
-
-/// How a piece of a message's text was written: with white space trimmed at its ends, or as JSON.
-struct Placed {
-    /// The bytes of the text that were written.
-    range: Range<usize>,
-    is_json: bool,
-}
-
-impl Placed {
-    fn of(text: &str, range: Range<usize>, written: &str) -> Option<Self> {
-        let said = &text[range.clone()];
-        if json::escaped(said) == written && said != written {
-            return Some(Placed { range, is_json: true });
-        }
-        let blanks = said.len() - said.trim_start_matches(is_space).len();
-        let starts = said.char_indices().map(|(at, _)| at).take_while(|at| *at <= blanks);
-        let trimmed = starts.chain([said.len()]).find(|at| said[*at..].starts_with(written))?;
-        let start = range.start + trimmed;
-        Some(Placed { range: start..start + written.len(), is_json: false })
-    }
-
-    /// Where in what was written a byte of the text is.
-    fn offset(&self, text: &str, at: usize) -> usize {
-        let before = &text[self.range.start..at];
-        if self.is_json { json::escaped(before).len() } else { before.len() }
     }
 }
 

@@ -12,6 +12,7 @@
 //! 3. where there is nothing, nothing: then `eos_token` is appended to the last answer of a
 //!    conversation, because a model that never sees an end never stops.
 
+use hone_schema::THOUGHT_MARKS;
 use serde_json::{Map, Value, json};
 
 use crate::locate::{Block, Found, blocks};
@@ -71,10 +72,12 @@ impl Turns {
         let before = before_question(template).unwrap_or_default();
         turns.frame = stops.iter().chain(&bos).cloned().collect();
         turns.frame.extend(turns.control.iter().filter(|t| before.contains(*t)).cloned());
-        // Only the first of the header: behind it there may be the beginning of a thought.
+        // Only the first of the header, and no mark of a thought, which many headers end with: a
+        // template may look for that in an answer.
         let header = turns.header.as_deref().unwrap_or_default();
+        let is_mark = |token: &str| THOUGHT_MARKS.iter().flatten().any(|mark| *mark == token);
         let first = turns.first_control(header).map(|(_, token)| token.to_owned());
-        turns.frame.extend(first);
+        turns.frame.extend(first.filter(|token| !is_mark(token)));
         turns.stops = stops;
         Ok(turns)
     }

@@ -59,6 +59,9 @@ pub(crate) enum Guards {
     Filled,
     /// Also around blank texts.
     All,
+    /// Also between a literal and the white space at its ends: what a template that takes it away
+    /// writes instead, with white space of its own, differs from it then.
+    Close,
 }
 
 /// One text of a message, of the tools or of the documents.
@@ -339,7 +342,7 @@ impl Masker<'_> {
 
     fn text(&mut self, text: &str) -> Option<String> {
         let leaf = self.leaves.len();
-        let mut literals = literals(text, self.keep);
+        let mut literals = literals(text, self.keep, self.guards);
         if literals.first() == Some(&(0..text.len())) && self.is_whole_a_word() {
             literals.clear();
         }
@@ -413,7 +416,7 @@ fn next_start(literals: &[Range<usize>], at: usize, len: usize) -> usize {
 }
 
 /// Where literals stand in a text; of two that overlap, the one that begins first, then the longer.
-fn literals(text: &str, keep: Keep<'_>) -> Vec<Range<usize>> {
+fn literals(text: &str, keep: Keep<'_>, guards: Guards) -> Vec<Range<usize>> {
     let Keep::Literals(literals, _) = keep else {
         return Vec::new();
     };
@@ -432,6 +435,13 @@ fn literals(text: &str, keep: Keep<'_>) -> Vec<Range<usize>> {
         }
         is_free
     });
+    if guards == Guards::Close {
+        for range in &mut found {
+            let literal = &text[range.clone()];
+            let start = range.start + literal.len() - literal.trim_start_matches(is_space).len();
+            *range = start..start + literal.trim_matches(is_space).len();
+        }
+    }
     found
 }
 
@@ -533,6 +543,10 @@ mod tests {
         check("xy</think>\nz", kept, Guards::None, "ww</think>\nw");
         check("xy</think>\nz", kept, Guards::All, "|ww|</think>|\nw|");
         check("</think>za", kept, Guards::All, "</think>|w|a");
+        let wide = ["\n</think>\n".to_owned()];
+        let wide = Keep::Literals(&wide, Whole::Kept);
+        check("x\n</think>\ny", wide, Guards::All, "|w|\n</think>\n|w|");
+        check("x\n</think>\ny", wide, Guards::Close, "|w\n|</think>|\nw|");
         check("</think>", kept, Guards::All, "</think>");
         check("</think>", words, Guards::All, "|wwwwwwww|");
         check("</think>a", words, Guards::All, "</think>|a");

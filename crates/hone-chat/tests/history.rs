@@ -119,8 +119,8 @@ fn each_rewritten_answer_is_a_sample() {
         {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"},
         {"role": "user", "content": "e"}, {"role": "assistant", "content": "<think>u</think>f"},
     ]);
-    let expect =
-        ["1: <think>t</think>b<|im_end|>", "whole: d<|im_end|><think>u</think>f<|im_end|>"];
+    // The marks are frame, as those of the thoughts above.
+    let expect = ["1: tb<|im_end|>", "whole: d<|im_end|>uf<|im_end|>"];
     check(CUTS, Rewritten::Expand, cut, &expect);
 }
 

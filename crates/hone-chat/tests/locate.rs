@@ -209,8 +209,36 @@ fn thoughts_are_found_where_the_template_puts_them() {
         source,
         &["u: a", "a: <think>\nx y\n</think>\n\nb", "u: c", "a: <think>z</think>d"],
         "<|im_start|>user\n[0:a]<|im_end|>\n<|im_start|>assistant\n[1:b](1:<|im_end|>)\n<|im_start|>user\n[2:c]<|im_end|>\n\
-         <|im_start|>assistant\n|{3:<think>\n}[3:z]{3:\n</think>\n\n}[3:d](3:<|im_end|>)\n",
+         <|im_start|>assistant\n|{3:<think>\n}[~3:z]{3:\n</think>\n\n}[3:d](3:<|im_end|>)\n",
     );
+}
+
+#[test]
+fn a_thought_that_opens_an_answer_has_its_marks_as_frame() {
+    // As a template writes it that takes it apart, also where it comes out as it went in.
+    check(
+        THINKS,
+        &["u: a", "a: <think>\nhm\n</think>\n\nhello"],
+        "<|im_start|>user\n[0:a]<|im_end|>\n<|im_start|>assistant\n\
+         |{1:<think>\n}[~1:hm]{1:\n</think>\n\n}[1:hello](1:<|im_end|>)\n",
+    );
+    // As one that does not look.
+    check(
+        "chatml",
+        &["u: <think>x</think>a", "a: <think>\nhm\n</think>\n\nhello </think>"],
+        "<|im_start|>user\n[0:<think>x</think>a]<|im_end|>\n<|im_start|>assistant\n\
+         |{1:<think>}[~1:\nhm\n]{1:</think>}[1:\n\nhello </think>](1:<|im_end|>)\n",
+    );
+    // Only a whole thought, and only at the start, is one.
+    for says in ["<think>hm", "hm</think>b", "b<think>hm</think>", "<think><think></think>"] {
+        check(
+            "chatml",
+            &["u: a", &format!("a: {says}")],
+            &format!(
+                "<|im_start|>user\n[0:a]<|im_end|>\n<|im_start|>assistant\n|[1:{says}](1:<|im_end|>)\n"
+            ),
+        );
+    }
 }
 
 #[test]
@@ -218,7 +246,7 @@ fn a_text_that_is_nothing_but_a_literal_is_still_its_messages() {
     let user = |says: &str| format!("<|im_start|>user\n[0:{says}]<|im_end|>\n");
     for says in ["</think>", "<think>", "user", "system", "\n</think>\n\n", "</think></think>"] {
         let thinks =
-            "<|im_start|>assistant\n|{1:<think>\n}[1:hm]{1:\n</think>\n\n}[1:b](1:<|im_end|>)\n";
+            "<|im_start|>assistant\n|{1:<think>\n}[~1:hm]{1:\n</think>\n\n}[1:b](1:<|im_end|>)\n";
         let source = THINKS.replace("if '</", "if m.role == 'assistant' and '</");
         let question = format!("u: {says}");
         check(&source, &[&question, "a: <think>hm</think>b"], &(user(says) + thinks));

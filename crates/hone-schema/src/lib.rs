@@ -21,7 +21,7 @@ mod steps;
 pub use key::{Sha256Hex, canonical_json, sha256, stage_key};
 pub use ledger::{Ledger, LedgerError, SourceLedger, TokenLedger};
 pub use manifest::{ArtefactKind, FileEntry, InputRef, Manifest, ManifestError, Program};
-pub use message::{Mark, Message, MessageError, REASONING_KEYS, parse_messages};
+pub use message::{Mark, Message, MessageError, REASONING_KEYS, THOUGHT_MARKS, parse_messages};
 pub use names::{FileName, NameError};
 pub use packs::{Doc, Pack, PackColumns, PackError};
 pub use rows::{Conversation, Kind, Part, Prompt, Reject, Rendered, RowError, Span, Split};

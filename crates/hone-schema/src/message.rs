@@ -128,6 +128,15 @@ const WEIGHT_KEYS: [&str; 6] = ["train", "training", "weight", "loss", "loss_sca
 /// Keys of what a message thinks before it speaks.
 pub const REASONING_KEYS: [&str; 4] = ["reasoning_content", "thinking", "reasoning", "thought"];
 
+/// What opens and closes a thought in a text, by families of models.
+pub const THOUGHT_MARKS: [[&str; 2]; 5] = [
+    ["<think>", "</think>"],
+    ["<thinking>", "</thinking>"],
+    ["<seed:think>", "</seed:think>"],
+    ["[THINK]", "[/THINK]"],
+    ["<|START_THINKING|>", "<|END_THINKING|>"],
+];
+
 /// Types of parts that are thoughts.
 const REASONING_TYPES: [&str; 2] = ["thinking", "reasoning"];
 

@@ -4,19 +4,10 @@
 
 use std::ops::Range;
 
-use hone_schema::{Part, Rendered, Span};
+use hone_schema::{Part, Rendered, Span, THOUGHT_MARKS};
 
 use crate::mask::bytes;
 use crate::policy::RESPONSE;
-
-/// What opens and closes a thought.
-const MARKS: [[&str; 2]; 5] = [
-    ["<think>", "</think>"],
-    ["<thinking>", "</thinking>"],
-    ["<seed:think>", "</seed:think>"],
-    ["[THINK]", "[/THINK]"],
-    ["<|START_THINKING|>", "<|END_THINKING|>"],
-];
 
 /// A thought at the start of a response.
 pub(crate) struct Thought {
@@ -52,7 +43,7 @@ fn thought(text: &str, response: Range<usize>) -> Option<Thought> {
     let said = &text[response.clone()];
     let blanks = said.len() - said.trim_start().len();
     let header = text[..response.start].trim_end();
-    let (open, start, close) = MARKS.iter().find_map(|[open, close]| {
+    let (open, start, close) = THOUGHT_MARKS.iter().find_map(|[open, close]| {
         if said[blanks..].starts_with(open) {
             Some((blanks + open.len(), blanks, close))
         } else {
