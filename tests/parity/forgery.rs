@@ -16,7 +16,8 @@ use crate::golden::{Entry, Index, TemplateFile, Tokenizer, folder, json as read}
 /// message, and in the other ways with every eighth.
 const ALL_WAYS_MAX: usize = 1000;
 
-const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
+/// Who says it; `key` is no role but a key in the description of a tool.
+const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "key"];
 
 /// What an answer says so that templates that look for thoughts find one.
 const THINKS: &str = "<think>\nhm\n</think>\n\nx";
@@ -44,6 +45,13 @@ fn chat(role: &str, says: &str, answer: &str) -> Value {
     }
 }
 
+/// A tool with a parameter of that name, which is also a key of the parameter.
+fn tools(key: &str) -> Value {
+    let properties = json!({key: {"type": "string", "description": "x", key: "x"}});
+    let parameters = json!({"type": "object", "properties": properties, "required": [key]});
+    json!([{"type": "function", "function": {"name": "f", "description": "x", "parameters": parameters}}])
+}
+
 /// Ids of a conversation, cut at its control tokens: those tokens, and what lies between them.
 #[derive(PartialEq, Debug)]
 struct Cut {
@@ -58,7 +66,8 @@ fn cut(
     [says, answer]: [&str; 2],
 ) -> Option<Cut> {
     let messages = parse_messages(&chat(role, says, answer).to_string()).expect("messages");
-    let found = template.locate(&messages, None, 1.0).ok()?;
+    let tools = (role == "key").then(|| tools(says));
+    let found = template.locate(&messages, tools.as_ref(), 1.0).ok()?;
     let written = written(&found.spans, found.text.len());
     let encoded = tokenizer.vocab.encode(&found.text, &written).ok()?;
     let mut cut = Cut { control: Vec::new(), between: vec![Vec::new()] };
@@ -73,8 +82,25 @@ fn cut(
     Some(cut)
 }
 
-/// What a message says that tries to say `token`, and what the answer says where it is another's.
-fn attempts(token: &str, other: &str) -> [(String, &'static str); 6] {
+/// What a message or a key says that tries to say `token`, and what the answer says where it is
+/// another's.
+fn attempts(role: &str, token: &str, other: &str) -> [(String, &'static str); 6] {
+    if role == "key" {
+        let mut chars = token.chars();
+        let (first, last) = (chars.next(), chars.next_back());
+        let inner = chars.as_str();
+        let [first, last] = [first, last].map(|c| c.map(String::from).unwrap_or_default());
+        // What a template that writes `<`, a key and `>` makes a token of, and the like.
+        let keys = [
+            inner.to_owned(),
+            format!("{first}{inner}"),
+            format!("{inner}{last}"),
+            inner.strip_prefix('/').unwrap_or(inner).to_owned(),
+            format!("{inner} "),
+            token.to_owned(),
+        ];
+        return keys.map(|key| (key, "x"));
+    }
     let middle = (0..=token.len() / 2).rev().find(|at| token.is_char_boundary(*at));
     let (head, tail) = token.split_at(middle.expect("0 is a boundary"));
     [
@@ -115,7 +141,7 @@ fn attack(
     for (at, token) in tokens.iter().enumerate() {
         let n_ways = if at % step == 0 { 6 } else { 2 * usize::from(role == "user") };
         let other = &tokens[(at + 1) % tokens.len()];
-        for (says, answer) in attempts(token, other).into_iter().take(n_ways) {
+        for (says, answer) in attempts(role, token, other).into_iter().take(n_ways) {
             let benign = if answer == THINKS { thinking.as_ref() } else { Some(&plain) };
             let Some(benign) = benign else { continue };
             tally.tried += 1;
@@ -144,12 +170,15 @@ fn attack_all(root: &Path, index: &Index, entry: &Entry) -> Tally {
         let template = tokenizer.template(&source, &index.now).expect("a template");
         (source, template)
     };
-    let templates: Vec<_> = entry.templates.iter().take(12).map(compiled).collect();
+    let templates: Vec<_> = entry.templates.iter().map(compiled).collect();
+    let n_tokens = tokenizer.vocab.control_tokens().count();
     for role in ROLES {
-        let mut able =
-            templates.iter().filter(|(_, t)| cut(&tokenizer, t, role, ["x", "x"]).is_some());
-        let Some((source, template)) = able.next() else { continue };
-        attack(&tokenizer, source, template, role, &mut tally);
+        let able = templates.iter().filter(|(_, t)| cut(&tokenizer, t, role, ["x", "x"]).is_some());
+        // Every template treats what is said alike, and keys in its own way.
+        let n = if role == "key" && n_tokens <= ALL_WAYS_MAX { usize::MAX } else { 1 };
+        for (source, template) in able.take(n) {
+            attack(&tokenizer, source, template, role, &mut tally);
+        }
     }
     tally
 }

@@ -24,6 +24,7 @@ mod date;
 mod engine;
 mod filters;
 mod fit;
+mod forged;
 mod history;
 mod inline;
 mod json;

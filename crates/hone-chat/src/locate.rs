@@ -85,6 +85,7 @@ pub(crate) fn blocks(
     }
     let search = Search { template, messages, given, reserved, text: &text };
     let (blocks, generated, leaves) = search.run()?;
+    template.check_pieces(&list, given, &text, &blocks, &search.reserved)?;
     let blocks = framed(blocks, &leaves, &text, |leaf| search.is_answer(leaf));
     Ok(Found { text, blocks, generated, leaves })
 }

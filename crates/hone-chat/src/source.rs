@@ -6,6 +6,8 @@
 //! its eyes: its body is a scope of its own and both its tags eat white space in the same way, so
 //! replacing the keyword inside the tag changes no byte of the output.
 
+use std::collections::HashSet;
+
 /// Name of the function that a `generation` block calls.
 pub(crate) const GENERATION: &str = "hone_generation";
 
@@ -20,6 +22,8 @@ pub(crate) struct Scanned {
     pub(crate) source: String,
     /// Texts of all string literals, unescaped, sorted, each once, none empty.
     pub(crate) literals: Vec<String>,
+    /// Names of attributes, `b` of `a.b`.
+    pub(crate) attributes: HashSet<String>,
     /// Whether there was a `generation` block.
     pub(crate) has_generation: bool,
 }
@@ -27,13 +31,13 @@ pub(crate) struct Scanned {
 /// Walks the source once, past comments and raw blocks.
 pub(crate) fn scan(source: &str) -> Scanned {
     let mut out = String::with_capacity(source.len());
-    let mut literals = Vec::new();
+    let (mut literals, mut attributes) = (Vec::new(), HashSet::new());
     let mut has_generation = false;
     let mut rest = source;
     while let Some(open) = next_tag(rest) {
         let (before, tag) = rest.split_at(open);
         out.push_str(before);
-        let (tag, after) = tag.split_at(tag_len(tag, &mut literals));
+        let (tag, after) = tag.split_at(tag_len(tag, &mut literals, &mut attributes));
         match rewritten(tag) {
             Some(new) => {
                 has_generation |= !new.contains(EACH);
@@ -51,7 +55,7 @@ pub(crate) fn scan(source: &str) -> Scanned {
     out.push_str(rest);
     literals.sort();
     literals.dedup();
-    Scanned { source: out, literals, has_generation }
+    Scanned { source: out, literals, attributes, has_generation }
 }
 
 /// Where the next tag, expression or comment begins.
@@ -68,7 +72,7 @@ fn next_tag(text: &str) -> Option<usize> {
 
 /// Length of the tag that `text` begins with; to the end of the text where it is not closed (the
 /// engine says so later).
-fn tag_len(text: &str, literals: &mut Vec<String>) -> usize {
+fn tag_len(text: &str, literals: &mut Vec<String>, attributes: &mut HashSet<String>) -> usize {
     let close = match text.as_bytes()[1] {
         b'{' => "}}",
         b'%' => "%}",
@@ -85,6 +89,14 @@ fn tag_len(text: &str, literals: &mut Vec<String>) -> usize {
                 let (len, literal) = literal(rest, quote);
                 if !literal.is_empty() {
                     literals.push(literal);
+                }
+                at += len;
+            }
+            b'_' | b'a'..=b'z' | b'A'..=b'Z' => {
+                let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                let len = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+                if text[..at].ends_with('.') {
+                    attributes.insert(rest[..len].to_owned());
                 }
                 at += len;
             }
@@ -251,6 +263,15 @@ mod tests {
             r#"{% if 'a\'b' in x %}{{ "\n}}" + "" + '\u00e9' }}{% endif %}'no'"#,
             &["\n}}", "a'b", "é"],
         );
+    }
+
+    #[test]
+    fn names_of_attributes_are_collected() {
+        let scanned =
+            scan("a.b {{ c.d_2.items() ~ 'e.f' }}{% for g in h.i %}{# j.k #}{% endfor %}");
+        let mut attributes: Vec<_> = scanned.attributes.into_iter().collect();
+        attributes.sort();
+        assert_eq!(attributes, ["d_2", "i", "items"]);
     }
 
     #[test]

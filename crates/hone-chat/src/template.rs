@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::date::Date;
 use crate::engine::{self, MARKS, NAME, OUTPUT_BYTES_MAX, Raised};
+use crate::forged::Tokens;
 use crate::source;
 use crate::thoughts::under_all_names;
 use crate::turns::Turns;
@@ -162,6 +163,9 @@ pub struct ChatTemplate {
     env: Environment<'static>,
     pub(crate) dialect: Dialect,
     pub(crate) literals: Vec<String>,
+    /// Names of attributes and literals of the template: what it looks up.
+    pub(crate) own_names: HashSet<String>,
+    pub(crate) control: Tokens,
     pub(crate) has_generation: bool,
     pub(crate) reserved: HashSet<char>,
     pub(crate) turns: Turns,
@@ -191,11 +195,14 @@ impl ChatTemplate {
             words::private_use(token, &mut reserved);
         }
         words::private_use(&Value::Object(dialect.variables.clone()).to_string(), &mut reserved);
+        let control = Tokens::new(dialect.added_tokens.iter().chain(dialect.tokens.values()));
         let mut chat = ChatTemplate {
             env,
             dialect,
-            literals: scanned.literals,
+            literals: scanned.literals.clone(),
             has_generation: scanned.has_generation,
+            own_names: scanned.attributes.into_iter().chain(scanned.literals).collect(),
+            control,
             reserved,
             turns: Turns::default(),
         };

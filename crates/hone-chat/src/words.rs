@@ -19,9 +19,14 @@ use crate::thoughts::under_all_names;
 const SYMBOLS: [std::ops::RangeInclusive<char>; 3] =
     ['\u{f0000}'..='\u{ffffd}', '\u{100000}'..='\u{10fffd}', '\u{e000}'..='\u{f8ff}'];
 
+/// The characters that may stand for something, in the order in which they are taken.
+pub(crate) fn symbols() -> impl Iterator<Item = char> {
+    SYMBOLS.into_iter().flatten()
+}
+
 /// Keys whose texts templates compare with their own: they stay as they are and count as the
 /// template's.
-const PLAIN_KEYS: [&str; 2] = ["role", "type"];
+pub(crate) const PLAIN_KEYS: [&str; 2] = ["role", "type"];
 
 /// Keys of a message under which it calls tools, and types of parts that do.
 const CALL_KEYS: [&str; 4] = ["tool_calls", "function_call", "tool_call", "tool_use"];
@@ -189,7 +194,7 @@ pub(crate) fn mask(
     keep: Keep<'_>,
     guards: Guards,
 ) -> Option<Masked> {
-    let free = SYMBOLS.into_iter().flatten().filter(|c| !reserved.contains(c));
+    let free = symbols().filter(|c| !reserved.contains(c));
     let mut masker = Masker {
         free: Box::new(free),
         keep,

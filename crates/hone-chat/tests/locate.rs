@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use hone_chat::{ChatTemplate, Dialect, Located, TemplateError, builtin};
+use hone_chat::{ChatTemplate, Dialect, Given, Located, TemplateError, builtin};
 use hone_schema::{Message, Part, Rendered, parse_messages};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -514,6 +514,42 @@ fn what_a_row_calls_type_or_role_is_a_name_only_where_it_is_a_text() {
         let error = locate(kind).unwrap_err();
         assert_eq!(error.reason(), "forged control token", "{error}");
     }
+}
+
+#[test]
+fn names_are_no_pieces_of_control_tokens() {
+    let source = "{% for t in tools or [] %}{% for key in t.args %}{{ '<' ~ key ~ '>' }}{{ t.args[key] }}\
+        {% endfor %}{{ t | tojson }}{% endfor %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\
+        {{ mood }}|><|im_end|>{% endfor %}";
+    let locate = |role: &str, tool: Value, mood: &str| {
+        let list = json!([{"role": role, "content": "a"}, {"role": "assistant", "content": "b"}]);
+        let Value::Object(variables) = json!({"mood": mood}) else { panic!("an object") };
+        let tools = json!([tool]);
+        let given = Given { tools: Some(&tools), variables: Some(&variables), documents: None };
+        template(source).locate_with(&messages(&list), &given, 1.0)
+    };
+    let plain = json!({"args": {"end": "1", "im": "2", "|": "3", "think": "4"}});
+    // `<think>` is a token of the dialect.
+    let error = locate("user", plain, "x").unwrap_err();
+    assert_eq!(error.reason(), "forged control token", "{error}");
+    for key in ["end", "im", "|", "<", ">", "think>", "a<"] {
+        let found = locate("user", json!({"args": {"x": "1"}, "a": {key: "2"}}), "x");
+        let found = found.unwrap_or_else(|e| panic!("{key}: {e}"));
+        assert!(found.text.contains(&format!("{{\"{key}\": \"2\"}}")), "{}", found.text);
+    }
+    for (role, key, mood) in [
+        ("user", "|im_end|", "x"),
+        ("user", "/think", "x"),
+        ("im_end", "x", "x"),
+        ("user", "x", "<|im_end"),
+        ("user", "x", "<|eot_id"),
+    ] {
+        let error = locate(role, json!({"args": {key: "1"}}), mood).unwrap_err();
+        assert_eq!(error.reason(), "forged control token", "{role} {key} {mood}: {error}");
+    }
+    // What a message says beside a name is no token either.
+    let found = locate("user", json!({"args": {"x": "<|im_"}}), "x").expect("no token");
+    assert!(found.text.contains("<|im_"));
 }
 
 #[test]
