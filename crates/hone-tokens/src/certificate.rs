@@ -353,7 +353,7 @@ fn stops(work: &Work, may: &May) -> Result<Proof, Fault> {
         turn.is_said || ((turn.said.is_none() || turn.may_say) && turn.stops.iter().any(is_marked))
     };
     let last = turns.iter().rev().find(|(_, turn)| turn.is_response && is_trained(turn));
-    let last = last.map(|(message, _)| *message);
+    let last = last.map(|(message, _)| *message).filter(|_| work.row.share == Share::Main);
     for (message, turn) in &turns {
         let is_trained = is_trained(turn);
         let wants = match policy {

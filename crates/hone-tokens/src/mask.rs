@@ -28,7 +28,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use hone_schema::{Kind, Part, Rendered, Span};
+use hone_schema::{Kind, Part, Rendered, Share, Span};
 
 use crate::encode::Encoded;
 use crate::policy::{Learn, Policy, RESPONSE, TrainOnStop, last_response};
@@ -103,7 +103,7 @@ impl Mask {
     fn weigh_stops(&mut self, row: &Rendered, stop: TrainOnStop) {
         let turns = self.turns(row);
         let last = turns.iter().filter(|(_, turn)| turn.stop.is_some_and(|w| w > 0.0));
-        let last = last.map(|(message, _)| *message).max();
+        let last = last.map(|(message, _)| *message).max().filter(|_| row.share == Share::Main);
         let lightest = self.spans.iter().copied().filter(|w| *w > 0.0).reduce(f32::min);
         for (weight, span) in self.spans.iter_mut().zip(&row.spans) {
             let (Part::Stop, Some(message)) = (span.part, span.message) else { continue };

@@ -45,7 +45,7 @@ pub enum TrainOnStop {
     Turn,
     /// Every one that the template writes, also behind messages that are not trained, in rows with a response to know it by.
     All,
-    /// That of the last trained response.
+    /// That of the row's last trained response; of a row that became several samples, in the one that trains its last answer.
     Last,
     /// None.
     None,

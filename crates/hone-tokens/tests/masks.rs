@@ -142,6 +142,9 @@ fn stop_markers_by_policy() {
     };
     check(TrainOnStop::Turn, &chat(&TWO), "·yo<e>·no<e>·");
     check(TrainOnStop::Last, &chat(&TWO), "·yo·no<e>·");
+    let earlier = Rendered { share: Share::Earlier, ..chat(&TWO) };
+    check(TrainOnStop::Last, &earlier, "·yo·no·");
+    check(TrainOnStop::Turn, &earlier, "·yo<e>·no<e>·");
     check(TrainOnStop::None, &chat(&TWO), "·yo·no·");
     // The user's turns end with the same token.
     check(TrainOnStop::All, &chat(&TWO), "·<e>·yo<e>·<e>·no<e>·");
