@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde_json::{Map, Value};
 
 use crate::locate::{Block, around};
+use crate::symbols;
 use crate::template::{ChatTemplate, Given, TemplateError};
 use crate::words;
 
@@ -90,7 +91,7 @@ impl ChatTemplate {
         if names.found.is_empty() {
             return Ok(());
         }
-        let mut free = words::symbols().filter(|c| !reserved.contains(c));
+        let mut free = symbols::symbols().filter(|c| !reserved.contains(c));
         for symbol in names.found.values_mut() {
             *symbol = free.next().ok_or(TemplateError::Limit("names"))?;
         }

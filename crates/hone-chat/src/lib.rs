@@ -34,6 +34,7 @@ mod placed;
 mod python;
 mod source;
 mod spans;
+mod symbols;
 mod template;
 mod thoughts;
 mod turns;

@@ -28,6 +28,7 @@ use crate::fit::fit;
 use crate::inline::framed;
 use crate::json;
 use crate::python::is_space;
+use crate::symbols;
 use crate::template::{ChatTemplate, Given, TemplateError};
 use crate::thoughts::under_all_names;
 use crate::words::{self, Decoded, Guards, Item, Keep, Leaf, Masked, Whole, is_said};
@@ -78,10 +79,10 @@ pub(crate) fn blocks(
     let text = template.render_json(&list, given, false, None)?;
     let mut reserved = template.reserved.clone();
     for value in [Some(&list), given.tools, given.documents].into_iter().flatten() {
-        words::reserve(value, &mut reserved);
+        symbols::reserve(value, &mut reserved);
     }
     for variable in given.variables.into_iter().flat_map(Map::values) {
-        words::reserve(variable, &mut reserved);
+        symbols::reserve(variable, &mut reserved);
     }
     let search = Search { template, messages, given, reserved, text: &text };
     let (blocks, generated, leaves) = search.run()?;

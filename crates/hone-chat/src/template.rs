@@ -10,9 +10,9 @@ use crate::date::Date;
 use crate::engine::{self, MARKS, NAME, OUTPUT_BYTES_MAX, Raised};
 use crate::forged::Tokens;
 use crate::source;
+use crate::symbols;
 use crate::thoughts::under_all_names;
 use crate::turns::Turns;
-use crate::words;
 
 /// Longest template that is read: twenty times the longest known.
 pub const SOURCE_BYTES_MAX: usize = 1 << 20;
@@ -190,11 +190,11 @@ impl ChatTemplate {
             message: describe(&e),
         })?;
         let mut reserved = HashSet::new();
-        words::private_use(template, &mut reserved);
+        symbols::private_use(template, &mut reserved);
         for token in dialect.tokens.values().chain(&dialect.added_tokens) {
-            words::private_use(token, &mut reserved);
+            symbols::private_use(token, &mut reserved);
         }
-        words::private_use(&Value::Object(dialect.variables.clone()).to_string(), &mut reserved);
+        symbols::private_use(&Value::Object(dialect.variables.clone()).to_string(), &mut reserved);
         let control = Tokens::new(dialect.added_tokens.iter().chain(dialect.tokens.values()));
         let mut chat = ChatTemplate {
             env,

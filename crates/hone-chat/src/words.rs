@@ -12,17 +12,9 @@ use hone_schema::{Part, REASONING_KEYS};
 use serde_json::{Map, Value};
 
 use crate::python::is_space;
+use crate::symbols::{Symbol, Symbols, plain_len, symbols};
 use crate::template::Given;
 use crate::thoughts::under_all_names;
-
-/// Private-use characters, the rarest first.
-const SYMBOLS: [std::ops::RangeInclusive<char>; 3] =
-    ['\u{f0000}'..='\u{ffffd}', '\u{100000}'..='\u{10fffd}', '\u{e000}'..='\u{f8ff}'];
-
-/// The characters that may stand for something, in the order in which they are taken.
-pub(crate) fn symbols() -> impl Iterator<Item = char> {
-    SYMBOLS.into_iter().flatten()
-}
 
 /// Keys whose texts templates compare with their own: they stay as they are and count as the
 /// template's.
@@ -95,60 +87,6 @@ impl Leaf {
     pub(crate) fn has_literal_in(&self, range: Range<usize>) -> bool {
         self.literals.iter().any(|l| l.start < range.end && range.start < l.end)
     }
-}
-
-/// What a symbol stands for.
-#[derive(Clone, Copy)]
-struct Symbol {
-    leaf: usize,
-    /// Its bytes in the leaf.
-    start: usize,
-    end: usize,
-    /// How often it stands there for one occurrence of the word; 0 for a guard.
-    n_chars: usize,
-    /// Words of this leaf before it.
-    n_before: usize,
-}
-
-/// What each symbol stands for, by its place among [`SYMBOLS`].
-#[derive(Default)]
-struct Symbols {
-    slots: Vec<Option<Symbol>>,
-}
-
-impl Symbols {
-    fn insert(&mut self, c: char, symbol: Symbol) {
-        let place = place(c).expect("symbols are taken from the ranges");
-        if self.slots.len() <= place {
-            self.slots.resize(place + 1, None);
-        }
-        self.slots[place] = Some(symbol);
-    }
-
-    fn get(&self, c: char) -> Option<Symbol> {
-        self.slots.get(place(c)?).copied().flatten()
-    }
-}
-
-/// The place of a private-use character among [`SYMBOLS`].
-fn place(c: char) -> Option<usize> {
-    let mut before = 0;
-    for range in &SYMBOLS {
-        if range.contains(&c) {
-            return Some(before + (c as usize - *range.start() as usize));
-        }
-        before += *range.end() as usize - *range.start() as usize + 1;
-    }
-    None
-}
-
-/// The lowest of the bytes with which private-use characters begin; shorter characters, and most of
-/// those of three bytes, begin with lower ones.
-const PRIVATE_USE_BYTE: u8 = 0xee;
-
-/// Length of the text before the first byte with which a private-use character might begin.
-fn plain_len(text: &str) -> usize {
-    text.bytes().position(|byte| byte >= PRIVATE_USE_BYTE).unwrap_or(text.len())
 }
 
 /// A conversation in disguise.
@@ -228,25 +166,6 @@ pub(crate) fn mask(
         marks,
         symbols: masker.symbols,
     })
-}
-
-/// Private-use characters of a text: what may not be used to replace a word.
-pub(crate) fn private_use(text: &str, into: &mut HashSet<char>) {
-    let from = plain_len(text);
-    into.extend(text[from..].chars().filter(|c| place(*c).is_some()));
-}
-
-/// Private-use characters of every text and key of a value.
-pub(crate) fn reserve(value: &Value, into: &mut HashSet<char>) {
-    match value {
-        Value::String(text) => private_use(text, into),
-        Value::Array(items) => items.iter().for_each(|item| reserve(item, into)),
-        Value::Object(map) => map.iter().for_each(|(key, value)| {
-            private_use(key, into);
-            reserve(value, into);
-        }),
-        _ => {}
-    }
 }
 
 struct Masker<'a> {
@@ -516,6 +435,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::symbols::private_use;
 
     fn check(content: &str, keep: Keep<'_>, guards: Guards, picture: &str) {
         let Value::Object(message) = json!({"role": "user", "content": content}) else {
