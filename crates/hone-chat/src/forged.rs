@@ -10,13 +10,15 @@
 //! stand, the template wrote a name of the row's, and no token may overlap it. Where the rest of the
 //! text is not the same, the template looks at such a name, and it is not known what it would do.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
+use hone_schema::REASONING_KEYS;
 use serde_json::{Map, Value};
 
 use crate::locate::{Block, around};
-use crate::symbols;
-use crate::template::{ChatTemplate, Given, TemplateError};
+use crate::symbols::Free;
+use crate::template::{ChatTemplate, Given, TemplateError, values};
 use crate::words;
 
 /// Roles of which templates make markers, `<|user|>`.
@@ -78,20 +80,20 @@ impl ChatTemplate {
     /// control token.
     pub(crate) fn check_pieces(
         &self,
-        messages: &Value,
+        messages: &[&Map<String, Value>],
         given: &Given,
         text: &str,
         blocks: &[Block],
         reserved: &HashSet<char>,
     ) -> Result<(), TemplateError> {
         let mut names = Names { template: self, found: BTreeMap::new() };
-        names.in_value(messages);
+        messages.iter().for_each(|message| names.in_map(message));
         [given.tools, given.documents].into_iter().flatten().for_each(|v| names.in_value(v));
         given.variables.into_iter().for_each(|variables| names.in_variables(variables));
         if names.found.is_empty() {
             return Ok(());
         }
-        let mut free = symbols::symbols().filter(|c| !reserved.contains(c));
+        let mut free = Free::new(reserved);
         for symbol in names.found.values_mut() {
             *symbol = free.next().ok_or(TemplateError::Limit("names"))?;
         }
@@ -103,7 +105,8 @@ impl ChatTemplate {
             documents: documents.as_ref(),
             variables: variables.as_ref(),
         };
-        let marked = self.render_json(&names.renamed(messages), &given, false, None);
+        let messages = messages.iter().map(|message| Cow::Owned(names.renamed_map(message)));
+        let marked = self.render_values(values(messages), &given, false, None);
         let symbols: HashSet<char> = names.found.values().copied().collect();
         let marked = marked.unwrap_or_default();
         let written =
@@ -176,7 +179,10 @@ struct Names<'a> {
 
 impl Names<'_> {
     fn add(&mut self, name: &str, is_role: bool) {
-        let is_own = self.template.own_names.contains(name) || (is_role && ROLES.contains(&name));
+        // Thoughts are given under names that the row did not choose.
+        let is_own = self.template.own_names.contains(name)
+            || REASONING_KEYS.contains(&name)
+            || (is_role && ROLES.contains(&name));
         if !is_own && !self.found.contains_key(name) && self.template.control.has_piece(name) {
             self.found.insert(name.to_owned(), BETWEEN);
         }
@@ -185,14 +191,18 @@ impl Names<'_> {
     fn in_value(&mut self, value: &Value) {
         match value {
             Value::Array(items) => items.iter().for_each(|item| self.in_value(item)),
-            Value::Object(map) => map.iter().for_each(|(key, value)| {
-                self.add(key, false);
-                match is_kept(key) {
-                    true => self.in_kept(value, key == "role"),
-                    false => self.in_value(value),
-                }
-            }),
+            Value::Object(map) => self.in_map(map),
             _ => {}
+        }
+    }
+
+    fn in_map(&mut self, map: &Map<String, Value>) {
+        for (key, value) in map {
+            self.add(key, false);
+            match is_kept(key) {
+                true => self.in_kept(value, key == "role"),
+                false => self.in_value(value),
+            }
         }
     }
 
@@ -230,18 +240,20 @@ impl Names<'_> {
     fn renamed(&self, value: &Value) -> Value {
         match value {
             Value::Array(items) => items.iter().map(|item| self.renamed(item)).collect(),
-            Value::Object(map) => {
-                let rename = |(key, value): (&String, &Value)| {
-                    let value = match is_kept(key) {
-                        true => self.renamed_kept(value),
-                        false => self.renamed(value),
-                    };
-                    (self.name(key), value)
-                };
-                Value::Object(map.iter().map(rename).collect())
-            }
+            Value::Object(map) => Value::Object(self.renamed_map(map)),
             other => other.clone(),
         }
+    }
+
+    fn renamed_map(&self, map: &Map<String, Value>) -> Map<String, Value> {
+        let rename = |(key, value): (&String, &Value)| {
+            let value = match is_kept(key) {
+                true => self.renamed_kept(value),
+                false => self.renamed(value),
+            };
+            (self.name(key), value)
+        };
+        map.iter().map(rename).collect()
     }
 
     fn renamed_kept(&self, value: &Value) -> Value {

@@ -69,7 +69,7 @@ impl ChatTemplate {
         weight: f32,
         policy: Rewritten,
     ) -> Result<Vec<Sample>, TemplateError> {
-        let maps: Vec<Map<String, Value>> = messages.iter().map(|m| m.value.clone()).collect();
+        let maps: Vec<&Map<String, Value>> = messages.iter().map(|m| &m.value).collect();
         self.check_names(&maps, given)?;
         let found = blocks(self, &maps, given)?;
         let (served, left_out) = self.rewritten(&found, messages, &maps, given)?;
@@ -116,7 +116,7 @@ impl ChatTemplate {
         &self,
         found: &Found,
         messages: &[Message],
-        maps: &[Map<String, Value>],
+        maps: &[&Map<String, Value>],
         given: &Given,
     ) -> Result<(Vec<(usize, Found)>, bool), TemplateError> {
         let (mut rewritten, mut left_out) = (Vec::new(), false);

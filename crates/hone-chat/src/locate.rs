@@ -1,11 +1,12 @@
 //! Where in a rendered text the texts of the messages are.
 //!
 //! 1. Render the conversation. This text is what is trained; nothing below changes a byte of it.
-//! 2. Render it with each word of each message replaced (module `words`) and put the words back:
-//!    that has to give the same text, and then it says where each word is. Where it does not, the
-//!    template looks at what messages say (`'</think>' in content`), or writes them as JSON; then
-//!    what JSON escapes, and after that each literal of the template that occurs in a message, is
-//!    left as it is; texts that are nothing but such a literal only where all else fails.
+//! 2. Render it with each text of each message replaced (module `words`) and put the texts back: that
+//!    has to give the same text, and then it says where each text is. Where it does not, the template
+//!    looks inside, and the same is done word by word. Where that does not either, it looks at what
+//!    messages say (`'</think>' in content`), or writes them as JSON; then what JSON escapes, and
+//!    after that each literal of the template that occurs in a message, is left as it is; texts that
+//!    are nothing but such a literal only where all else fails.
 //! 3. What lies between two neighbouring words of a message and equals what lies there in the
 //!    message belongs to the message.
 //! 4. White space at the ends of messages may have been trimmed, or may stand beside white space of
@@ -18,6 +19,7 @@
 //! A row for which this fails is refused if it could make a token of a message look like one of the
 //! template; otherwise the white space in question counts as the template's.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -29,8 +31,7 @@ use crate::inline::framed;
 use crate::json;
 use crate::python::is_space;
 use crate::symbols;
-use crate::template::{ChatTemplate, Given, TemplateError};
-use crate::thoughts::under_all_names;
+use crate::template::{ChatTemplate, Given, TemplateError, values};
 use crate::words::{self, Decoded, Guards, Item, Keep, Leaf, Masked, Whole, is_said};
 
 /// Role whose messages are answers.
@@ -66,36 +67,36 @@ pub(crate) struct Found {
     pub(crate) generated: Vec<Range<usize>>,
     /// What the messages and the tools say.
     pub(crate) leaves: Vec<Leaf>,
+    /// The messages as the template is given them.
+    pub(crate) given_to: Vec<minijinja::Value>,
 }
 
 /// Renders a conversation and finds its messages in the text.
 pub(crate) fn blocks(
     template: &ChatTemplate,
-    messages: &[Map<String, Value>],
+    messages: &[&Map<String, Value>],
     given: &Given,
 ) -> Result<Found, TemplateError> {
-    let list = messages.iter().cloned().map(under_all_names).map(Value::Object);
-    let list = Value::Array(list.collect());
-    let text = template.render_json(&list, given, false, None)?;
+    let given_to = values(messages.iter().map(|message| Cow::Borrowed(*message)));
+    let text = template.render_values(given_to.clone(), given, false, None)?;
     let mut reserved = template.reserved.clone();
-    for value in [Some(&list), given.tools, given.documents].into_iter().flatten() {
+    let maps = messages.iter().copied().chain(given.variables);
+    maps.for_each(|map| symbols::reserve_all(map, &mut reserved));
+    for value in [given.tools, given.documents].into_iter().flatten() {
         symbols::reserve(value, &mut reserved);
-    }
-    for variable in given.variables.into_iter().flat_map(Map::values) {
-        symbols::reserve(variable, &mut reserved);
     }
     let search = Search { template, messages, given, reserved, text: &text };
     let (blocks, generated, leaves) = search.run()?;
-    template.check_pieces(&list, given, &text, &blocks, &search.reserved)?;
+    template.check_pieces(messages, given, &text, &blocks, &search.reserved)?;
     let blocks = framed(blocks, &leaves, &text, |leaf| search.is_answer(leaf));
-    Ok(Found { text, blocks, generated, leaves })
+    Ok(Found { text, blocks, generated, leaves, given_to })
 }
 
 type Places = (Vec<Block>, Vec<Range<usize>>, Vec<Leaf>);
 
 struct Search<'a> {
     template: &'a ChatTemplate,
-    messages: &'a [Map<String, Value>],
+    messages: &'a [&'a Map<String, Value>],
     given: &'a Given<'a>,
     reserved: HashSet<char>,
     text: &'a str,
@@ -106,7 +107,7 @@ impl Search<'_> {
         let kept = |whole| Keep::Literals(&self.template.literals, whole);
         let literals = [Whole::Words, Whole::SaidWords, Whole::Kept].map(kept);
         let mut marked = String::new();
-        for keep in [Keep::Space, Keep::Json].into_iter().chain(literals) {
+        for keep in [Keep::Ends, Keep::Space, Keep::Json].into_iter().chain(literals) {
             let Some((masked, decoded)) = self.marked(keep, Guards::None) else {
                 continue;
             };
@@ -128,7 +129,8 @@ impl Search<'_> {
             documents: masked.documents.as_ref(),
             variables: self.given.variables,
         };
-        let rendered = self.template.render_json(&masked.messages, &given, false, marks).ok()?;
+        let messages = masked.messages.clone();
+        let rendered = self.template.render_values(messages, &given, false, marks).ok()?;
         let decoded = masked.decode(&rendered)?;
         Some((masked, decoded))
     }

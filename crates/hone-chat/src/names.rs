@@ -8,7 +8,7 @@ impl ChatTemplate {
     /// Refuses control tokens in what the template takes for its own: roles, types, keys.
     pub(crate) fn check_names(
         &self,
-        messages: &[Map<String, Value>],
+        messages: &[&Map<String, Value>],
         given: &Given,
     ) -> Result<(), TemplateError> {
         for (at, message) in messages.iter().enumerate() {

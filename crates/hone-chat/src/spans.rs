@@ -41,7 +41,7 @@ impl ChatTemplate {
         given: &Given,
         weight: f32,
     ) -> Result<Located, TemplateError> {
-        let maps: Vec<Map<String, Value>> = messages.iter().map(|m| m.value.clone()).collect();
+        let maps: Vec<&Map<String, Value>> = messages.iter().map(|m| &m.value).collect();
         self.check_names(&maps, given)?;
         let found = blocks(self, &maps, given)?;
         self.spans_of(found, messages, given, weight)
@@ -55,12 +55,13 @@ impl ChatTemplate {
         given: &Given,
         weight: f32,
     ) -> Result<Located, TemplateError> {
-        let Found { text, blocks, generated, leaves } = found;
+        let Found { text, blocks, generated, leaves, mut given_to } = found;
         let notes = Vec::new();
         let mut writer =
             Writer { template: self, messages, weight, text, blocks, generated, leaves, notes };
         writer.end_last_answer();
-        let prompt_len = writer.prompt_len(given);
+        given_to.truncate(messages.len().saturating_sub(1));
+        let prompt_len = writer.prompt_len(given_to, given);
         let spans = writer.spans(prompt_len)?;
         Ok(Located {
             text: writer.text,
@@ -125,14 +126,13 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// What a served model is given.
-    fn prompt_len(&mut self, given: &Given) -> Option<usize> {
-        let (last, before) = self.messages.split_last()?;
-        if last.role != ANSWER {
+    /// Length of what a served model is given; `before` are the messages before the last.
+    fn prompt_len(&mut self, before: Vec<minijinja::Value>, given: &Given) -> Option<usize> {
+        if self.messages.last()?.role != ANSWER {
             return None;
         }
         let first = self.blocks.iter().position(|b| b.message == Some(before.len()));
-        let prompt = self.template.render_with(before, given, true).ok();
+        let prompt = self.template.render_values(before, given, true, None).ok();
         let fits = |prompt: &String| {
             self.text.starts_with(prompt.as_str())
                 && first.is_none_or(|first| prompt.len() <= self.blocks[first].at.start)

@@ -2,15 +2,36 @@
 
 use std::collections::HashSet;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Private-use characters, the rarest first.
 const SYMBOLS: [std::ops::RangeInclusive<char>; 3] =
     ['\u{f0000}'..='\u{ffffd}', '\u{100000}'..='\u{10fffd}', '\u{e000}'..='\u{f8ff}'];
 
-/// The characters that may stand for something, in the order in which they are taken.
-pub(crate) fn symbols() -> impl Iterator<Item = char> {
-    SYMBOLS.into_iter().flatten()
+/// The characters that may stand for something, in the order in which they are taken, but for those
+/// that something else holds.
+pub(crate) struct Free<'a> {
+    reserved: &'a HashSet<char>,
+    /// Those of the first range first.
+    rest: [std::ops::RangeInclusive<char>; 3],
+}
+
+impl<'a> Free<'a> {
+    pub(crate) fn new(reserved: &'a HashSet<char>) -> Self {
+        Free { reserved, rest: SYMBOLS }
+    }
+}
+
+impl Iterator for Free<'_> {
+    type Item = char;
+
+    fn next(&mut self) -> Option<char> {
+        let mut free = self.rest.iter_mut().flatten();
+        match self.reserved.is_empty() {
+            true => free.next(),
+            false => free.find(|c| !self.reserved.contains(c)),
+        }
+    }
 }
 
 /// What a symbol stands for.
@@ -79,10 +100,15 @@ pub(crate) fn reserve(value: &Value, into: &mut HashSet<char>) {
     match value {
         Value::String(text) => private_use(text, into),
         Value::Array(items) => items.iter().for_each(|item| reserve(item, into)),
-        Value::Object(map) => map.iter().for_each(|(key, value)| {
-            private_use(key, into);
-            reserve(value, into);
-        }),
+        Value::Object(map) => reserve_all(map, into),
         _ => {}
+    }
+}
+
+/// Private-use characters of every key and value of a map.
+pub(crate) fn reserve_all(map: &Map<String, Value>, into: &mut HashSet<char>) {
+    for (key, value) in map {
+        private_use(key, into);
+        reserve(value, into);
     }
 }

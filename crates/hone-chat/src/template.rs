@@ -1,5 +1,6 @@
 //! A compiled template: rendering, and what can go wrong with it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
 use hone_schema::{Message, Span};
@@ -237,9 +238,8 @@ impl ChatTemplate {
         given: &Given,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let given_to = |m: &Message| Value::Object(under_all_names(m.value.clone()));
-        let messages = messages.iter().map(given_to).collect();
-        self.render_json(&Value::Array(messages), given, add_generation_prompt, None)
+        let messages = messages.iter().map(|message| Cow::Borrowed(&message.value));
+        self.render_values(values(messages), given, add_generation_prompt, None)
     }
 
     /// Texts that end an answer, the longest first; what generation stops at.
@@ -264,15 +264,15 @@ impl ChatTemplate {
         self.dialect.tokens.get(name).map(String::as_str)
     }
 
-    pub(crate) fn render_json(
+    /// Renders messages that are already values of the engine ([`values`]).
+    pub(crate) fn render_values(
         &self,
-        messages: &Value,
+        messages: Vec<minijinja::Value>,
         given: &Given,
         add_generation_prompt: bool,
         marks: Option<[char; 2]>,
     ) -> Result<String, TemplateError> {
         let mut context = BTreeMap::new();
-        let value = |v: &Value| minijinja::Value::from(minijinja::value::Serde(v));
         for (name, token) in &self.dialect.tokens {
             context.insert(name.as_str(), minijinja::Value::from(token.as_str()));
         }
@@ -281,7 +281,7 @@ impl ChatTemplate {
         for (name, variable) in self.dialect.variables.iter().chain(own) {
             context.insert(name.as_str(), value(variable));
         }
-        context.insert("messages", value(messages));
+        context.insert("messages", minijinja::Value::from(messages));
         context.insert("tools", value(given.tools.unwrap_or(&Value::Null)));
         given.documents.map(|documents| context.insert("documents", value(documents)));
         context.insert("add_generation_prompt", minijinja::Value::from(add_generation_prompt));
@@ -300,6 +300,20 @@ impl ChatTemplate {
         String::from_utf8(out.bytes)
             .map_err(|e| TemplateError::Failed { line: 0, message: e.to_string() })
     }
+}
+
+/// A value of the engine.
+fn value(value: &Value) -> minijinja::Value {
+    minijinja::Value::from(minijinja::value::Serde(value))
+}
+
+/// Messages as values of the engine, with thoughts under all their names.
+pub(crate) fn values<'a>(
+    messages: impl Iterator<Item = Cow<'a, Map<String, Value>>>,
+) -> Vec<minijinja::Value> {
+    messages
+        .map(|m| minijinja::Value::from(minijinja::value::Serde(&*under_all_names(m))))
+        .collect()
 }
 
 /// Takes bytes up to the limit.

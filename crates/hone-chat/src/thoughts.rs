@@ -6,6 +6,8 @@
 //! names then, so that a thought is one text to find, whichever of them the template writes, and
 //! has the weights that the row gave it.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 /// Names of a thought; the first that is not null is what the others are copies of.
@@ -13,16 +15,17 @@ const NAMES: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A message as templates are given it, with keys in the order that Python gives them:
 /// `{"thinking": thought, **message, "reasoning_content": thought}`.
-pub(crate) fn under_all_names(mut message: Map<String, Value>) -> Map<String, Value> {
+pub(crate) fn under_all_names(message: Cow<'_, Map<String, Value>>) -> Cow<'_, Map<String, Value>> {
     let said = |name: &&str| message.get(*name).filter(|value| !value.is_null());
     let Some(thought) = NAMES.iter().find_map(said).cloned() else {
         return message;
     };
+    let mut message = message.into_owned();
     // A key keeps its place when its value changes, but for `thinking`, which is always first.
     let thinking = message.shift_remove("thinking").unwrap_or_else(|| thought.clone());
     message.shift_insert(0, "thinking".to_owned(), thinking);
     message.insert("reasoning_content".to_owned(), thought);
-    message
+    Cow::Owned(message)
 }
 
 #[cfg(test)]
@@ -30,8 +33,8 @@ mod tests {
     use super::*;
 
     fn check(message: &str, expect: &str) {
-        let message = serde_json::from_str(message).expect("an object");
-        let found = Value::Object(under_all_names(message)).to_string();
+        let message = Cow::Owned(serde_json::from_str(message).expect("an object"));
+        let found = Value::Object(under_all_names(message).into_owned()).to_string();
         assert_eq!(found, expect);
     }
 

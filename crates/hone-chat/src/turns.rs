@@ -12,11 +12,13 @@
 //! 3. where there is nothing, nothing: then `eos_token` is appended to the last answer of a
 //!    conversation, because a model that never sees an end never stops.
 
+use std::borrow::Cow;
+
 use hone_schema::THOUGHT_MARKS;
 use serde_json::{Map, Value, json};
 
 use crate::locate::{Block, Found, blocks};
-use crate::template::{ChatTemplate, Given, TemplateError};
+use crate::template::{ChatTemplate, Given, TemplateError, values};
 
 /// What was learned.
 #[derive(Clone, Debug, Default)]
@@ -120,6 +122,20 @@ fn small(n_answers: usize, system: bool, parts: bool) -> Vec<Map<String, Value>>
     system.then(|| message("system", "System")).into_iter().chain(turns).collect()
 }
 
+fn render(
+    template: &ChatTemplate,
+    messages: &[Map<String, Value>],
+    add_generation_prompt: bool,
+) -> Result<String, TemplateError> {
+    let messages = values(messages.iter().map(Cow::Borrowed));
+    template.render_values(messages, &Given::default(), add_generation_prompt, None)
+}
+
+fn found(template: &ChatTemplate, messages: &[Map<String, Value>]) -> Option<Found> {
+    let messages: Vec<&Map<String, Value>> = messages.iter().collect();
+    blocks(template, &messages, &Given::default()).ok()
+}
+
 const SHAPES: [(bool, bool); 4] = [(false, false), (true, false), (false, true), (true, true)];
 
 /// What the template writes behind the first of `n_answers` answers.
@@ -127,7 +143,7 @@ fn behind_answer(template: &ChatTemplate, n_answers: usize) -> Option<String> {
     SHAPES.into_iter().find_map(|(system, parts)| {
         let messages = small(n_answers, system, parts);
         let answer = usize::from(system) + 1;
-        let Found { text, blocks, .. } = blocks(template, &messages, &Given::default()).ok()?;
+        let Found { text, blocks, .. } = found(template, &messages)?;
         let at = blocks.iter().rposition(|block: &Block| block.message == Some(answer))?;
         let end = blocks.get(at + 1).map_or(text.len(), |next| next.at.start);
         Some(text[blocks[at].at.end..end].to_owned())
@@ -137,8 +153,7 @@ fn behind_answer(template: &ChatTemplate, n_answers: usize) -> Option<String> {
 /// Refuses a template for which even a small conversation is too much: no other will be less, and
 /// each would take as long.
 fn within_limits(template: &ChatTemplate) -> Result<(), TemplateError> {
-    let messages = small(1, false, false).into_iter().map(Value::Object).collect();
-    match template.render_json(&Value::Array(messages), &Given::default(), false, None) {
+    match render(template, &small(1, false, false), false) {
         Err(error @ TemplateError::Limit(_)) => Err(error),
         _ => Ok(()),
     }
@@ -148,11 +163,9 @@ fn within_limits(template: &ChatTemplate) -> Result<(), TemplateError> {
 fn lead(template: &ChatTemplate) -> Option<String> {
     SHAPES.into_iter().find_map(|(system, parts)| {
         let messages = small(1, system, parts);
-        let Found { text, blocks, .. } = blocks(template, &messages, &Given::default()).ok()?;
+        let Found { text, blocks, .. } = found(template, &messages)?;
         let answer = messages.len() - 1;
-        let before = messages[..answer].iter().cloned().map(Value::Object).collect();
-        let prompt =
-            template.render_json(&Value::Array(before), &Given::default(), true, None).ok()?;
+        let prompt = render(template, &messages[..answer], true).ok()?;
         let first = blocks.iter().find(|block| block.message == Some(answer))?;
         Some(text[..first.at.start].strip_prefix(prompt.as_str())?.to_owned())
     })
@@ -161,8 +174,7 @@ fn lead(template: &ChatTemplate) -> Option<String> {
 /// What the template writes before the first question.
 fn before_question(template: &ChatTemplate) -> Option<String> {
     SHAPES.into_iter().find_map(|(system, parts)| {
-        let Found { text, blocks, .. } =
-            blocks(template, &small(1, system, parts), &Given::default()).ok()?;
+        let Found { text, blocks, .. } = found(template, &small(1, system, parts))?;
         let first = blocks.iter().find(|block| block.message == Some(usize::from(system)))?;
         Some(text[..first.at.start].to_owned())
     })
@@ -173,9 +185,8 @@ fn header(template: &ChatTemplate) -> Option<String> {
     SHAPES.into_iter().find_map(|(system, parts)| {
         let mut messages = small(1, system, parts);
         messages.pop();
-        let messages = Value::Array(messages.into_iter().map(Value::Object).collect());
-        let without = template.render_json(&messages, &Given::default(), false, None).ok()?;
-        let with = template.render_json(&messages, &Given::default(), true, None).ok()?;
+        let without = render(template, &messages, false).ok()?;
+        let with = render(template, &messages, true).ok()?;
         Some(with.strip_prefix(&without)?.to_owned())
     })
 }

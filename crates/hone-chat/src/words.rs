@@ -2,9 +2,11 @@
 //!
 //! Each word of each text of a message becomes as many copies of one private-use character as it
 //! has characters, so that lengths stay what they are. White space stays, because templates trim
-//! and split at it. A guard is one such character between two characters of a text: trimming stops
+//! and split at it. Most templates do neither inside a text: for them a text is one word, whatever it
+//! holds, and that one character ([`Keep::Ends`]). A guard is one such character between two characters of a text: trimming stops
 //! at it.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ops::Range;
 
@@ -12,9 +14,8 @@ use hone_schema::{Part, REASONING_KEYS};
 use serde_json::{Map, Value};
 
 use crate::python::is_space;
-use crate::symbols::{Symbol, Symbols, plain_len, symbols};
-use crate::template::Given;
-use crate::thoughts::under_all_names;
+use crate::symbols::{Free, Symbol, Symbols, plain_len};
+use crate::template::{Given, values};
 
 /// Keys whose texts templates compare with their own: they stay as they are and count as the
 /// template's.
@@ -26,6 +27,8 @@ const CALL_KEYS: [&str; 4] = ["tool_calls", "function_call", "tool_call", "tool_
 /// What of a text is kept as it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keep<'a> {
+    /// White space at the ends of texts; no length.
+    Ends,
     /// White space.
     Space,
     /// Also what JSON escapes.
@@ -92,7 +95,7 @@ impl Leaf {
 /// A conversation in disguise.
 pub(crate) struct Masked {
     /// The messages.
-    pub(crate) messages: Value,
+    pub(crate) messages: Vec<minijinja::Value>,
     /// The tools.
     pub(crate) tools: Option<Value>,
     /// The documents.
@@ -126,15 +129,14 @@ pub(crate) struct Decoded {
 
 /// Replaces the words; `None` when there are more words than characters to replace them with.
 pub(crate) fn mask(
-    messages: &[Map<String, Value>],
+    messages: &[&Map<String, Value>],
     given: &Given,
     reserved: &HashSet<char>,
     keep: Keep<'_>,
     guards: Guards,
 ) -> Option<Masked> {
-    let free = symbols().filter(|c| !reserved.contains(c));
     let mut masker = Masker {
-        free: Box::new(free),
+        free: Free::new(reserved),
         keep,
         guards,
         message: None,
@@ -148,7 +150,7 @@ pub(crate) fn mask(
     let mut list = Vec::with_capacity(messages.len());
     for (at, message) in messages.iter().enumerate() {
         masker.message = Some(at);
-        list.push(Value::Object(under_all_names(masker.message(message)?)));
+        list.push(Cow::Owned(masker.message(message)?));
     }
     masker.message = None;
     masker.key.clear();
@@ -159,7 +161,7 @@ pub(crate) fn mask(
     };
     let (tools, documents) = (other(given.tools)?, other(given.documents)?);
     Some(Masked {
-        messages: Value::Array(list),
+        messages: values(list.into_iter()),
         tools,
         documents,
         leaves: masker.leaves,
@@ -169,7 +171,7 @@ pub(crate) fn mask(
 }
 
 struct Masker<'a> {
-    free: Box<dyn Iterator<Item = char> + 'a>,
+    free: Free<'a>,
     keep: Keep<'a>,
     guards: Guards,
     message: Option<usize>,
@@ -299,7 +301,10 @@ impl Masker<'_> {
                 continue;
             }
             let symbol = self.free.next()?;
-            let n_chars = text[at..end].chars().count();
+            let n_chars = match self.keep {
+                Keep::Ends => 1,
+                _ => text[at..end].chars().count(),
+            };
             out.extend(std::iter::repeat_n(symbol, n_chars));
             self.symbols.insert(symbol, Symbol { leaf, start: at, end, n_chars, n_before });
             n_before += 1;
@@ -327,6 +332,10 @@ impl Masker<'_> {
 
     /// Length of the word that `text` begins with: 0 when it begins with something that is kept.
     fn word_len(&self, text: &str) -> usize {
+        if self.keep == Keep::Ends {
+            let starts_blank = text.starts_with(is_space);
+            return if starts_blank { 0 } else { text.trim_end_matches(is_space).len() };
+        }
         let json = self.keep != Keep::Space;
         let is_kept = |c: char| is_space(c) || (json && (matches!(c, '"' | '\\') || c < ' '));
         text.find(is_kept).unwrap_or(text.len())
@@ -437,13 +446,18 @@ mod tests {
     use super::*;
     use crate::symbols::private_use;
 
-    fn check(content: &str, keep: Keep<'_>, guards: Guards, picture: &str) {
-        let Value::Object(message) = json!({"role": "user", "content": content}) else {
+    fn content(masked: &Masked) -> String {
+        let content = masked.messages[0].get_attr("content").expect("a content");
+        content.as_str().expect("a text").to_owned()
+    }
+
+    fn check(says: &str, keep: Keep<'_>, guards: Guards, picture: &str) {
+        let Value::Object(message) = json!({"role": "user", "content": says}) else {
             panic!("an object");
         };
         let masked =
-            mask(&[message], &Given::default(), &HashSet::new(), keep, guards).expect("few words");
-        let text = masked.messages[0]["content"].as_str().expect("a text");
+            mask(&[&message], &Given::default(), &HashSet::new(), keep, guards).expect("few words");
+        let text = content(&masked);
         let letters: String = text
             .chars()
             .map(|c| match masked.symbols.get(c) {
@@ -453,9 +467,10 @@ mod tests {
             })
             .collect();
         assert_eq!(letters, picture);
-        assert_eq!(masked.messages[0]["role"], "user");
+        let role = masked.messages[0].get_attr("role").expect("a role");
+        assert_eq!(role.as_str(), Some("user"));
         let decoded = masked.decode(&format!("<{text}>")).expect("whole words");
-        assert_eq!(decoded.text, format!("<{content}>"));
+        assert_eq!(decoded.text, format!("<{says}>"));
     }
 
     #[test]
@@ -464,6 +479,7 @@ mod tests {
         let kept = Keep::Literals(&literals, Whole::Kept);
         let words = Keep::Literals(&literals, Whole::SaidWords);
         check(" häb \n\"c\" ", Keep::Space, Guards::None, " www \nwww ");
+        check(" häb \n\"c\" ", Keep::Ends, Guards::None, " w ");
         check(" b \n\"c\" ", Keep::Json, Guards::All, "| w \n\"w\" |");
         check("xy</think>\nz", kept, Guards::None, "ww</think>\nw");
         check("xy</think>\nz", kept, Guards::All, "|ww|</think>|\nw|");
@@ -496,9 +512,9 @@ mod tests {
             panic!("an object");
         };
         let masked =
-            mask(&[message], &Given::default(), &HashSet::new(), Keep::Space, Guards::None);
+            mask(&[&message], &Given::default(), &HashSet::new(), Keep::Space, Guards::None);
         let masked = masked.expect("few words");
-        let text = masked.messages[0]["content"].as_str().expect("a text");
+        let text = content(&masked);
         let short: String = text.chars().skip(1).collect();
         assert!(masked.decode(&short).is_none());
     }
