@@ -57,11 +57,13 @@ impl Override {
 }
 
 impl Pipeline {
-    /// Reads the pipeline file of `common` (an empty one when none is given), and applies `--set`.
+    /// Reads the pipeline file of `common` (an empty one when none is given), and applies `--set`. A
+    /// stage follows, whose key needs the hash of the program: that is begun meanwhile.
     ///
     /// # Errors
     /// It is missing, not TOML, holds unknown top-level keys, or an override does not fit.
     pub fn load(common: &Common) -> Result<Self, Failure> {
+        hone_store::program_ahead();
         let (file, text, stem) = match &common.pipeline {
             None => ("the command line".to_owned(), String::new(), "default".to_owned()),
             Some(path) => {

@@ -29,7 +29,7 @@ pub use error::{ErrorClass, StoreError};
 pub use foreign::ForeignTable;
 pub use live::Live;
 pub use model_dir::ModelDir;
-pub use program::program;
+pub use program::{program, program_ahead};
 pub use sealed::{Batches, Sealed, children, remove_sealed};
 pub use spill::{Spill, SpillWriter};
 pub use tidy::{sweep, sweep_all};
