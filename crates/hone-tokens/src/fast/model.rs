@@ -1,5 +1,7 @@
 //! The model: a word's first symbols, and what becomes of them.
 
+use rayon::prelude::*;
+
 use crate::fast::joins::Joins;
 use crate::fast::json;
 use crate::fast::merges::{Merges, Word};
@@ -79,13 +81,17 @@ impl Model {
         let drops = model.unk_token.is_none();
         let joins = mark.filter(|_| !by_bytes && !whole_words && !drops);
         let joins = joins.map(|mark| Joins::new(model, &texts, mark));
-        let mut merges = Merges::with_capacity(model.merges.0.len());
-        let mut whole = String::new();
-        for (rank, (left, right)) in model.merges.0.iter().enumerate() {
+        // Looking the texts up is most of the work.
+        let ids = model.merges.0.par_iter().map_init(String::new, |whole, (left, right)| {
             whole.clear();
             whole.push_str(left);
             whole.push_str(right);
-            merges.insert(texts.id(left)?, texts.id(right)?, rank as u32, texts.id(&whole)?);
+            Some([texts.id(left)?, texts.id(right)?, texts.id(whole)?])
+        });
+        let ids: Vec<[u32; 3]> = ids.collect::<Option<_>>()?;
+        let mut merges = Merges::with_capacity(ids.len());
+        for (rank, [left, right, whole]) in ids.into_iter().enumerate() {
+            merges.insert(left, right, rank as u32, whole);
         }
         Some(Model { texts, merges, alphabet, whole_words, joins })
     }
