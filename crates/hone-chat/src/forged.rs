@@ -199,7 +199,7 @@ impl Names<'_> {
     fn in_map(&mut self, map: &Map<String, Value>) {
         for (key, value) in map {
             self.add(key, false);
-            match is_kept(key) {
+            match words::is_name(key, map) {
                 true => self.in_kept(value, key == "role"),
                 false => self.in_value(value),
             }
@@ -247,7 +247,7 @@ impl Names<'_> {
 
     fn renamed_map(&self, map: &Map<String, Value>) -> Map<String, Value> {
         let rename = |(key, value): (&String, &Value)| {
-            let value = match is_kept(key) {
+            let value = match words::is_name(key, map) {
                 true => self.renamed_kept(value),
                 false => self.renamed(value),
             };
@@ -282,9 +282,4 @@ impl Names<'_> {
             other => other.clone(),
         }
     }
-}
-
-/// Whether what lies under a key counts as a name (module `words` leaves it as it is).
-fn is_kept(key: &str) -> bool {
-    words::PLAIN_KEYS.contains(&key)
 }

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::template::{ChatTemplate, Given, TemplateError};
+use crate::words::is_name;
 
 impl ChatTemplate {
     /// Refuses control tokens in what the template takes for its own: roles, types, keys.
@@ -33,6 +34,7 @@ impl ChatTemplate {
             match key.as_str() {
                 "role" => self.check_kept(value, "role", message)?,
                 "type" => self.check_kept(value, "type", message)?,
+                _ if is_name(key, map) => self.check_kept(value, "required key", message)?,
                 _ => self.check_value(value, message)?,
             }
         }

@@ -17,9 +17,15 @@ use crate::python::is_space;
 use crate::symbols::{Free, Symbol, Symbols, plain_len};
 use crate::template::{Given, values};
 
-/// Keys whose texts templates compare with their own: they stay as they are and count as the
-/// template's.
-pub(crate) const PLAIN_KEYS: [&str; 2] = ["role", "type"];
+/// Keys whose texts templates compare with their own.
+const PLAIN_KEYS: [&str; 2] = ["role", "type"];
+
+/// Whether texts under a key of a map are names: templates compare them, so that they stay as they
+/// are and count as the template's. Those that a JSON schema requires are keys of its `properties`.
+pub(crate) fn is_name(key: &str, map: &Map<String, Value>) -> bool {
+    let is_schema = || map.get("properties").is_some_and(Value::is_object);
+    PLAIN_KEYS.contains(&key) || (key == "required" && is_schema())
+}
 
 /// Keys of a message under which it calls tools, and types of parts that do.
 const CALL_KEYS: [&str; 4] = ["tool_calls", "function_call", "tool_call", "tool_use"];
@@ -31,7 +37,7 @@ pub(crate) enum Keep<'a> {
     Ends,
     /// White space.
     Space,
-    /// Also what JSON escapes.
+    /// Also what JSON escapes, or Python where it shows a text.
     Json,
     /// Also every text that stands in the template as a literal, but for texts that are nothing
     /// else where they are of that kind.
@@ -203,7 +209,7 @@ impl Masker<'_> {
         let masked = message.iter().map(|(key, value)| {
             key.clone_into(&mut self.key);
             self.part = part_of(key);
-            let value = match (PLAIN_KEYS.contains(&key.as_str()), value) {
+            let value = match (is_name(key, message), value) {
                 (true, _) => self.plain(value)?,
                 (false, Value::Array(parts)) if self.part == Part::Content => {
                     Value::Array(parts.iter().map(|part| self.part(part)).collect::<Option<_>>()?)
@@ -230,7 +236,7 @@ impl Masker<'_> {
     fn map(&mut self, map: &Map<String, Value>) -> Option<Map<String, Value>> {
         map.iter()
             .map(|(key, value)| {
-                let value = match PLAIN_KEYS.contains(&key.as_str()) {
+                let value = match is_name(key, map) {
                     true => self.plain(value)?,
                     false => {
                         self.is_id = key == "id";
@@ -243,7 +249,7 @@ impl Masker<'_> {
             .collect()
     }
 
-    /// A value under one of [`PLAIN_KEYS`]: texts stay, alone or in a list; anything else is what a
+    /// A value that is a name ([`is_name`]): texts stay, alone or in a list; anything else is what a
     /// row calls so, such as a tool's parameter. Module `names` checks what stays.
     fn plain(&mut self, value: &Value) -> Option<Value> {
         Some(match value {
@@ -337,7 +343,8 @@ impl Masker<'_> {
             return if starts_blank { 0 } else { text.trim_end_matches(is_space).len() };
         }
         let json = self.keep != Keep::Space;
-        let is_kept = |c: char| is_space(c) || (json && (matches!(c, '"' | '\\') || c < ' '));
+        let is_kept =
+            |c: char| is_space(c) || (json && (matches!(c, '"' | '\'' | '\\') || c < ' '));
         text.find(is_kept).unwrap_or(text.len())
     }
 }
