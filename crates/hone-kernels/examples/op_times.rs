@@ -175,7 +175,7 @@ fn rows(cpu: &Cpu, s: &Shape, table: &mut Table) {
     table.row("sum_squares", 1, 0, || {
         std::hint::black_box(cpu.sum_squares(&g));
     });
-    table.row("adamw", 1, 0, || cpu.adamw(&mut p, &g, &mut m, &mut v, update));
+    table.row("adamw", 1, 0, || cpu.adamw(&mut p, &g, 0, &mut m, &mut v, update));
 }
 
 fn main() {

@@ -13,6 +13,12 @@
 //! Shapes are checked by the implementations with `assert!`: they are the caller's proof, never
 //! user input.
 
+use std::ops::Range;
+
+use crate::{Adafactor, Lion, LossOptions, SecondMoment, Sgd};
+#[allow(unused_imports, reason = "the documentation names them")]
+use crate::{CODE_BLOCK, CodeBook};
+
 /// A read-only row-major matrix view: `rows` x `cols`, row `i` starts at `offset + i * stride`.
 pub struct Mat<'a, B: Backend> {
     /// The buffer viewed.
@@ -154,8 +160,10 @@ pub struct AdamW {
 /// Sums over the rows of one call of [`Backend::cross_entropy`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LossSums {
-    /// Sum of weight times cross-entropy, in nats.
+    /// Sum of weight times loss, in nats: cross-entropy, and what options add to it.
     pub weighted_loss: f64,
+    /// Sum of weight times cross-entropy alone, in nats.
+    pub weighted_ce: f64,
     /// Sum of the weights.
     pub weight: f64,
     /// Rows whose largest logit is the target's.
@@ -168,6 +176,7 @@ impl std::ops::AddAssign for LossSums {
     /// Adds the sums of further rows.
     fn add_assign(&mut self, more: Self) {
         self.weighted_loss += more.weighted_loss;
+        self.weighted_ce += more.weighted_ce;
         self.weight += more.weight;
         self.n_correct += more.n_correct;
         self.n_rows += more.n_rows;
@@ -359,7 +368,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ) -> LossSums;
     /// Sum of squares of `x` in f64, in a fixed order.
     fn sum_squares(&self, x: &Self::Buf) -> f64;
-    /// AdamW (Loshchilov and Hutter 2019) in PyTorch's order, all buffers of one length:
+    /// AdamW (Loshchilov and Hutter 2019) in PyTorch's order, on as many values of `p` and `g` from
+    /// `at` on as `m` and `v` have:
     ///
     /// ```text
     /// p <- p (1 - lr wd)
@@ -371,8 +381,99 @@ pub trait Backend: Clone + Send + Sync + 'static {
         &self,
         p: &mut Self::Buf,
         g: &Self::Buf,
+        at: usize,
         m: &mut Self::Buf,
         v: &mut Self::Buf,
         update: AdamW,
+    );
+
+    // ------------------------------------------------------------------ further updates, options
+
+    /// Flat memory of 8-bit codes on the device.
+    type Codes: Send + Sync;
+    /// `n` codes of 0.
+    fn zero_codes(&self, n: usize) -> Self::Codes;
+    /// The codes on the host.
+    fn read_codes(&self, codes: &Self::Codes) -> Vec<u8>;
+    /// Overwrites the codes, of which there are as many.
+    fn write_codes(&self, codes: &mut Self::Codes, data: &[u8]);
+    /// [`Backend::sum_squares`] of a part of `x`.
+    fn sum_squares_part(&self, x: &Self::Buf, part: Range<usize>) -> f64;
+    /// `y <- a x + b y` on `n` values, from the given index of each buffer on.
+    fn axpby(&self, a: f32, x: (&Self::Buf, usize), b: f32, y: (&mut Self::Buf, usize), n: usize);
+    /// [`Backend::adamw`] with both moments in 8 bits (Dettmers et al. 2022): codes and, for each
+    /// [`CODE_BLOCK`] of them, the largest magnitude. A block is decoded by [`CodeBook::signed`]
+    /// (first) or [`CodeBook::unsigned`] (second), `x = value[code] max`; updated in f32, as `m <-
+    /// b1 m + (1 - b1) g`; and coded again, `code(x (1 / max))`, whole blocks at a time, the last
+    /// one being short.
+    fn adamw_8bit(
+        &self,
+        p: &mut Self::Buf,
+        g: &Self::Buf,
+        at: usize,
+        moments: [(&mut Self::Codes, &mut Self::Buf); 2],
+        update: AdamW,
+    );
+    /// Lion: `p <- p (1 - lr wd) - lr sign(b1 m + (1 - b1) g)`, then `m <- b2 m + (1 - b2) g`.
+    fn lion(&self, p: &mut Self::Buf, g: &Self::Buf, at: usize, m: &mut Self::Buf, update: Lion);
+    /// Descent in PyTorch's order on a part of `p` and `g`: `g <- g + wd p`; with a momentum, `m <- mu m + (1 -
+    /// dampening) g` and `g <- m`, or `g + mu m` with Nesterov; `p <- p - lr g`.
+    fn sgd(
+        &self,
+        p: &mut Self::Buf,
+        g: &Self::Buf,
+        part: Range<usize>,
+        m: Option<&mut Self::Buf>,
+        update: Sgd,
+    );
+    /// Adafactor as transformers has it. With s = g^2 + eps, the second moment decays by b2 towards
+    /// the means of s by row and column, r and c, or towards s itself, v:
+    ///
+    /// ```text
+    /// u <- g / sqrt(r / mean(r)) / sqrt(c)      or  g / sqrt(v)
+    /// u <- a u / max(1, rms(u) / clip)          a = lr max(scale_min, rms(p)), or lr
+    /// m <- b1 m + (1 - b1) u, u <- m            where a first moment is kept
+    /// p <- p - wd a p - u
+    /// ```
+    fn adafactor(
+        &self,
+        p: &mut Self::Buf,
+        g: &Self::Buf,
+        at: usize,
+        second: SecondMoment<'_, Self>,
+        first: Option<&mut Self::Buf>,
+        update: Adafactor,
+    );
+    /// [`Backend::cross_entropy`] with options. With z = c tanh(x / c) of the logits x (or x), lse
+    /// their log-sum-exp, p = softmax(z), q = p_y held constant (or 1):
+    ///
+    /// ```text
+    /// L   = sum_i w_i (q ((1 - e) (lse - z_y) + e (lse - mean(z))) + l lse^2)
+    /// dz  = w (q (p - (1 - e) [j = y] - e / V) + 2 l lse p),  dx = dz (1 - (z / c)^2)
+    /// ```
+    ///
+    /// `row_loss` receives what is summed, without its weight; the sum of plain cross-entropy is in
+    /// [`LossSums::weighted_ce`]. Without a gradient the logits are left as they were or capped.
+    fn cross_entropy_with(
+        &self,
+        logits: MatMut<'_, Self>,
+        targets: &[u32],
+        weights: &[f32],
+        grad_scale: Option<f32>,
+        row_loss: Option<&mut [f32]>,
+        options: LossOptions,
+    ) -> LossSums;
+    /// `x <- cap tanh(x / cap)`, the first `n` values.
+    fn soft_cap(&self, x: &mut Self::Buf, cap: f32, n: usize);
+    /// Uniform noise on embeddings (Jain et al. 2023: NEFTune): row t of document k of `x` (T, D)
+    /// gets `alpha / sqrt(L D) (2 u - 1)`, L being the document's length and u value `t D + j` of
+    /// the stream `mix(seed, first + k)`, so that a document's noise does not know its neighbours.
+    fn add_noise(
+        &self,
+        x: &mut Self::Buf,
+        d: usize,
+        seq_lens: &[usize],
+        alpha: f32,
+        seed_first: (u64, u64),
     );
 }

@@ -12,7 +12,9 @@ pub mod rng;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod update;
 
 pub use backend::*;
 pub use cpu::{Cpu, CpuBuf, CpuFrozen};
 pub use reference::Reference;
+pub use update::*;

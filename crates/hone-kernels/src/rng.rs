@@ -45,6 +45,12 @@ pub fn uniform(seed: u64, index: u64) -> f64 {
     (mix(seed, index) >> 11) as f64 / UNIFORM_STEPS
 }
 
+/// A uniform value in [-bound, bound), rounded to f32: value `index` of the stream `seed`.
+#[inline]
+pub fn noise(seed: u64, index: u64, bound: f64) -> f32 {
+    ((2.0 * uniform(seed, index) - 1.0) * bound) as f32
+}
+
 /// A value of the standard normal distribution (Box and Muller 1958), from draws `2 index` and `2
 /// index + 1`.
 pub fn normal(seed: u64, index: u64) -> f64 {

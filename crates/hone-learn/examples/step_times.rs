@@ -10,8 +10,13 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use hone_kernels::{AdamW, AttnMask, Backend, Cpu, Heads, LossSums, Mat, MatMut, Op, rng};
-use hone_learn::{Learner, OptimizerConfig, ScheduleConfig};
+use std::ops::Range;
+
+use hone_kernels::{
+    Adafactor, AdamW, AttnMask, Backend, Cpu, Heads, Lion, LossOptions, LossSums, Mat, MatMut, Op,
+    SecondMoment, Sgd, rng,
+};
+use hone_learn::{AdamWConfig, Learner, OptimizerConfig, ScheduleConfig};
 use hone_model::{Adapter, Batch, Decoder, LoraConfig, ModelConfig, Training, init_weights};
 
 /// What is trained.
@@ -109,7 +114,8 @@ fn train<B: Backend>(backend: B, shape: &Shape, n_steps: usize) -> Duration {
         let adapter = Adapter::init(&config, lora, 1).expect("every linear map is there");
         decoder.attach(&adapter, true).expect("the adapter was made for the configuration");
     }
-    let optimizer = OptimizerConfig { beta2: 0.95, weight_decay: 0.1, ..Default::default() };
+    let adamw = AdamWConfig { beta2: 0.95, weight_decay: 0.1, ..Default::default() };
+    let optimizer = OptimizerConfig::AdamW(adamw);
     let schedule = ScheduleConfig::constant(1e-3, 1 << 20);
     let mut learner =
         Learner::new(decoder, optimizer, schedule, 0).expect("all weights are trained");
@@ -342,7 +348,98 @@ impl<B: Backend> Backend for Timed<B> {
     fn sum_squares(&self, x: &B::Buf) -> f64 {
         timed("sum_squares", || self.0.sum_squares(x))
     }
-    fn adamw(&self, p: &mut B::Buf, g: &B::Buf, m: &mut B::Buf, v: &mut B::Buf, update: AdamW) {
-        timed("adamw", || self.0.adamw(p, g, m, v, update));
+    fn adamw(
+        &self,
+        p: &mut B::Buf,
+        g: &B::Buf,
+        at: usize,
+        m: &mut B::Buf,
+        v: &mut B::Buf,
+        update: AdamW,
+    ) {
+        timed("adamw", || self.0.adamw(p, g, at, m, v, update));
+    }
+
+    type Codes = B::Codes;
+
+    fn zero_codes(&self, n: usize) -> B::Codes {
+        self.0.zero_codes(n)
+    }
+    fn read_codes(&self, codes: &B::Codes) -> Vec<u8> {
+        self.0.read_codes(codes)
+    }
+    fn write_codes(&self, codes: &mut B::Codes, data: &[u8]) {
+        self.0.write_codes(codes, data);
+    }
+    fn sum_squares_part(&self, x: &B::Buf, part: Range<usize>) -> f64 {
+        timed("sum_squares_part", || self.0.sum_squares_part(x, part))
+    }
+    fn axpby(&self, a: f32, x: (&B::Buf, usize), b: f32, y: (&mut B::Buf, usize), n: usize) {
+        timed("axpby", || self.0.axpby(a, x, b, y, n));
+    }
+    fn adamw_8bit(
+        &self,
+        p: &mut B::Buf,
+        g: &B::Buf,
+        at: usize,
+        moments: [(&mut B::Codes, &mut B::Buf); 2],
+        update: AdamW,
+    ) {
+        timed("adamw_8bit", || self.0.adamw_8bit(p, g, at, moments, update));
+    }
+    fn lion(&self, p: &mut B::Buf, g: &B::Buf, at: usize, m: &mut B::Buf, update: Lion) {
+        timed("lion", || self.0.lion(p, g, at, m, update));
+    }
+    fn sgd(
+        &self,
+        p: &mut B::Buf,
+        g: &B::Buf,
+        part: Range<usize>,
+        m: Option<&mut B::Buf>,
+        update: Sgd,
+    ) {
+        timed("sgd", || self.0.sgd(p, g, part, m, update));
+    }
+    fn adafactor(
+        &self,
+        p: &mut B::Buf,
+        g: &B::Buf,
+        at: usize,
+        second: SecondMoment<'_, Self>,
+        first: Option<&mut B::Buf>,
+        update: Adafactor,
+    ) {
+        let second = match second {
+            SecondMoment::Factored(row, col) => SecondMoment::Factored(row, col),
+            SecondMoment::Full(v) => SecondMoment::Full(v),
+        };
+        timed("adafactor", || self.0.adafactor(p, g, at, second, first, update));
+    }
+    fn cross_entropy_with(
+        &self,
+        logits: MatMut<'_, Self>,
+        targets: &[u32],
+        weights: &[f32],
+        grad_scale: Option<f32>,
+        row_loss: Option<&mut [f32]>,
+        options: LossOptions,
+    ) -> LossSums {
+        let logits = Self::mat_mut(logits);
+        timed("cross_entropy", || {
+            self.0.cross_entropy_with(logits, targets, weights, grad_scale, row_loss, options)
+        })
+    }
+    fn soft_cap(&self, x: &mut B::Buf, cap: f32, n: usize) {
+        timed("soft_cap", || self.0.soft_cap(x, cap, n));
+    }
+    fn add_noise(
+        &self,
+        x: &mut B::Buf,
+        d: usize,
+        seq_lens: &[usize],
+        alpha: f32,
+        seed_first: (u64, u64),
+    ) {
+        timed("add_noise", || self.0.add_noise(x, d, seq_lens, alpha, seed_first));
     }
 }

@@ -16,6 +16,14 @@ pub enum LearnError {
         /// What it has to be.
         expected: &'static str,
     },
+    /// A group's pattern cannot be used.
+    #[error("the group `match = {pattern:?}`: {reason}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Nothing is trained.
     #[error("the model has no trained parameter: train all weights or attach a trained adapter")]
     NothingTrained,

@@ -1,16 +1,20 @@
 //! The learner: a decoder, its optimizer's moments, and the place in the run.
 
-use hone_kernels::{AdamW, Backend, rng};
-use hone_model::{Batch, Decoder, LossSums};
+use hone_kernels::{Backend, rng};
+use hone_model::{Batch, Decoder, EmbeddingNoise, LossSums, ParamInfo, PassOptions};
 
-use crate::{LearnError, OptimizerConfig, ScheduleConfig};
+use crate::groups::{self, is_muon};
+use crate::muon::MuonScratch;
+use crate::rule::{Slot, State, StepRates};
+use crate::{GroupRates, LearnError, OptimizerConfig, Recipe, ScheduleConfig};
 
 /// What an optimizer step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
     /// The step, counted from 0.
     pub step: u64,
-    /// sum(w CE) / sum(w) over the step, in nats, before the update.
+    /// sum(w L) / sum(w) over the step, in nats, before the update; L is cross-entropy and what the
+    /// recipe adds to it.
     pub loss: f64,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
@@ -68,48 +72,74 @@ pub fn evaluate<'a, B: Backend>(
     Ok(Evaluation::from_sums(&sums))
 }
 
-/// Moments of one trained buffer.
-pub(crate) struct Moments<B: Backend> {
-    pub(crate) first: B::Buf,
-    pub(crate) second: B::Buf,
-}
-
 /// A model in training.
 pub struct Learner<B: Backend> {
     pub(crate) decoder: Decoder<B>,
-    optimizer: OptimizerConfig,
+    pub(crate) recipe: Recipe,
     schedule: ScheduleConfig,
     seed: u64,
-    pub(crate) moments: Vec<Moments<B>>,
+    /// A slot for every trained tensor, in the order of the parameters.
+    pub(crate) slots: Vec<Slot<B>>,
+    muon: Option<MuonScratch<B>>,
+    /// The moving average of each trained buffer.
+    pub(crate) average: Option<Vec<B::Buf>>,
     /// Steps applied.
     pub(crate) step: u64,
     /// Sums of the step under way.
     pub(crate) sums: LossSums,
     /// Micro-batches accumulated in the step under way.
     pub(crate) n_micro: u64,
+    /// Documents in them.
+    pub(crate) n_documents: u64,
 }
 
+/// The stream of a step's noise: no micro-batch has this number, whose streams are dropout's.
+const NOISE: u64 = u64::MAX;
+
 impl<B: Backend> Learner<B> {
-    /// Takes a decoder that has trained parameters. `seed` is that of dropout.
+    /// Takes a decoder that has trained parameters. `seed` is that of dropout and noise. Errors:
+    /// settings out of their ranges, nothing to train, a group without a tensor.
     pub fn new(
         mut decoder: Decoder<B>,
-        optimizer: OptimizerConfig,
+        recipe: impl Into<Recipe>,
         schedule: ScheduleConfig,
         seed: u64,
     ) -> Result<Self, LearnError> {
-        optimizer.check()?;
+        let recipe = recipe.into();
+        recipe.check()?;
         schedule.check()?;
-        let mut moments = Vec::new();
-        decoder.for_each_trained(|backend, _, _, value, _| {
-            let zeros = || backend.zeros(backend.len(value));
-            moments.push(Moments { first: zeros(), second: zeros() });
-        });
-        if moments.is_empty() {
+        let infos = decoder.trained_params();
+        if infos.is_empty() {
             return Err(LearnError::NothingTrained);
         }
+        let optimizer = &recipe.optimizer;
+        let rates = groups::resolve(&recipe.groups, optimizer, schedule.lr, &infos)?;
+        let backend = decoder.backend().clone();
+        let muon = scratch(&backend, optimizer, &infos);
+        let slot = |(info, rates): (ParamInfo, GroupRates)| {
+            let state = State::new(&backend, optimizer, &info);
+            Slot { info, rates, state }
+        };
+        let slots = infos.into_iter().zip(rates).map(slot).collect();
+        let mut average = recipe.ema_decay.map(|_| Vec::new());
+        decoder.for_each_trained(|backend, _, _, value, _| {
+            average.iter_mut().for_each(|average| average.push(backend.zeros(backend.len(value))));
+        });
         decoder.zero_gradients();
-        let (sums, n_micro) = (LossSums::default(), 0);
-        Ok(Learner { decoder, optimizer, schedule, seed, moments, step: 0, sums, n_micro })
+        decoder.set_loss_options(recipe.loss_options());
+        Ok(Learner {
+            decoder,
+            recipe,
+            schedule,
+            seed,
+            slots,
+            muon,
+            average,
+            step: 0,
+            sums: LossSums::default(),
+            n_micro: 0,
+            n_documents: 0,
+        })
     }
 
     /// The model.
@@ -134,7 +164,12 @@ impl<B: Backend> Learner<B> {
 
     /// Learning rate of the step under way.
     pub fn lr(&self) -> f64 {
-        self.schedule.lr(self.step)
+        self.recipe.optimizer.lr(self.schedule.lr(self.step), self.step + 1)
+    }
+
+    /// What every trained tensor is updated with, in the order of the parameters.
+    pub fn rates(&self) -> impl Iterator<Item = (&ParamInfo, GroupRates)> {
+        self.slots.iter().map(|slot| (&slot.info, slot.rates))
     }
 
     /// Adds a micro-batch's gradients to the step under way. `step_weight` is the sum of
@@ -144,10 +179,20 @@ impl<B: Backend> Learner<B> {
         if !(step_weight > 0.0 && step_weight.is_finite()) {
             return Err(LearnError::NoTarget { step: self.step, weight: step_weight });
         }
-        let seed = rng::mix(rng::mix(self.seed, self.step), self.n_micro);
+        let stream = rng::mix(self.seed, self.step);
+        let noise = EmbeddingNoise {
+            alpha: self.recipe.neftune_alpha as f32,
+            seed: rng::mix(stream, NOISE),
+            first_document: self.n_documents,
+        };
+        let options = PassOptions {
+            dropout_seed: Some(rng::mix(stream, self.n_micro)),
+            noise: (noise.alpha > 0.0).then_some(noise),
+        };
         let scale = (1.0 / step_weight) as f32;
-        let sums = self.decoder.accumulate(batch, scale, Some(seed))?;
+        let sums = self.decoder.accumulate_with(batch, scale, options)?;
         self.n_micro += 1;
+        self.n_documents += batch.seq_lens.len() as u64;
         self.sums += sums;
         Ok(sums)
     }
@@ -166,12 +211,11 @@ impl<B: Backend> Learner<B> {
                 return Err(LearnError::NotFinite { step, what, value });
             }
         }
-        let clip = self.optimizer.clip(grad_norm);
-        let lr = self.schedule.lr(step);
-        self.update(lr, clip);
+        let clip = self.recipe.clip(grad_norm);
+        let lr = self.lr();
+        self.update(StepRates { lr, step: step + 1, grad_scale: clip as f32 });
         self.step += 1;
-        self.sums = LossSums::default();
-        self.n_micro = 0;
+        self.forget();
         Ok(StepReport {
             step,
             loss,
@@ -208,22 +252,63 @@ impl<B: Backend> Learner<B> {
         sum.sqrt()
     }
 
-    /// AdamW on every trained buffer.
-    fn update(&mut self, lr: f64, clip: f64) {
-        let (optimizer, step, moments) = (self.optimizer, self.step + 1, &mut self.moments);
-        self.decoder.for_each_trained(|backend, buffer, kind, value, grad| {
-            let Moments { first, second } = &mut moments[buffer];
-            let update = AdamW {
-                lr,
-                beta1: optimizer.beta1,
-                beta2: optimizer.beta2,
-                eps: optimizer.eps,
-                weight_decay: if kind.decays() { optimizer.weight_decay } else { 0.0 },
-                step,
-                grad_scale: clip as f32,
-            };
-            backend.adamw(value, grad, first, second, update);
+    /// Forgets the step under way.
+    pub(crate) fn forget(&mut self) {
+        self.sums = LossSums::default();
+        self.n_micro = 0;
+        self.n_documents = 0;
+    }
+
+    /// Changes every trained tensor, then its average, and sets the gradients to zero.
+    fn update(&mut self, rates: StepRates) {
+        let Learner { decoder, recipe, slots, muon, average, .. } = self;
+        let mut slots = slots.iter_mut().peekable();
+        let decay = recipe.ema_decay.unwrap_or_default();
+        decoder.for_each_trained(|backend, buffer, _, value, grad| {
+            while let Some(slot) = slots.next_if(|slot| slot.info.buffer == buffer) {
+                slot.step(backend, &recipe.optimizer, value, grad, rates, muon.as_mut());
+            }
+            if let Some(average) = average {
+                average_step(backend, decay, rates.step, value, &mut average[buffer]);
+            }
             backend.fill(grad, 0.0);
         });
     }
+
+    /// Exchanges the weights and their moving average: to evaluate, sample or save it. Exchange
+    /// them again before the next step. `false`, and nothing is done, where there is none yet.
+    pub fn swap_average(&mut self) -> bool {
+        let Learner { decoder, average: Some(average), step: 1.., .. } = self else {
+            return false;
+        };
+        decoder.for_each_trained(|_, buffer, _, value, _| {
+            std::mem::swap(value, &mut average[buffer]);
+        });
+        true
+    }
+}
+
+/// Mixes the values after step `step`, counted from 1, into their average, which starts as the
+/// first of them: `torch.optim.swa_utils` with an exponential average.
+pub(crate) fn average_step<B: Backend>(
+    backend: &B,
+    decay: f64,
+    step: u64,
+    value: &B::Buf,
+    average: &mut B::Buf,
+) {
+    let keep = if step == 1 { 0.0 } else { decay };
+    let (fresh, n) = ((1.0 - keep) as f32, backend.len(value));
+    backend.axpby(fresh, (value, 0), keep as f32, (average, 0), n);
+}
+
+/// Buffers for Muon, if it is the rule.
+fn scratch<B: Backend>(
+    backend: &B,
+    optimizer: &OptimizerConfig,
+    infos: &[ParamInfo],
+) -> Option<MuonScratch<B>> {
+    let OptimizerConfig::Muon(_) = optimizer else { return None };
+    let shapes = infos.iter().filter(|info| is_muon(info));
+    Some(MuonScratch::new(backend, shapes.map(|info| (info.shape[0], info.shape[1]))))
 }

@@ -4,7 +4,9 @@
 use std::path::PathBuf;
 
 use hone_kernels::{Backend, Cpu, Reference};
-use hone_learn::{Learner, OptimizerConfig, ScheduleConfig, ScheduleKind, Warmup};
+use hone_learn::{
+    AdamWConfig, Convention, Learner, OptimizerConfig, Recipe, ScheduleConfig, ScheduleKind, Warmup,
+};
 use hone_model::{
     Adapter, Batch, Decoder, Generator, Merge, ModelConfig, Recompute, TensorSource, Tensors,
     Training,
@@ -301,12 +303,15 @@ fn check_training<B: Backend>(backend: B, variant: &'static str, method: &str) {
         decoder.attach(&golden.adapter("lora"), true).unwrap();
     }
     let number = |section: &str, key: &str| run[section][key].as_f64().unwrap();
-    let optimizer = OptimizerConfig {
+    let adamw = AdamWConfig {
         beta1: number("optimizer", "beta1"),
         beta2: number("optimizer", "beta2"),
         eps: number("optimizer", "eps"),
         weight_decay: number("optimizer", "weight_decay"),
+    };
+    let optimizer = Recipe {
         max_grad_norm: Some(number("optimizer", "max_norm")),
+        ..Recipe::from(OptimizerConfig::AdamW(adamw))
     };
     let schedule = ScheduleConfig {
         kind: ScheduleKind::Cosine,
@@ -314,6 +319,7 @@ fn check_training<B: Backend>(backend: B, variant: &'static str, method: &str) {
         warmup: Warmup::Steps(run["schedule"]["warmup_steps"].as_u64().unwrap()),
         min_lr_ratio: 0.0,
         n_steps: run["schedule"]["total_steps"].as_u64().unwrap(),
+        convention: Convention::Transformers,
     };
     let mut learner = Learner::new(decoder, optimizer, schedule, 0).unwrap();
     let steps = run["steps"].as_array().unwrap();
@@ -368,6 +374,7 @@ fn schedules() {
             warmup: Warmup::Steps(case["warmup_steps"].as_u64().unwrap_or(0)),
             min_lr_ratio: case["min_lr_ratio"].as_f64().unwrap_or(0.0),
             n_steps: case["total_steps"].as_u64().unwrap(),
+            convention: Convention::Transformers,
         };
         let rates = case["lr"].as_array().unwrap();
         assert_eq!(rates.len() as u64, schedule.n_steps);

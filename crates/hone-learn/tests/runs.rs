@@ -2,7 +2,10 @@
 //! self-test.
 
 use hone_kernels::{Backend, Cpu, rng};
-use hone_learn::{LearnError, Learner, OptimizerConfig, ScheduleConfig, ScheduleKind, Warmup};
+use hone_learn::{
+    AdamWConfig, Convention, LearnError, Learner, OptimizerConfig, Recipe, ScheduleConfig,
+    ScheduleKind, Warmup,
+};
 use hone_model::{
     Adapter, Batch, CpuDecoder, Decoder, Generator, LoraConfig, ModelConfig, StoredType, Tensors,
     Training, init_weights,
@@ -37,12 +40,13 @@ fn schedule() -> ScheduleConfig {
         warmup: Warmup::Steps(2),
         min_lr_ratio: 0.1,
         n_steps: 12,
+        convention: Convention::Transformers,
     }
 }
 
 fn learner(lora: bool) -> Learner<Cpu> {
-    let optimizer = OptimizerConfig { weight_decay: 0.1, ..Default::default() };
-    Learner::new(decoder(lora), optimizer, schedule(), 9).unwrap()
+    let adamw = AdamWConfig { weight_decay: 0.1, ..Default::default() };
+    Learner::new(decoder(lora), OptimizerConfig::AdamW(adamw), schedule(), 9).unwrap()
 }
 
 /// Two ragged micro-batches of step `step`.
@@ -188,18 +192,24 @@ fn a_step_that_cannot_be_taken_changes_nothing() {
 
 #[test]
 fn bad_settings_are_refused() {
-    let good = OptimizerConfig::default();
-    let check = |optimizer: OptimizerConfig, schedule: ScheduleConfig, expected: &str| {
+    let good = Recipe::default();
+    let adamw = AdamWConfig::default();
+    let with = |adamw| Recipe::from(OptimizerConfig::AdamW(adamw));
+    let check = |optimizer: Recipe, schedule: ScheduleConfig, expected: &str| {
         let message = Learner::new(decoder(true), optimizer, schedule, 0).err().unwrap();
         assert!(message.to_string().contains(expected), "{message}");
     };
-    check(OptimizerConfig { beta1: 1.0, ..good }, schedule(), "`beta1` = 1 is not");
-    check(OptimizerConfig { eps: 0.0, ..good }, schedule(), "`eps`");
-    check(OptimizerConfig { weight_decay: -0.1, ..good }, schedule(), "`weight_decay`");
-    check(OptimizerConfig { max_grad_norm: Some(0.0), ..good }, schedule(), "`max_grad_norm`");
-    check(good, ScheduleConfig { lr: f64::NAN, ..schedule() }, "`lr`");
-    check(good, ScheduleConfig { min_lr_ratio: 2.0, ..schedule() }, "`min_lr_ratio`");
-    check(good, ScheduleConfig { warmup: Warmup::Ratio(-0.1), ..schedule() }, "`warmup_ratio`");
+    check(with(AdamWConfig { beta1: 1.0, ..adamw }), schedule(), "`beta1` = 1 is not");
+    check(with(AdamWConfig { eps: 0.0, ..adamw }), schedule(), "`eps`");
+    check(with(AdamWConfig { weight_decay: -0.1, ..adamw }), schedule(), "`weight_decay`");
+    check(Recipe { max_grad_norm: Some(0.0), ..good.clone() }, schedule(), "`max_grad_norm`");
+    check(good.clone(), ScheduleConfig { lr: f64::NAN, ..schedule() }, "`lr`");
+    check(good.clone(), ScheduleConfig { min_lr_ratio: 2.0, ..schedule() }, "`min_lr_ratio`");
+    check(
+        good.clone(),
+        ScheduleConfig { warmup: Warmup::Ratio(-0.1), ..schedule() },
+        "`warmup_ratio`",
+    );
     let weights = init_weights(&config(), 4);
     let frozen = Decoder::load(Cpu::new(), &config(), &weights, Training::Frozen).unwrap();
     let refused = Learner::new(frozen, good, schedule(), 0);

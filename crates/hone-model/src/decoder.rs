@@ -1,6 +1,6 @@
 //! The decoder: embedding, layers, head; forward, backward, adapters, export.
 
-use hone_kernels::{Backend, LossSums};
+use hone_kernels::{Backend, LossOptions, LossSums};
 
 use crate::head::{Head, HeadGrad};
 use crate::layer::{Acts, Dims, Layer, Pass};
@@ -9,7 +9,7 @@ use crate::param::{Param, ParamInfo, ParamKind};
 use crate::rope;
 use crate::tensors::{TensorSource, Tensors};
 use crate::workspace::{Layout, Workspace};
-use crate::{Adapter, Batch, ModelConfig, ModelError};
+use crate::{Adapter, Batch, EmbeddingNoise, ModelConfig, ModelError, PassOptions};
 
 /// Whether the base weights are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Decoder<B: Backend> {
     pub(crate) cos_sin: B::Buf,
     n_positions: usize,
     workspace: Option<Workspace<B>>,
+    /// Noise of the training pass under way.
+    noise: Option<EmbeddingNoise>,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -73,6 +75,7 @@ impl<B: Backend> Decoder<B> {
             cos_sin: backend.zeros(0),
             n_positions: 0,
             workspace: None,
+            noise: None,
             backend,
         })
     }
@@ -104,6 +107,17 @@ impl<B: Backend> Decoder<B> {
             let layout = self.layout();
             self.workspace = Some(Workspace::new(&self.backend, &self.dims, layout, n_tokens));
         }
+    }
+
+    /// Sets what training adds to cross-entropy. Evaluation stays plain, and a soft cap is the
+    /// model's: [`Decoder::set_logit_soft_cap`].
+    pub fn set_loss_options(&mut self, options: LossOptions) {
+        self.head.set_options(options);
+    }
+
+    /// Caps all logits, in training and elsewhere: z becomes c tanh(z / c) (Gemma 2).
+    pub fn set_logit_soft_cap(&mut self, cap: Option<f32>) {
+        self.head.set_soft_cap(cap);
     }
 
     // ------------------------------------------------------------------ adapters
@@ -235,13 +249,25 @@ impl<B: Backend> Decoder<B> {
         grad_scale: f32,
         dropout_seed: Option<u64>,
     ) -> Result<LossSums, ModelError> {
+        self.accumulate_with(batch, grad_scale, PassOptions { dropout_seed, noise: None })
+    }
+
+    /// [`Decoder::accumulate`] with everything that a training pass may have.
+    pub fn accumulate_with(
+        &mut self,
+        batch: &Batch,
+        grad_scale: f32,
+        PassOptions { dropout_seed, noise }: PassOptions,
+    ) -> Result<LossSums, ModelError> {
         batch.check(&self.config)?;
         if batch.rows.is_empty() {
             return Ok(LossSums::default());
         }
         self.prepare(batch);
         let mut workspace = self.workspace.take().expect("`prepare` has made one");
+        self.noise = noise;
         self.forward(batch, dropout_seed, &mut workspace, &mut |_, _| {});
+        self.noise = None;
         let sums = self.backward(batch, grad_scale, dropout_seed, &mut workspace);
         self.workspace = Some(workspace);
         Ok(sums)
@@ -368,6 +394,10 @@ impl<B: Backend> Decoder<B> {
         let embedding = &self.embed.value;
         let d = self.dims.d;
         self.backend.gather_rows(embedding, &batch.input_ids, d, &mut workspace.streams[0]);
+        if let Some(EmbeddingNoise { alpha, seed, first_document }) = self.noise {
+            let (x, place) = (&mut workspace.streams[0], (seed, first_document));
+            self.backend.add_noise(x, d, &batch.seq_lens, alpha, place);
+        }
         for (idx, layer) in self.layers.iter().enumerate() {
             let ends = [workspace.stream(idx), workspace.stream(idx + 1)];
             let Workspace { streams, acts, scratch, .. } = workspace;

@@ -5,7 +5,7 @@
 //! in place, which is multiplied back at once, so that of all logits only one chunk ever exists
 //! (the fused linear cross-entropy of Liger, kernels.md 5.2).
 
-use hone_kernels::{Backend, LossSums, Mat, MatMut, Op};
+use hone_kernels::{Backend, LossOptions, LossSums, Mat, MatMut, Op};
 
 use crate::layer::Dims;
 use crate::linear::finite;
@@ -37,6 +37,8 @@ enum HeadWeight<B: Backend> {
 pub(crate) struct Head<B: Backend> {
     norm: Param<B>,
     weight: HeadWeight<B>,
+    /// What is added to the loss of training; its soft cap holds for all logits.
+    options: LossOptions,
 }
 
 /// Buffers of the head for up to N rows.
@@ -121,7 +123,17 @@ impl<B: Backend> Head<B> {
             let weight = finite(source, name)?;
             HeadWeight::Frozen(backend.freeze(&weight.data, config.vocab_size, config.hidden_size))
         };
-        Ok(Head { norm, weight })
+        Ok(Head { norm, weight, options: LossOptions::default() })
+    }
+
+    /// Sets what is added to the loss of training; the soft cap stays as it is.
+    pub(crate) fn set_options(&mut self, options: LossOptions) {
+        self.options = LossOptions { soft_cap: self.options.soft_cap, ..options };
+    }
+
+    /// Sets the soft cap of all logits.
+    pub(crate) fn set_soft_cap(&mut self, cap: Option<f32>) {
+        self.options.soft_cap = cap;
     }
 
     /// Takes `rows` of `x` (T, D) through the norm.
@@ -181,12 +193,15 @@ impl<B: Backend> Head<B> {
         for start in (0..rows.len()).step_by(chunk_rows(dims.v)) {
             let n = chunk_rows(dims.v).min(rows.len() - start);
             self.project((backend, dims), embed, (start, n), acts);
+            if let Some(cap) = self.options.soft_cap {
+                backend.soft_cap(&mut acts.logits, cap, n * dims.v);
+            }
             take(start, n, &acts.logits);
         }
     }
 
     /// The loss sums of a batch whose last layer gave `x`, and, with `grad`, all gradients down to
-    /// that output. `row_loss` receives the cross-entropy of each row.
+    /// that output. `row_loss` receives the loss of each row: plain cross-entropy without `grad`.
     #[allow(clippy::too_many_arguments, reason = "a forward, its targets and its backward at once")]
     pub(crate) fn loss(
         &mut self,
@@ -204,16 +219,20 @@ impl<B: Backend> Head<B> {
         acts.targets.extend(batch.rows.iter().map(|&row| batch.targets[row as usize]));
         acts.weights.clear();
         acts.weights.extend(batch.rows.iter().map(|&row| batch.weights[row as usize]));
+        let LossOptions { soft_cap, .. } = self.options;
+        let plain = LossOptions { soft_cap, ..LossOptions::default() };
+        let options = if grad.is_some() { self.options } else { plain };
         let mut sums = LossSums::default();
         for start in (0..n_rows).step_by(chunk_rows(dims.v)) {
             let n = chunk_rows(dims.v).min(n_rows - start);
             self.project((backend, dims), embed, (start, n), acts);
-            let part = backend.cross_entropy(
+            let part = backend.cross_entropy_with(
                 MatMut::new(&mut acts.logits, n, dims.v),
                 &acts.targets[start..start + n],
                 &acts.weights[start..start + n],
                 grad.as_ref().map(|grad| grad.scale),
                 row_loss.as_deref_mut().map(|losses| &mut losses[start..start + n]),
+                options,
             );
             sums += part;
             if let Some(grad) = &mut grad {

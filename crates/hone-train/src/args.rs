@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use hone_cli::{Common, Failure, Pipeline};
-use hone_learn::{LearnError, OptimizerConfig, ScheduleConfig, ScheduleKind, Warmup};
+use hone_learn::{
+    AdamWConfig, Convention, LearnError, OptimizerConfig, Recipe, ScheduleConfig, ScheduleKind,
+    Warmup,
+};
 use hone_model::LoraConfig;
 use serde::{Deserialize, Serialize};
 
@@ -170,7 +173,7 @@ pub(crate) struct TrainConfig {
 
 impl Default for TrainConfig {
     fn default() -> Self {
-        let adamw = OptimizerConfig::default();
+        let adamw = AdamWConfig::default();
         TrainConfig {
             method: Method::Lora,
             objective: Objective::Sft,
@@ -263,7 +266,7 @@ impl TrainPlan {
         if !config.reinit_tokens.is_empty() && config.method != Method::Full {
             return wrong("`reinit_tokens` needs `method = \"full\"`");
         }
-        self.optimizer().check().map_err(setting)?;
+        self.recipe().check().map_err(setting)?;
         self.schedule(1).check().map_err(setting)?;
         if config.rank == 0 {
             return wrong("`rank` is 0, and an adapter has at least 1");
@@ -275,15 +278,19 @@ impl TrainPlan {
         Ok(())
     }
 
-    /// AdamW's settings.
-    pub(crate) fn optimizer(&self) -> OptimizerConfig {
+    /// The update rule and clipping.
+    pub(crate) fn recipe(&self) -> Recipe {
         let config = &self.config;
-        OptimizerConfig {
+        let adamw = AdamWConfig {
             beta1: config.beta1,
             beta2: config.beta2,
             eps: config.eps,
             weight_decay: config.weight_decay,
+        };
+        Recipe {
+            optimizer: OptimizerConfig::AdamW(adamw),
             max_grad_norm: (config.max_grad_norm != 0.0).then_some(config.max_grad_norm),
+            ..Recipe::default()
         }
     }
 
@@ -297,7 +304,8 @@ impl TrainPlan {
         };
         let (kind, min_lr_ratio) = (config.schedule, config.min_lr_ratio);
         let lr = config.lr.unwrap_or_default();
-        ScheduleConfig { kind, lr, warmup, min_lr_ratio, n_steps }
+        let convention = Convention::Transformers;
+        ScheduleConfig { kind, lr, warmup, min_lr_ratio, n_steps, convention }
     }
 
     /// The adapter's settings.

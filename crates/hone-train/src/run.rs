@@ -96,7 +96,7 @@ fn work(
     ));
     steps.write(draft)?;
     let decoder = decoder(plan, inputs)?;
-    let mut learner = Learner::new(decoder, plan.optimizer(), steps.schedule(), plan.seed)
+    let mut learner = Learner::new(decoder, plan.recipe(), steps.schedule(), plan.seed)
         .map_err(training::failure)?;
     let done = training::train(ctx, plan, &mut learner, (&train, &eval), steps, checkpoints)?;
     let mut decoder = learner.into_decoder();

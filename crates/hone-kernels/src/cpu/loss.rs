@@ -8,7 +8,7 @@ use crate::{AdamW, LossSums};
 
 simd_fn! {
     /// Largest value of a row.
-    fn max_of<s>(z: &[f32]) -> f32 {
+    pub(super) fn max_of<s>(z: &[f32]) -> f32 {
         let low = f32::NEG_INFINITY;
         let mut tops = [s.splat(low); 4];
         let mut whole = z.chunks_exact(4 * S::LANES);
@@ -26,7 +26,7 @@ simd_fn! {
 
 simd_fn! {
     /// Sum of exp(z - max) over a row.
-    fn sum_exp<s>(z: &[f32], max: f32) -> f32 {
+    pub(super) fn sum_exp<s>(z: &[f32], max: f32) -> f32 {
         let (shift, mut sums) = (s.splat(max), [s.splat(0.0); 2]);
         for (i, z) in z.chunks(S::LANES).enumerate() {
             let x = s.load_part(z, f32::NEG_INFINITY);
@@ -51,7 +51,7 @@ simd_fn! {
 
 simd_fn! {
     /// Sum of squares of a piece, in 16 interleaved f64 sums.
-    fn squares_piece<_s>(x: &[f32]) -> f64 {
+    pub(super) fn squares_piece<_s>(x: &[f32]) -> f64 {
         let mut sums = [0.0_f64; 16];
         let mut whole = x.chunks_exact(16);
         for x in &mut whole {
@@ -68,15 +68,32 @@ simd_fn! {
 
 /// The scalars of an AdamW step, in f32 as PyTorch applies them to f32 tensors.
 #[derive(Clone, Copy)]
-struct Rates {
-    keep: f32,
-    grad_scale: f32,
-    first: f32,
-    beta2: f32,
-    second: f32,
-    step_size: f32,
-    root_scale: f32,
-    eps: f32,
+pub(super) struct Rates {
+    pub(super) keep: f32,
+    pub(super) grad_scale: f32,
+    pub(super) first: f32,
+    pub(super) beta2: f32,
+    pub(super) second: f32,
+    pub(super) step_size: f32,
+    pub(super) root_scale: f32,
+    pub(super) eps: f32,
+}
+
+impl Rates {
+    pub(super) fn new(update: AdamW) -> Self {
+        let AdamW { lr, beta1, beta2, eps, weight_decay, step, grad_scale } = update;
+        let power = |beta: f64| beta.powf(step as f64);
+        Rates {
+            keep: (1.0 - lr * weight_decay) as f32,
+            grad_scale,
+            first: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            second: (1.0 - beta2) as f32,
+            step_size: (lr / (1.0 - power(beta1))) as f32,
+            root_scale: (1.0 - power(beta2)).sqrt() as f32,
+            eps: eps as f32,
+        }
+    }
 }
 
 simd_fn! {
@@ -92,12 +109,13 @@ simd_fn! {
     }
 }
 
-/// What [`rows_mut`] leaves of a row: its cross-entropy, and whether its largest logit is the
-/// target's.
+/// What [`rows_mut`] leaves of a row: its loss, its cross-entropy, and whether its largest logit is
+/// the target's.
 #[derive(Clone, Copy, Default)]
-struct Row {
-    loss: f32,
-    correct: bool,
+pub(super) struct Row {
+    pub(super) loss: f32,
+    pub(super) ce: f32,
+    pub(super) correct: bool,
 }
 
 /// See [`crate::Backend::cross_entropy`].
@@ -126,14 +144,23 @@ pub(super) fn cross_entropy(
         // The loss is taken relative to the maximum, so that large logits do not swallow the
         // logarithm.
         let loss = (f64::from(sum).ln() + (f64::from(max) - f64::from(at_target))) as f32;
-        let row = Row { loss, correct: at_target == max };
+        let row = Row { loss, ce: loss, correct: at_target == max };
         assert!(rows[i].set(row).is_ok(), "each row is handled once");
     });
-    let mut sums = LossSums { n_rows: l.rows as u64, ..LossSums::default() };
+    collect(rows, weights, row_loss)
+}
+
+/// The sums over the rows, in their order.
+pub(super) fn collect(
+    rows: Vec<std::sync::OnceLock<Row>>,
+    weights: &[f32],
+    mut row_loss: Option<&mut [f32]>,
+) -> LossSums {
+    let mut sums = LossSums { n_rows: rows.len() as u64, ..LossSums::default() };
     let rows = rows.into_iter().map(|row| row.into_inner().unwrap_or_default());
-    let mut row_loss = row_loss;
     for (i, (row, &w)) in rows.zip(weights).enumerate() {
         sums.weighted_loss += f64::from(w) * f64::from(row.loss);
+        sums.weighted_ce += f64::from(w) * f64::from(row.ce);
         sums.weight += f64::from(w);
         sums.n_correct += u64::from(row.correct);
         if let Some(row_loss) = row_loss.as_deref_mut() {
@@ -162,18 +189,7 @@ pub(super) fn adamw(
     update: AdamW,
 ) {
     use rayon::prelude::*;
-    let AdamW { lr, beta1, beta2, eps, weight_decay, step, grad_scale } = update;
-    let power = |beta: f64| beta.powf(step as f64);
-    let rates = Rates {
-        keep: (1.0 - lr * weight_decay) as f32,
-        grad_scale,
-        first: (1.0 - beta1) as f32,
-        beta2: beta2 as f32,
-        second: (1.0 - beta2) as f32,
-        step_size: (lr / (1.0 - power(beta1))) as f32,
-        root_scale: (1.0 - power(beta2)).sqrt() as f32,
-        eps: eps as f32,
-    };
+    let rates = Rates::new(update);
     p.par_chunks_mut(TASK_VALUES)
         .zip(g.par_chunks(TASK_VALUES))
         .zip(m.par_chunks_mut(TASK_VALUES))

@@ -11,10 +11,14 @@ mod decode;
 mod loss;
 mod matmul;
 mod norm;
+mod optim;
+mod options;
 mod par;
 mod pointwise;
 pub(crate) mod simd;
 mod tile;
+
+use std::ops::Range;
 
 use attention::{Plan, Saved};
 pub use buffer::CpuBuf;
@@ -23,7 +27,8 @@ use matmul::Factor;
 use simd::Level;
 
 use crate::shape::{Layout, check_heads, check_mask, documents, layout, layout_mut};
-use crate::{AdamW, AttnMask, Backend, Heads, LossSums, Mat, MatMut, Op};
+use crate::{Adafactor, AdamW, AttnMask, Backend, CODE_BLOCK, Heads, Lion};
+use crate::{LossOptions, LossSums, Mat, MatMut, Op, SecondMoment, Sgd};
 
 /// The fast backend on the processor; see the module.
 #[derive(Clone, Copy, Debug)]
@@ -300,8 +305,124 @@ impl Backend for Cpu {
         loss::sum_squares(self.level, x)
     }
 
-    fn adamw(&self, p: &mut CpuBuf, g: &CpuBuf, m: &mut CpuBuf, v: &mut CpuBuf, update: AdamW) {
-        assert!(g.len() == p.len() && m.len() == p.len() && v.len() == p.len());
-        loss::adamw(self.level, p, g, m, v, update);
+    fn adamw(
+        &self,
+        p: &mut CpuBuf,
+        g: &CpuBuf,
+        at: usize,
+        m: &mut CpuBuf,
+        v: &mut CpuBuf,
+        update: AdamW,
+    ) {
+        assert!(g.len() == p.len() && m.len() == v.len());
+        let part = at..at + m.len();
+        loss::adamw(self.level, &mut p[part.clone()], &g[part], m, v, update);
+    }
+
+    type Codes = Vec<u8>;
+
+    fn zero_codes(&self, n: usize) -> Vec<u8> {
+        vec![0; n]
+    }
+
+    fn read_codes(&self, codes: &Vec<u8>) -> Vec<u8> {
+        codes.clone()
+    }
+
+    fn write_codes(&self, codes: &mut Vec<u8>, data: &[u8]) {
+        codes.copy_from_slice(data);
+    }
+
+    fn sum_squares_part(&self, x: &CpuBuf, part: Range<usize>) -> f64 {
+        loss::sum_squares(self.level, &x[part])
+    }
+
+    fn axpby(&self, a: f32, x: (&CpuBuf, usize), b: f32, y: (&mut CpuBuf, usize), n: usize) {
+        optim::axpby(self.level, a, &x.0[x.1..][..n], b, &mut y.0[y.1..][..n]);
+    }
+
+    fn adamw_8bit(
+        &self,
+        p: &mut CpuBuf,
+        g: &CpuBuf,
+        at: usize,
+        [(m, m_max), (v, v_max)]: [(&mut Vec<u8>, &mut CpuBuf); 2],
+        update: AdamW,
+    ) {
+        let (n, n_blocks) = (m.len(), m.len().div_ceil(CODE_BLOCK));
+        assert!(g.len() == p.len() && v.len() == n);
+        assert!(m_max.len() == n_blocks && v_max.len() == n_blocks);
+        let moments = [(&mut m[..], &mut m_max[..]), (&mut v[..], &mut v_max[..])];
+        optim::adamw_8bit(self.level, &mut p[at..at + n], &g[at..at + n], moments, update);
+    }
+
+    fn lion(&self, p: &mut CpuBuf, g: &CpuBuf, at: usize, m: &mut CpuBuf, update: Lion) {
+        let part = at..at + m.len();
+        optim::lion(self.level, &mut p[part.clone()], &g[part], m, update);
+    }
+
+    fn sgd(
+        &self,
+        p: &mut CpuBuf,
+        g: &CpuBuf,
+        part: Range<usize>,
+        m: Option<&mut CpuBuf>,
+        update: Sgd,
+    ) {
+        let m = m.map(|m| &mut m[..part.len()]);
+        optim::sgd(self.level, &mut p[part.clone()], &g[part], m, update);
+    }
+
+    fn adafactor(
+        &self,
+        p: &mut CpuBuf,
+        g: &CpuBuf,
+        at: usize,
+        second: SecondMoment<'_, Self>,
+        first: Option<&mut CpuBuf>,
+        update: Adafactor,
+    ) {
+        let part = at..at + second.n_values(self);
+        let first = first.map(|m| &mut m[..part.len()]);
+        let second = match second {
+            SecondMoment::Factored(row, col) => optim::Second::Factored(row, col),
+            SecondMoment::Full(v) => optim::Second::Full(v),
+        };
+        let (p, g) = (&mut p[part.clone()], &g[part]);
+        optim::adafactor(self.level, p, g, second, first, update);
+    }
+
+    fn cross_entropy_with(
+        &self,
+        logits: MatMut<'_, Self>,
+        targets: &[u32],
+        weights: &[f32],
+        grad_scale: Option<f32>,
+        row_loss: Option<&mut [f32]>,
+        options: LossOptions,
+    ) -> LossSums {
+        if options.is_plain() {
+            return self.cross_entropy(logits, targets, weights, grad_scale, row_loss);
+        }
+        let l = layout_mut(self, &logits);
+        assert!(targets.len() == l.rows && weights.len() == l.rows, "one target and weight a row");
+        let rows = (targets, weights);
+        options::cross_entropy(self.level, l, logits.buf, rows, grad_scale, row_loss, options)
+    }
+
+    fn soft_cap(&self, x: &mut CpuBuf, cap: f32, n: usize) {
+        options::soft_cap(self.level, &mut x[..n], cap);
+    }
+
+    fn add_noise(
+        &self,
+        x: &mut CpuBuf,
+        d: usize,
+        seq_lens: &[usize],
+        alpha: f32,
+        (seed, first): (u64, u64),
+    ) {
+        let n = seq_lens.iter().sum::<usize>() * d;
+        options::add_noise(&mut x[..n], d, seq_lens, alpha, seed, first);
     }
 }

@@ -5,9 +5,13 @@
 //! whole decoder's backward.
 
 mod attention;
+mod optim;
+
+use std::ops::Range;
 
 use crate::shape::{check_heads, check_mask, documents, layout, layout_mut};
-use crate::{AdamW, AttnMask, Backend, Heads, LossSums, Mat, MatMut, Op, rng};
+use crate::{Adafactor, AdamW, AttnMask, Backend, Heads, Lion, LossOptions};
+use crate::{LossSums, Mat, MatMut, Op, SecondMoment, Sgd, rng};
 
 /// The backend of naive loops in f64.
 #[derive(Clone, Copy, Debug, Default)]
@@ -311,30 +315,10 @@ impl Backend for Reference {
         targets: &[u32],
         weights: &[f32],
         grad_scale: Option<f32>,
-        mut row_loss: Option<&mut [f32]>,
+        row_loss: Option<&mut [f32]>,
     ) -> LossSums {
-        let l = layout_mut(self, &logits);
-        assert!(targets.len() == l.rows && weights.len() == l.rows, "one target and weight a row");
-        let mut sums = LossSums::default();
-        for i in 0..l.rows {
-            let z = &mut logits.buf[l.row(i)..][..l.cols];
-            let (y, w) = (targets[i] as usize, f64::from(weights[i]));
-            let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let lse = max + z.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
-            let loss = lse - z[y];
-            sums.weighted_loss += w * loss;
-            sums.weight += w;
-            sums.n_correct += u64::from(z[y] == max);
-            sums.n_rows += 1;
-            if let Some(row_loss) = row_loss.as_deref_mut() {
-                row_loss[i] = loss as f32;
-            }
-            if let Some(scale) = grad_scale {
-                z.iter_mut().for_each(|z| *z = f64::from(scale) * w * (*z - lse).exp());
-                z[y] -= f64::from(scale) * w;
-            }
-        }
-        sums
+        let options = LossOptions::default();
+        self.cross_entropy_with(logits, targets, weights, grad_scale, row_loss, options)
     }
 
     fn sum_squares(&self, x: &Vec<f64>) -> f64 {
@@ -345,6 +329,7 @@ impl Backend for Reference {
         &self,
         p: &mut Vec<f64>,
         g: &Vec<f64>,
+        at: usize,
         m: &mut Vec<f64>,
         v: &mut Vec<f64>,
         update: AdamW,
@@ -353,12 +338,136 @@ impl Backend for Reference {
         let grad_scale = f64::from(update.grad_scale);
         let step = i32::try_from(update.step).expect("fewer than 2^31 steps");
         let (c1, c2) = (1.0 - b1.powi(step), (1.0 - b2.powi(step)).sqrt());
-        for i in 0..p.len() {
-            let g = g[i] * grad_scale;
-            p[i] *= 1.0 - lr * decay;
+        for i in 0..m.len() {
+            let (g, p) = (g[at + i] * grad_scale, &mut p[at + i]);
+            *p *= 1.0 - lr * decay;
             m[i] += (g - m[i]) * (1.0 - b1);
             v[i] = b2 * v[i] + (1.0 - b2) * g * g;
-            p[i] -= lr / c1 * m[i] / (v[i].sqrt() / c2 + eps);
+            *p -= lr / c1 * m[i] / (v[i].sqrt() / c2 + eps);
+        }
+    }
+
+    type Codes = Vec<u8>;
+
+    fn zero_codes(&self, n: usize) -> Vec<u8> {
+        vec![0; n]
+    }
+
+    fn read_codes(&self, codes: &Vec<u8>) -> Vec<u8> {
+        codes.clone()
+    }
+
+    fn write_codes(&self, codes: &mut Vec<u8>, data: &[u8]) {
+        codes.copy_from_slice(data);
+    }
+
+    fn sum_squares_part(&self, x: &Vec<f64>, part: Range<usize>) -> f64 {
+        x[part].iter().map(|x| x * x).sum()
+    }
+
+    fn axpby(&self, a: f32, x: (&Vec<f64>, usize), b: f32, y: (&mut Vec<f64>, usize), n: usize) {
+        for i in 0..n {
+            let y = &mut y.0[y.1 + i];
+            *y = f64::from(a) * x.0[x.1 + i] + f64::from(b) * *y;
+        }
+    }
+
+    fn adamw_8bit(
+        &self,
+        p: &mut Vec<f64>,
+        g: &Vec<f64>,
+        at: usize,
+        [(m, m_max), (v, v_max)]: [(&mut Vec<u8>, &mut Vec<f64>); 2],
+        update: AdamW,
+    ) {
+        let part = at..at + m.len();
+        let moments = [(&mut m[..], &mut m_max[..]), (&mut v[..], &mut v_max[..])];
+        optim::adamw_8bit(&mut p[part.clone()], &g[part], moments, update);
+    }
+
+    fn lion(&self, p: &mut Vec<f64>, g: &Vec<f64>, at: usize, m: &mut Vec<f64>, update: Lion) {
+        optim::lion(&mut p[at..], &g[at..], m, update);
+    }
+
+    fn sgd(
+        &self,
+        p: &mut Vec<f64>,
+        g: &Vec<f64>,
+        part: Range<usize>,
+        m: Option<&mut Vec<f64>>,
+        update: Sgd,
+    ) {
+        let m = m.map(|m| &mut m[..part.len()]);
+        optim::sgd(&mut p[part.clone()], &g[part], m, update);
+    }
+
+    fn adafactor(
+        &self,
+        p: &mut Vec<f64>,
+        g: &Vec<f64>,
+        at: usize,
+        second: SecondMoment<'_, Self>,
+        first: Option<&mut Vec<f64>>,
+        update: Adafactor,
+    ) {
+        let part = at..at + second.n_values(self);
+        let second = match second {
+            SecondMoment::Factored(row, col) => optim::Second::Factored(row, col),
+            SecondMoment::Full(v) => optim::Second::Full(v),
+        };
+        let first = first.map(|m| &mut m[..]);
+        optim::adafactor(&mut p[part.clone()], &g[part], second, first, update);
+    }
+
+    fn cross_entropy_with(
+        &self,
+        logits: MatMut<'_, Self>,
+        targets: &[u32],
+        weights: &[f32],
+        grad_scale: Option<f32>,
+        mut row_loss: Option<&mut [f32]>,
+        options: LossOptions,
+    ) -> LossSums {
+        let l = layout_mut(self, &logits);
+        assert!(targets.len() == l.rows && weights.len() == l.rows, "one target and weight a row");
+        let mut sums = LossSums::default();
+        for i in 0..l.rows {
+            let z = &mut logits.buf[l.row(i)..][..l.cols];
+            let w = f64::from(weights[i]);
+            let scale = grad_scale.map(|scale| f64::from(scale) * w);
+            let row = optim::loss_row(z, targets[i] as usize, scale, options);
+            sums.weighted_loss += w * row.loss;
+            sums.weighted_ce += w * row.ce;
+            sums.weight += w;
+            sums.n_correct += u64::from(row.correct);
+            sums.n_rows += 1;
+            if let Some(row_loss) = row_loss.as_deref_mut() {
+                row_loss[i] = row.loss as f32;
+            }
+        }
+        sums
+    }
+
+    fn soft_cap(&self, x: &mut Vec<f64>, cap: f32, n: usize) {
+        let cap = f64::from(cap);
+        x[..n].iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
+    }
+
+    fn add_noise(
+        &self,
+        x: &mut Vec<f64>,
+        d: usize,
+        seq_lens: &[usize],
+        alpha: f32,
+        (seed, first): (u64, u64),
+    ) {
+        let mut rows = x.chunks_mut(d);
+        for (k, &len) in seq_lens.iter().enumerate() {
+            let bound = f64::from(alpha) / ((len * d) as f64).sqrt();
+            let stream = rng::mix(seed, first + k as u64);
+            for (i, x) in rows.by_ref().take(len).flatten().enumerate() {
+                *x += f64::from(rng::noise(stream, i as u64, bound));
+            }
         }
     }
 }

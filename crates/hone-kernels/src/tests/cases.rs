@@ -1,6 +1,7 @@
 //! The table of cases: every operator, at ordinary, odd and extreme shapes and magnitudes.
 
-use crate::{AdamW, AttnMask, Backend, Heads, Mat, MatMut, Op, rng};
+use super::further::{self, further_cases};
+use crate::{AdamW, AttnMask, Backend, Heads, LossOptions, Mat, MatMut, Op, rng};
 
 /// What of a case is compared: a name, its values, and the error allowed relative to their largest
 /// magnitude.
@@ -11,7 +12,7 @@ pub(super) struct Output {
 }
 
 /// Names an output.
-fn output(name: &'static str, values: Vec<f32>, tolerance: f32) -> Output {
+pub(super) fn output(name: &'static str, values: Vec<f32>, tolerance: f32) -> Output {
     Output { name, values, tolerance }
 }
 
@@ -42,6 +43,12 @@ pub(super) enum Case {
     CrossEntropy(usize, usize, f32),
     /// Sum of squares and three AdamW steps on n values times a magnitude.
     Update(usize, f32),
+    /// Three steps of every other rule on n values (rows, cols) times a magnitude.
+    Rules(usize, usize, f32),
+    /// Cross-entropy of (rows, V) times a magnitude, with options; soft caps.
+    Loss(usize, usize, f32, LossOptions),
+    /// Noise on documents of these lengths, D wide.
+    Noise(&'static [usize], usize),
 }
 
 /// `n` normal values of stream `seed`, times `scale`.
@@ -92,6 +99,7 @@ pub(super) fn all() -> Vec<Case> {
         Case::Rope(60, heads(9, 3, 64)),
     ]);
     cases.extend(attentions());
+    cases.extend(further_cases());
     cases
 }
 
@@ -168,6 +176,11 @@ impl Case {
             Case::Decode(heads, lens, window) => decode(b, heads, lens, window),
             Case::CrossEntropy(rows, v, magnitude) => cross_entropy(b, rows, v, magnitude),
             Case::Update(n, magnitude) => update(b, n, magnitude),
+            Case::Rules(rows, cols, magnitude) => further::rules(b, rows, cols, magnitude),
+            Case::Loss(rows, v, magnitude, options) => {
+                further::loss(b, rows, v, magnitude, options)
+            }
+            Case::Noise(lens, d) => further::noise(b, lens, d),
         }
     }
 }
@@ -340,7 +353,13 @@ fn cross_entropy<B: Backend>(b: &B, rows: usize, v: usize, magnitude: f32) -> Ve
     let view = MatMut::columns(&mut logits, rows, 1, v, v + 1);
     let with_gradient = b.cross_entropy(view, &targets, &weights, Some(0.1), None);
     assert_eq!(sums, with_gradient, "the gradient does not change the loss");
-    let totals = [sums.weighted_loss, sums.weight, sums.n_correct as f64, sums.n_rows as f64];
+    let totals = [
+        sums.weighted_loss,
+        sums.weighted_ce,
+        sums.weight,
+        sums.n_correct as f64,
+        sums.n_rows as f64,
+    ];
     let mut gradient = b.download(&logits);
     // Column 0 lies outside the view and must be as it was; it would hide the gradient's scale.
     for (row, old) in gradient.chunks_mut(v + 1).zip(start.chunks(v + 1)) {
@@ -370,7 +389,7 @@ fn update<B: Backend>(b: &B, n: usize, magnitude: f32) -> Vec<Output> {
             step,
             grad_scale: 0.7,
         };
-        b.adamw(&mut p, &g, &mut m, &mut v, update);
+        b.adamw(&mut p, &g, 0, &mut m, &mut v, update);
     }
     vec![
         output("p", b.download(&p), 5e-7),

@@ -1,7 +1,8 @@
 //! Every backward of the plain twin against finite differences of its forward, in f64.
 
 use super::cases::{data, heads};
-use crate::{AttnMask, Backend, Heads, Mat, MatMut, Op, Reference};
+use super::further::all_options;
+use crate::{AttnMask, Backend, Heads, LossOptions, Mat, MatMut, Op, Reference};
 
 /// Step of the central differences.
 const STEP: f64 = 1e-5;
@@ -181,4 +182,46 @@ fn cross_entropy() {
     };
     let dz = forward(&z, Some(0.5)).1;
     check("logits", &z, &dz, |z| 0.5 * forward(z, None).0);
+}
+
+/// Every option of the loss. A token's own probability is a constant there: the slope is taken of
+/// the loss whose weights have it in them.
+#[test]
+fn cross_entropy_with_options() {
+    let (rows, v) = (4, 6);
+    let (z, targets, weights) = (normals(1, rows * v), [0, 5, 2, 2], [1.0, 0.0, 0.25, 2.0_f32]);
+    let run = |z: &Vec<f64>, weights: &[f32], scale, options| {
+        let (mut z, mut row_loss) = (z.clone(), vec![0.0; rows]);
+        let view = MatMut::new(&mut z, rows, v);
+        let sums = Reference.cross_entropy_with(
+            view,
+            &targets,
+            weights,
+            scale,
+            Some(&mut row_loss),
+            options,
+        );
+        (sums, z, row_loss)
+    };
+    let mut n_checked = 0;
+    for mut options in all_options() {
+        let mut weights = weights;
+        if options.reweight {
+            // The squared log-sum-exp has no such factor, and its own slope is another case's.
+            options.z_loss = 0.0;
+            let capped = LossOptions { soft_cap: options.soft_cap, ..LossOptions::default() };
+            let (_, dz, _) = run(&z, &weights, Some(0.5), options);
+            let (_, _, plain) = run(&z, &weights, None, capped);
+            weights.iter_mut().zip(plain).for_each(|(w, ce)| *w *= (-ce).exp());
+            options.reweight = false;
+            // The factor is rounded to f32 on its way into the weights.
+            let (_, expected, _) = run(&z, &weights, Some(0.5), options);
+            let pairs = dz.iter().zip(&expected);
+            assert!(pairs.fold(0.0, |top: f64, (a, b)| top.max((a - b).abs())) < 1e-6);
+        }
+        let dz = run(&z, &weights, Some(0.5), options).1;
+        check("logits", &z, &dz, |z| 0.5 * run(z, &weights, None, options).0.weighted_loss);
+        n_checked += 1;
+    }
+    assert_eq!(n_checked, 5);
 }

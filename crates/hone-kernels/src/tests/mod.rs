@@ -2,6 +2,7 @@
 //! and equal bytes for any number of threads.
 
 mod cases;
+mod further;
 mod gradients;
 mod oracle;
 mod threads;
