@@ -7,7 +7,9 @@
 use std::io::Write;
 use std::time::Instant;
 
-use hone_kernels::{AdamW, AttnMask, Backend, Cpu, Heads, Mat, MatMut, Op, rng};
+use hone_kernels::{
+    AdamW, AttnMask, Backend, CODE_BLOCK, Cpu, Heads, LossOptions, Mat, MatMut, Op, rng,
+};
 
 /// The shapes of a model and its batch.
 struct Shape {
@@ -176,6 +178,22 @@ fn rows(cpu: &Cpu, s: &Shape, table: &mut Table) {
         std::hint::black_box(cpu.sum_squares(&g));
     });
     table.row("adamw", 1, 0, || cpu.adamw(&mut p, &g, 0, &mut m, &mut v, update));
+    let (mut m, mut v) = (cpu.zero_codes(n), cpu.zero_codes(n));
+    let (mut m_max, mut v_max) =
+        (cpu.zeros(n.div_ceil(CODE_BLOCK)), cpu.zeros(n.div_ceil(CODE_BLOCK)));
+    table.row("adamw_8bit", 0, 0, || {
+        cpu.adamw_8bit(&mut p, &g, 0, [(&mut m, &mut m_max), (&mut v, &mut v_max)], update);
+    });
+    let options = LossOptions { label_smoothing: 0.1, ..LossOptions::default() };
+    for (name, options) in [
+        ("cross_entropy, smoothed", options),
+        ("cross_entropy, capped too", LossOptions { soft_cap: Some(30.0), ..options }),
+    ] {
+        table.row(name, 0, 0, || {
+            let logits = MatMut::new(&mut logits, t, s.v);
+            cpu.cross_entropy_with(logits, &targets, &weights, Some(1.0), None, options);
+        });
+    }
 }
 
 fn main() {

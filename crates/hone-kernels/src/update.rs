@@ -109,7 +109,15 @@ pub struct CodeBook {
     pub values: [f32; 256],
     /// Midpoints.
     pub bounds: [f32; 255],
+    /// For each value of the upper half of an f32's bits, the code of the least f32 that has it.
+    starts: Box<[u8; 1 << 16]>,
+    /// The midpoints, and enough of infinity behind them for [`CodeBook::code`] to look ahead.
+    ahead: [f32; 256 + AHEAD],
 }
+
+/// Most midpoints between two f32 that have the upper half of their bits in common: the halves hold
+/// eight bits of the fraction, and a book has fewer codes from one power of two to the next.
+const AHEAD: usize = 2;
 
 /// Decades that the codes reach down: six powers of ten below one.
 const DECADES: i32 = 7;
@@ -146,12 +154,27 @@ impl CodeBook {
         }
         codes.sort_by(f32::total_cmp);
         let values: [f32; 256] = codes.try_into().expect("2 and 2^8 - 2 values");
-        CodeBook { bounds: std::array::from_fn(|i| (values[i] + values[i + 1]) / 2.0), values }
+        let bounds: [f32; 255] = std::array::from_fn(|i| (values[i] + values[i + 1]) / 2.0);
+        let mut ahead = [f32::INFINITY; 256 + AHEAD];
+        ahead[..255].copy_from_slice(&bounds);
+        let starts = (0..=u16::MAX).map(|half| {
+            let least =
+                f32::from_bits(u32::from(half) << 16 | if half >> 15 == 1 { 0xffff } else { 0 });
+            bounds.partition_point(|&bound| bound < least) as u8
+        });
+        let starts: Vec<u8> = starts.collect();
+        let starts = starts.into_boxed_slice().try_into().expect("all halves");
+        CodeBook { bounds, values, starts, ahead }
     }
 
-    /// The code of a value from -1 to 1.
+    /// The code of a value from -1 to 1: the number of midpoints below it.
+    #[inline(always)]
     pub fn code(&self, x: f32) -> u8 {
-        self.bounds.partition_point(|&bound| bound < x) as u8
+        let mut code = self.starts[(x.to_bits() >> 16) as usize];
+        for _ in 0..AHEAD {
+            code += u8::from(self.ahead[usize::from(code)] < x);
+        }
+        code
     }
 }
 

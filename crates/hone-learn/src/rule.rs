@@ -31,33 +31,55 @@ const SECOND_MAX: &str = "exp_avg_sq_absmax.";
 const FIRST_CODES: &str = "exp_avg_codes.";
 const SECOND_CODES: &str = "exp_avg_sq_codes.";
 
+/// Buffers of a state: prefix and number of values, or of codes.
+struct Kept {
+    values: Vec<(&'static str, usize)>,
+    codes: Vec<(&'static str, usize)>,
+}
+
+/// What a rule keeps of a tensor.
+fn kept(optimizer: &OptimizerConfig, info: &ParamInfo) -> Kept {
+    let n = info.n_values();
+    let pair = || vec![(FIRST, n), (SECOND, n)];
+    let mut codes = Vec::new();
+    let values = match optimizer {
+        OptimizerConfig::AdamW8bit(adamw) if n >= adamw.min_8bit_size => {
+            codes = vec![(FIRST_CODES, n), (SECOND_CODES, n)];
+            let n_blocks = n.div_ceil(CODE_BLOCK);
+            vec![(FIRST_MAX, n_blocks), (SECOND_MAX, n_blocks)]
+        }
+        OptimizerConfig::AdamW(_) | OptimizerConfig::AdamW8bit(_) => pair(),
+        OptimizerConfig::Muon(_) if !is_muon(info) => pair(),
+        OptimizerConfig::Sgd(sgd) if sgd.momentum == 0.0 => Vec::new(),
+        OptimizerConfig::Muon(_) | OptimizerConfig::Lion(_) | OptimizerConfig::Sgd(_) => {
+            vec![(MOMENTUM, n)]
+        }
+        OptimizerConfig::Adafactor(adafactor) => {
+            let mut values = match info.shape[..] {
+                [rows, cols] => vec![(ROWS, rows), (COLS, cols)],
+                _ => vec![(SECOND, n)],
+            };
+            values.extend(adafactor.beta1.map(|_| (FIRST, n)));
+            values
+        }
+    };
+    Kept { values, codes }
+}
+
+impl OptimizerConfig {
+    /// Bytes that the rule keeps of a tensor from step to step. Muon has buffers besides, of twice
+    /// the largest matrix.
+    pub fn state_bytes(&self, info: &ParamInfo) -> u64 {
+        let Kept { values, codes } = kept(self, info);
+        let total = |parts: &[(&str, usize)]| parts.iter().map(|(_, n)| *n as u64).sum::<u64>();
+        size_of::<f32>() as u64 * total(&values) + total(&codes)
+    }
+}
+
 impl<B: Backend> State<B> {
     /// The state of a tensor before the first step.
     pub(crate) fn new(backend: &B, optimizer: &OptimizerConfig, info: &ParamInfo) -> Self {
-        let n = info.n_values();
-        let pair = || vec![(FIRST, n), (SECOND, n)];
-        let mut codes = Vec::new();
-        let values = match optimizer {
-            OptimizerConfig::AdamW8bit(adamw) if n >= adamw.min_8bit_size => {
-                codes = vec![(FIRST_CODES, n), (SECOND_CODES, n)];
-                let n_blocks = n.div_ceil(CODE_BLOCK);
-                vec![(FIRST_MAX, n_blocks), (SECOND_MAX, n_blocks)]
-            }
-            OptimizerConfig::AdamW(_) | OptimizerConfig::AdamW8bit(_) => pair(),
-            OptimizerConfig::Muon(_) if !is_muon(info) => pair(),
-            OptimizerConfig::Sgd(sgd) if sgd.momentum == 0.0 => Vec::new(),
-            OptimizerConfig::Muon(_) | OptimizerConfig::Lion(_) | OptimizerConfig::Sgd(_) => {
-                vec![(MOMENTUM, n)]
-            }
-            OptimizerConfig::Adafactor(adafactor) => {
-                let mut values = match info.shape[..] {
-                    [rows, cols] => vec![(ROWS, rows), (COLS, cols)],
-                    _ => vec![(SECOND, n)],
-                };
-                values.extend(adafactor.beta1.map(|_| (FIRST, n)));
-                values
-            }
-        };
+        let Kept { values, codes } = kept(optimizer, info);
         State {
             values: values.into_iter().map(|(name, n)| (name, backend.zeros(n))).collect(),
             codes: codes.into_iter().map(|(name, n)| (name, backend.zero_codes(n))).collect(),

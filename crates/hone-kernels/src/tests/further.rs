@@ -259,5 +259,11 @@ fn code_books_are_dense_and_sorted() {
             assert_eq!(usize::from(book.code(bound)), i, "a midpoint takes the lower code");
             assert_eq!(usize::from(book.code(bound.next_up())), i + 1);
         }
+        // The table that finds a code is a search among the midpoints.
+        for i in 0..1_000_000 {
+            let x = (2.0 * rng::uniform(3, i) - 1.0) * 10.0_f64.powf(-8.0 * rng::uniform(4, i));
+            let expected = book.bounds.partition_point(|&bound| bound < x as f32);
+            assert_eq!(usize::from(book.code(x as f32)), expected, "{x}");
+        }
     }
 }
