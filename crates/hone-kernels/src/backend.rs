@@ -463,8 +463,6 @@ pub trait Backend: Clone + Send + Sync + 'static {
         row_loss: Option<&mut [f32]>,
         options: LossOptions,
     ) -> LossSums;
-    /// `x <- cap tanh(x / cap)`, the first `n` values.
-    fn soft_cap(&self, x: &mut Self::Buf, cap: f32, n: usize);
     /// Uniform noise on embeddings (Jain et al. 2023: NEFTune): row t of document k of `x` (T, D)
     /// gets `alpha / sqrt(L D) (2 u - 1)`, L being the document's length and u value `t D + j` of
     /// the stream `mix(seed, first + k)`, so that a document's noise does not know its neighbours.

@@ -429,9 +429,6 @@ impl<B: Backend> Backend for Timed<B> {
             self.0.cross_entropy_with(logits, targets, weights, grad_scale, row_loss, options)
         })
     }
-    fn soft_cap(&self, x: &mut B::Buf, cap: f32, n: usize) {
-        timed("soft_cap", || self.0.soft_cap(x, cap, n));
-    }
     fn add_noise(
         &self,
         x: &mut B::Buf,

@@ -46,7 +46,8 @@ impl From<OptimizerConfig> for Recipe {
     }
 }
 
-/// What is added to the cross-entropy of training. Evaluation has plain cross-entropy.
+/// What is added to the cross-entropy of training. Evaluation has plain cross-entropy, but for the
+/// soft cap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossConfig {
@@ -57,6 +58,10 @@ pub struct LossConfig {
     /// Multiplies each token's cross-entropy by its probability, held constant (Wu et al. 2025:
     /// dynamic fine-tuning).
     pub dft: bool,
+    /// c: logits become c tanh(z / c), in training and evaluation (Gemma 2). A model trained so has
+    /// to be run so: its `config.json` needs the cap as `final_logit_softcapping`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub soft_cap: Option<f64>,
 }
 
 /// Added to the norm before dividing, as in `torch.nn.utils.clip_grad_norm_`.
@@ -70,6 +75,7 @@ impl Recipe {
         self.ema_decay.map_or(Ok(()), |decay| check_beta("ema_decay", decay))?;
         check_not_negative("neftune_alpha", self.neftune_alpha)?;
         check_not_negative("z_loss", self.loss.z_loss)?;
+        self.loss.soft_cap.map_or(Ok(()), |cap| check_positive("soft_cap", cap))?;
         if !(0.0..1.0).contains(&self.loss.label_smoothing) {
             return bad("label_smoothing", self.loss.label_smoothing, "at least 0 and below 1");
         }
@@ -87,7 +93,7 @@ impl Recipe {
             label_smoothing: self.loss.label_smoothing as f32,
             z_loss: self.loss.z_loss as f32,
             reweight: self.loss.dft,
-            soft_cap: None,
+            soft_cap: self.loss.soft_cap.map(|cap| cap as f32),
         }
     }
 }

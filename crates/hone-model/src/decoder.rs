@@ -109,15 +109,10 @@ impl<B: Backend> Decoder<B> {
         }
     }
 
-    /// Sets what training adds to cross-entropy. Evaluation stays plain, and a soft cap is the
-    /// model's: [`Decoder::set_logit_soft_cap`].
+    /// Sets what training adds to cross-entropy. Evaluation stays plain but for the soft cap, which
+    /// changes what the model computes: [`Decoder::loss`] has it too.
     pub fn set_loss_options(&mut self, options: LossOptions) {
         self.head.set_options(options);
-    }
-
-    /// Caps all logits, in training and elsewhere: z becomes c tanh(z / c) (Gemma 2).
-    pub fn set_logit_soft_cap(&mut self, cap: Option<f32>) {
-        self.head.set_soft_cap(cap);
     }
 
     // ------------------------------------------------------------------ adapters

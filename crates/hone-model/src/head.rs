@@ -37,7 +37,7 @@ enum HeadWeight<B: Backend> {
 pub(crate) struct Head<B: Backend> {
     norm: Param<B>,
     weight: HeadWeight<B>,
-    /// What is added to the loss of training; its soft cap holds for all logits.
+    /// What is added to the loss of training; its soft cap holds for every loss.
     options: LossOptions,
 }
 
@@ -126,14 +126,9 @@ impl<B: Backend> Head<B> {
         Ok(Head { norm, weight, options: LossOptions::default() })
     }
 
-    /// Sets what is added to the loss of training; the soft cap stays as it is.
+    /// Sets what is added to the loss.
     pub(crate) fn set_options(&mut self, options: LossOptions) {
-        self.options = LossOptions { soft_cap: self.options.soft_cap, ..options };
-    }
-
-    /// Sets the soft cap of all logits.
-    pub(crate) fn set_soft_cap(&mut self, cap: Option<f32>) {
-        self.options.soft_cap = cap;
+        self.options = options;
     }
 
     /// Takes `rows` of `x` (T, D) through the norm.
@@ -193,9 +188,6 @@ impl<B: Backend> Head<B> {
         for start in (0..rows.len()).step_by(chunk_rows(dims.v)) {
             let n = chunk_rows(dims.v).min(rows.len() - start);
             self.project((backend, dims), embed, (start, n), acts);
-            if let Some(cap) = self.options.soft_cap {
-                backend.soft_cap(&mut acts.logits, cap, n * dims.v);
-            }
             take(start, n, &acts.logits);
         }
     }

@@ -410,10 +410,6 @@ impl Backend for Cpu {
         options::cross_entropy(self.level, l, logits.buf, rows, grad_scale, row_loss, options)
     }
 
-    fn soft_cap(&self, x: &mut CpuBuf, cap: f32, n: usize) {
-        options::soft_cap(self.level, &mut x[..n], cap);
-    }
-
     fn add_noise(
         &self,
         x: &mut CpuBuf,

@@ -1,7 +1,7 @@
-//! What training adds to the plain operators: options of the loss, soft caps, noise on embeddings.
+//! What training adds to the plain operators: options of the loss, noise on embeddings.
 
 use super::loss::{Row, collect, max_of, sum_exp};
-use super::par::{self, TASK_VALUES, task_rows};
+use super::par::{self, task_rows};
 use super::pointwise::rows_mut;
 use super::simd::{Level, Simd, exp, simd_fn};
 use crate::shape::Layout;
@@ -143,11 +143,6 @@ pub(super) fn cross_entropy(
         assert!(rows[i].set(row).is_ok(), "each row is handled once");
     });
     collect(rows, weights, row_loss)
-}
-
-/// See [`crate::Backend::soft_cap`].
-pub(super) fn soft_cap(level: Level, x: &mut [f32], cap: f32) {
-    par::pieces(x, TASK_VALUES, |_, x| cap_piece(level, x, cap));
 }
 
 /// See [`crate::Backend::add_noise`].

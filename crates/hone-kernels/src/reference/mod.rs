@@ -448,11 +448,6 @@ impl Backend for Reference {
         sums
     }
 
-    fn soft_cap(&self, x: &mut Vec<f64>, cap: f32, n: usize) {
-        let cap = f64::from(cap);
-        x[..n].iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
-    }
-
     fn add_noise(
         &self,
         x: &mut Vec<f64>,

@@ -45,7 +45,7 @@ pub(super) enum Case {
     Update(usize, f32),
     /// Three steps of every other rule on n values (rows, cols) times a magnitude.
     Rules(usize, usize, f32),
-    /// Cross-entropy of (rows, V) times a magnitude, with options; soft caps.
+    /// Cross-entropy of (rows, V) times a magnitude, with options.
     Loss(usize, usize, f32, LossOptions),
     /// Noise on documents of these lengths, D wide.
     Noise(&'static [usize], usize),
