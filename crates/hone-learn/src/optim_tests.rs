@@ -13,7 +13,9 @@ use serde_json::Value;
 use crate::groups::{self, is_muon};
 use crate::muon::MuonScratch;
 use crate::rule::{Slot, State, StepRates};
-use crate::{Convention, GroupConfig, OptimizerConfig, ScheduleConfig, ScheduleKind, Warmup};
+use crate::{
+    Convention, GroupConfig, Learner, OptimizerConfig, Recipe, ScheduleConfig, ScheduleKind, Warmup,
+};
 
 /// Largest difference of a parameter, all being of order one. The references' own f32 is up to 1e-6
 /// from their f64 (`yardstick`), and ours rounds at other places.
@@ -339,4 +341,44 @@ fn check_neftune<B: Backend>(backend: B) {
 fn noise_on_embeddings_is_that_of_the_golden() {
     check_neftune(Cpu::new());
     check_neftune(Reference);
+}
+
+/// The learner's step on a model, whose tensors lie together in buffers (q, k and v; gate and up),
+/// is the step of each tensor by itself.
+#[test]
+fn the_learner_updates_each_tensor_by_itself() {
+    let text = std::fs::read_to_string(root().join("llama/plain/config.json")).unwrap();
+    let config = ModelConfig::from_json(&text).unwrap();
+    let weights = tensors("llama/plain/model.safetensors");
+    let ids: Vec<u32> = (0..20).map(|i| i * 7 % 64).collect();
+    let batch = Batch::from_pack(&ids, &[1.0; 20], &[20]).unwrap();
+    let schedule = ScheduleConfig::constant(1e-2, 10);
+    let mut n_compared = 0;
+    for name in OptimizerConfig::NAMES {
+        let optimizer: OptimizerConfig = serde_json::from_value(name.into()).unwrap();
+        let recipe = Recipe { max_grad_norm: None, ..Recipe::from(optimizer) };
+        let backend = Cpu::new();
+        let decoder = Decoder::load(backend, &config, &weights, Training::Full).unwrap();
+        let mut learner = Learner::new(decoder, recipe, schedule, 0).unwrap();
+        learner.accumulate(&batch, batch.weight()).unwrap();
+        let gradients = learner.decoder().gradients();
+        learner.apply().unwrap();
+        let found = learner.decoder().trained();
+        for (info, rates) in learner.rates() {
+            let info = ParamInfo { offset: 0, ..info.clone() };
+            let mut p = backend.upload(&weights.get(&info.name).unwrap().data);
+            let g = backend.upload(&gradients.get(&info.name).unwrap().data);
+            let sides = is_muon(&info).then(|| (info.shape[0], info.shape[1])).into_iter();
+            let mut scratch = MuonScratch::new(&backend, sides);
+            let state = State::new(&backend, &optimizer, &info);
+            let mut slot = Slot { info, rates, state };
+            let step = StepRates { lr: 1e-2, step: 1, grad_scale: 1.0 };
+            slot.step(&backend, &optimizer, &mut p, &g, step, Some(&mut scratch));
+            let moved = &found.get(&slot.info.name).unwrap().data;
+            assert_eq!(&backend.download(&p), moved, "{name}: {}", slot.info.name);
+            assert_ne!(&weights.get(&slot.info.name).unwrap().data, moved);
+            n_compared += 1;
+        }
+    }
+    assert_eq!(n_compared, OptimizerConfig::NAMES.len() * weights.len());
 }

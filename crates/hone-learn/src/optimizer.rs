@@ -1,5 +1,6 @@
 //! The update rules that a run may choose from, with their knobs.
 
+use hone_model::{ParamInfo, ParamKind};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
@@ -66,16 +67,31 @@ pub struct AdamW8bitConfig {
     pub weight_decay: f64,
     /// Tensors of fewer values keep f32 moments, as in bitsandbytes.
     pub min_8bit_size: usize,
+    /// Whether embeddings keep f32 moments, as transformers' `Trainer` has it.
+    pub f32_embeddings: bool,
 }
 
 impl Default for AdamW8bitConfig {
     fn default() -> Self {
         let AdamWConfig { beta1, beta2, eps, weight_decay } = AdamWConfig::default();
-        AdamW8bitConfig { beta1, beta2, eps, weight_decay, min_8bit_size: 4096 }
+        AdamW8bitConfig {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            min_8bit_size: 4096,
+            f32_embeddings: true,
+        }
     }
 }
 
 impl AdamW8bitConfig {
+    /// Whether a tensor's moments have 8 bits.
+    pub fn has_codes(&self, info: &ParamInfo) -> bool {
+        let is_kept = self.f32_embeddings && info.kind == ParamKind::Embedding;
+        info.n_values() >= self.min_8bit_size && !is_kept
+    }
+
     /// What it shares with AdamW.
     pub fn adamw(&self) -> AdamWConfig {
         let AdamW8bitConfig { beta1, beta2, eps, weight_decay, .. } = *self;

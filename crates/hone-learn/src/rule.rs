@@ -5,7 +5,7 @@ use hone_model::ParamInfo;
 
 use crate::groups::{GroupRates, is_muon};
 use crate::muon::{self, Matrix, MuonScratch, MuonStep};
-use crate::{AdafactorConfig, AdamWConfig, OptimizerConfig};
+use crate::{AdafactorConfig, AdamWConfig, OptimizerConfig, SgdConfig};
 
 /// The state of one tensor: buffers, each with what comes before the tensor's name when it is
 /// saved. Which ones there are is the rule's choice.
@@ -43,7 +43,7 @@ fn kept(optimizer: &OptimizerConfig, info: &ParamInfo) -> Kept {
     let pair = || vec![(FIRST, n), (SECOND, n)];
     let mut codes = Vec::new();
     let values = match optimizer {
-        OptimizerConfig::AdamW8bit(adamw) if n >= adamw.min_8bit_size => {
+        OptimizerConfig::AdamW8bit(adamw) if adamw.has_codes(info) => {
             codes = vec![(FIRST_CODES, n), (SECOND_CODES, n)];
             let n_blocks = n.div_ceil(CODE_BLOCK);
             vec![(FIRST_MAX, n_blocks), (SECOND_MAX, n_blocks)]
@@ -133,15 +133,9 @@ impl<B: Backend> Slot<B> {
                 backend.lion(p, g, at, m, Lion { lr, beta1, beta2, weight_decay, grad_scale });
             }
             (OptimizerConfig::Sgd(config), (values, _)) => {
-                let update = Sgd {
-                    lr,
-                    momentum: config.momentum,
-                    dampening: config.dampening,
-                    nesterov: config.nesterov,
-                    weight_decay,
-                    first: step == 1,
-                    grad_scale,
-                };
+                let (first, SgdConfig { momentum, dampening, nesterov, .. }) = (step == 1, *config);
+                let update =
+                    Sgd { lr, momentum, dampening, nesterov, weight_decay, first, grad_scale };
                 let m = values.first_mut().map(|(_, m)| m);
                 backend.sgd(p, g, at..at + self.info.n_values(), m, update);
             }

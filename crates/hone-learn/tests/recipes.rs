@@ -151,7 +151,7 @@ fn recipes() -> Vec<Recipe> {
     let texts = [
         r#""adamw""#,
         r#"{"name": "adamw8bit", "weight_decay": 0.1}"#,
-        r#"{"name": "adamw8bit", "min_8bit_size": 16}"#,
+        r#"{"name": "adamw8bit", "min_8bit_size": 16, "f32_embeddings": false}"#,
         r#""lion""#,
         r#""adafactor""#,
         r#"{"name": "adafactor", "beta1": 0.9, "scale_parameter": true}"#,
@@ -248,7 +248,7 @@ fn states_of_other_recipes_are_refused() {
     check(&averaged, &state(&plain), "tensors, this run has");
     let coded = Recipe::from(optimizer(r#""adamw8bit""#));
     let (mut tensors, json) = state(&coded);
-    let name = "exp_avg_codes.model.embed_tokens.weight";
+    let name = "exp_avg_codes.model.layers.0.mlp.up_proj.weight";
     let mut codes = tensors.remove(name).unwrap();
     codes.data[0] = 0.5;
     tensors.insert(codes);
@@ -296,8 +296,11 @@ fn states_have_their_sizes() {
     assert_eq!(per_value(r#""lion""#), 4.0);
     assert_eq!(per_value(r#""sgd""#), 4.0);
     assert_eq!(per_value(r#"{"name": "sgd", "momentum": 0}"#), 0.0);
-    let eight_bits = per_value(r#"{"name": "adamw8bit", "min_8bit_size": 0}"#);
+    let eight_bits =
+        per_value(r#"{"name": "adamw8bit", "min_8bit_size": 0, "f32_embeddings": false}"#);
     assert!((2.03..2.1).contains(&eight_bits), "{eight_bits}");
+    let usual = per_value(r#""adamw8bit""#);
+    assert!((2.5..4.0).contains(&usual), "the embedding and the biases stay f32: {usual}");
     assert!(per_value(r#""adafactor""#) < 0.2);
     assert!((4.0..6.0).contains(&per_value(r#""muon""#)));
 }
