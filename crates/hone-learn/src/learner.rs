@@ -275,8 +275,22 @@ impl<B: Backend> Learner<B> {
         });
     }
 
-    /// Exchanges the weights and their moving average: to evaluate, sample or save it. Exchange
-    /// them again before the next step. `false`, and nothing is done, where there is none yet.
+    /// [`evaluate`] of the moving average; `None` where there is none yet, or no target.
+    pub fn evaluate_average<'a>(
+        &mut self,
+        batches: impl IntoIterator<Item = &'a Batch>,
+    ) -> Result<Option<Evaluation>, LearnError> {
+        if !self.swap_average() {
+            return Ok(None);
+        }
+        let result = self.evaluate(batches);
+        self.swap_average();
+        result
+    }
+
+    /// Exchanges the weights and their moving average: to sample or to save it. Exchange them again
+    /// before the next step or [`Learner::state`]. `false`, and nothing is done, where there is
+    /// none yet.
     pub fn swap_average(&mut self) -> bool {
         let Learner { decoder, average: Some(average), step: 1.., .. } = self else {
             return false;

@@ -265,7 +265,13 @@ fn the_average_is_evaluated_and_given_back() {
         run(&mut averaged, step, step + 1);
         values.push(averaged.decoder().trained());
     }
+    let held_out = batches(&documents(9), 8);
+    let of_weights = averaged.evaluate(&held_out).unwrap();
+    let of_average = averaged.evaluate_average(&held_out).unwrap();
+    assert_ne!(of_weights, of_average);
+    assert_eq!(averaged.evaluate(&held_out).unwrap(), of_weights);
     assert!(averaged.swap_average());
+    assert_eq!(averaged.evaluate(&held_out).unwrap(), of_average);
     let found = averaged.decoder().trained();
     let mut expected = values.remove(0);
     for later in values {
@@ -280,6 +286,7 @@ fn the_average_is_evaluated_and_given_back() {
     run(&mut plain, 0, 3);
     assert_eq!(averaged.decoder().trained(), plain.decoder().trained());
     assert!(!plain.swap_average());
+    assert_eq!(plain.evaluate_average(&held_out).unwrap(), None);
 }
 
 /// Bytes of all states over the values trained: 8 for AdamW, a little over 2 in 8 bits.
