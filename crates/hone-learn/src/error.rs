@@ -17,7 +17,7 @@ pub enum LearnError {
         expected: &'static str,
     },
     /// A group's pattern cannot be used.
-    #[error("the group `match = {pattern:?}`: {reason}")]
+    #[error("group `match` = {pattern:?}: {reason}")]
     Pattern {
         /// The pattern.
         pattern: String,

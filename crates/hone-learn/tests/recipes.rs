@@ -381,7 +381,7 @@ fn groups_that_make_no_sense_are_refused() {
     };
     check(
         vec![half("self_attn.q_prj")],
-        "the group `match = \"self_attn.q_prj\"`: it matches no trained tensor; the nearest are \
+        "group `match` = \"self_attn.q_prj\": it matches no trained tensor; the nearest are \
          `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`",
     );
     check(vec![half("lora_"), half("q_proj")], "earlier groups have every tensor");
