@@ -7,7 +7,7 @@
 
 use hone_kernels::{Backend, LossSums, Mat, MatMut, Op};
 
-use crate::layer::Dims;
+use crate::buffers::Dims;
 use crate::linear::finite;
 use crate::param::{Param, ParamKind};
 use crate::tensors::{TensorSource, Tensors};
@@ -49,6 +49,8 @@ pub(crate) struct HeadActs<B: Backend> {
     normed: B::Buf,
     /// Logits of a chunk, then their gradient.
     logits: B::Buf,
+    /// The capped logits of a chunk; empty without a soft cap.
+    capped: B::Buf,
     /// Targets and weights of the rows.
     targets: Vec<u32>,
     weights: Vec<f32>,
@@ -64,11 +66,13 @@ pub(crate) struct HeadBack<B: Backend> {
 
 impl<B: Backend> HeadActs<B> {
     pub(crate) fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
+        let chunk = chunk_rows(dims.v).min(rows) * dims.v;
         HeadActs {
             gathered: backend.zeros(rows * dims.d),
             r: backend.zeros(rows),
             normed: backend.zeros(rows * dims.d),
-            logits: backend.zeros(chunk_rows(dims.v).min(rows) * dims.v),
+            logits: backend.zeros(chunk),
+            capped: backend.zeros(if dims.logit_cap.is_some() { chunk } else { 0 }),
             targets: Vec::with_capacity(rows),
             weights: Vec::with_capacity(rows),
         }
@@ -135,7 +139,7 @@ impl<B: Backend> Head<B> {
         backend.gather_rows(x, rows, dims.d, &mut acts.gathered);
         let size = (rows.len(), dims.d);
         let (w, r) = (&self.norm.value, &mut acts.r);
-        backend.rms_norm(&acts.gathered, w, dims.eps, size, &mut acts.normed, r);
+        backend.rms_norm(&acts.gathered, w, dims.norm, size, &mut acts.normed, r);
     }
 
     /// `acts.logits` (rows, V) <- logits of `rows` normed rows from `start`.
@@ -154,6 +158,12 @@ impl<B: Backend> Head<B> {
                 let w = Mat::new(&param.value, dims.v, dims.d);
                 backend.gemm(x, Op::N, w, Op::T, y, 1.0, 0.0);
             }
+        }
+        if let Some(factor) = dims.logit_factor {
+            backend.scale(&mut acts.logits, factor, rows * dims.v);
+        }
+        if let Some(cap) = dims.logit_cap {
+            backend.soft_cap(&mut acts.logits, cap, rows * dims.v);
         }
     }
 
@@ -208,6 +218,10 @@ impl<B: Backend> Head<B> {
         for start in (0..n_rows).step_by(chunk_rows(dims.v)) {
             let n = chunk_rows(dims.v).min(n_rows - start);
             self.project((backend, dims), embed, (start, n), acts);
+            let capped = dims.logit_cap.filter(|_| grad.is_some());
+            if capped.is_some() {
+                backend.copy(&acts.logits, &mut acts.capped, n * dims.v);
+            }
             let part = backend.cross_entropy(
                 MatMut::new(&mut acts.logits, n, dims.v),
                 &acts.targets[start..start + n],
@@ -217,6 +231,12 @@ impl<B: Backend> Head<B> {
             );
             sums += part;
             if let Some(grad) = &mut grad {
+                if let Some(cap) = capped {
+                    backend.soft_cap_backward(&acts.capped, cap, &mut acts.logits, n * dims.v);
+                }
+                if let Some(factor) = dims.logit_factor {
+                    backend.scale(&mut acts.logits, factor, n * dims.v);
+                }
                 self.project_backward((backend, dims), embed, (start, n), acts, grad.back);
             }
         }
@@ -226,7 +246,7 @@ impl<B: Backend> Head<B> {
             let Param { value, grad: dw, .. } = &mut self.norm;
             let (size, dw) = ((n_rows, dims.d), dw.as_mut());
             let (x, r) = (&acts.gathered, &acts.r);
-            backend.rms_norm_backward(dnormed, x, value, r, size, dgathered, dw);
+            backend.rms_norm_backward(dnormed, x, value, dims.norm, r, size, dgathered, dw);
             backend.fill(grad.dx, 0.0);
             backend.scatter_add_rows(dgathered, &batch.rows, dims.d, grad.dx);
         }

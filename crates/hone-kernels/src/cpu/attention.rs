@@ -9,7 +9,7 @@
 use rayon::prelude::*;
 
 use super::par::SharedPtr;
-use super::simd::{Level, Simd, exp, simd_fn};
+use super::simd::{Level, Simd, exp, simd_fn, tanh};
 use super::tile::{Left, Out, Right, Sides, product};
 use crate::{AttnMask, Heads};
 
@@ -124,6 +124,11 @@ simd_fn! {
                 Right { data: &scratch.q, stride: SHORT },
                 Out { data: scores, stride: SHORT, add: false },
             );
+            if let Some(cap) = plan.mask.soft_cap {
+                for row in scores.chunks_exact_mut(S::LANES) {
+                    s.store(row, soft_cap(s, cap, s.load(row)).0);
+                }
+            }
             mask_scores(plan, tile, first, n_q, scores);
             softmax_tile(s, scores, max, sum, &mut scratch.out, dim);
             product(
@@ -136,6 +141,13 @@ simd_fn! {
             tile += n_k;
         }
     }
+}
+
+/// `cap tanh(x / cap)` and its slope, 1 - tanh^2.
+#[inline(always)]
+pub(super) fn soft_cap<S: Simd>(s: S, cap: f32, x: S::V) -> (S::V, S::V) {
+    let (t, one) = (tanh(s, s.mul(x, s.splat(1.0 / cap))), s.splat(1.0));
+    (s.mul(s.splat(cap), t), s.mul(s.sub(one, t), s.add(one, t)))
 }
 
 /// Sets the scores that the mask hides to minus infinity; row `r` belongs to key `tile + r`.
@@ -351,8 +363,13 @@ fn score_gradients<S: Simd>(
         for at in (0..n).step_by(S::LANES) {
             let lse = s.load(&scratch.lse[pair.query + at..]);
             let delta = s.load(&scratch.delta[pair.query + at..]);
-            let p = exp(s, s.sub(s.load(&probs[at..]), lse));
+            let (score, slope) = match plan.mask.soft_cap {
+                Some(cap) => soft_cap(s, cap, s.load(&probs[at..])),
+                None => (s.load(&probs[at..]), s.splat(1.0)),
+            };
+            let p = exp(s, s.sub(score, lse));
             let d = s.mul(s.mul(p, scale), s.sub(s.load(&dscores[at..]), delta));
+            let d = if plan.mask.soft_cap.is_some() { s.mul(d, slope) } else { d };
             s.store(&mut probs[at..], p);
             s.store(&mut dscores[at..], d);
         }
