@@ -402,16 +402,18 @@ mod tests {
 
     /// Logits of every step with the cache are those of one forward over the whole text, on both
     /// backends.
-    fn check_cache<B: Backend>(backend: B) {
-        let text = r#"{"model_type": "llama", "vocab_size": 41, "hidden_size": 20,
-            "intermediate_size": 28, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 6, "tie_word_embeddings": true,
-            "initializer_range": 0.3}"#;
-        let config = crate::ModelConfig::from_json(text).unwrap();
+    fn check_cache<B: Backend>(backend: B, more: &str) {
+        let text = format!(
+            r#"{{"vocab_size": 41, "hidden_size": 20, "intermediate_size": 28,
+                "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "head_dim": 8, "tie_word_embeddings": true, "initializer_range": 0.3, {more}}}"#
+        );
+        let config = crate::ModelConfig::from_json(&text).unwrap();
         let weights = crate::init_weights(&config, 1);
         let training = crate::Training::Frozen;
         let mut decoder = Decoder::load(backend, &config, &weights, training).unwrap();
-        let adapter = crate::LoraConfig::all_linear(2, 4.0);
+        let mut adapter = crate::LoraConfig::all_linear(2, 4.0);
+        adapter.target_modules = config.linear_names().into_iter().map(str::to_owned).collect();
         let mut adapter = crate::Adapter::init(&config, adapter, 1).unwrap();
         let names: Vec<String> = adapter.tensors.iter().map(|t| t.name.clone()).collect();
         for name in names.iter().filter(|name| name.contains("lora_B")) {
@@ -432,7 +434,7 @@ mod tests {
                 let batch = Batch::from_pack(seen, &vec![0.0; end], &[end]).unwrap();
                 let expected = decoder.logits(&batch, &[end as u32 - 1]).unwrap();
                 for (a, b) in expected.iter().zip(&found[b * 41..]) {
-                    assert!((a - b).abs() < 1e-5, "step {step}: {a} {b}");
+                    assert!((a - b).abs() < 1e-5, "{more}, step {step}: {a} {b}");
                 }
                 cache.push(b, text[end], true);
             }
@@ -440,10 +442,26 @@ mod tests {
         }
     }
 
+    /// What makes a cached step differ from Llama's: windows, positions by layer, frequencies that
+    /// change as a text grows beyond ten tokens, norms, caps and factors.
+    const MODELS: [&str; 7] = [
+        r#""model_type": "llama""#,
+        r#""model_type": "gemma3_text", "sliding_window": 5, "sliding_window_pattern": 2"#,
+        r#""model_type": "gemma2", "sliding_window": 5, "attn_logit_softcapping": 1.5"#,
+        r#""model_type": "smollm3", "no_rope_layers": [0, 1]"#,
+        r#""model_type": "phi3", "original_max_position_embeddings": 10, "rope_scaling": {
+            "type": "longrope", "short_factor": [1, 1, 1, 1], "long_factor": [2, 3, 4, 5]}"#,
+        r#""model_type": "llama", "max_position_embeddings": 10, "rope_scaling": {
+            "type": "dynamic", "factor": 4}"#,
+        r#""model_type": "olmo2""#,
+    ];
+
     #[test]
     fn the_cache_is_the_whole_forward() {
-        check_cache(hone_kernels::Cpu::new());
-        check_cache(hone_kernels::Reference);
+        for more in MODELS {
+            check_cache(hone_kernels::Cpu::new(), more);
+            check_cache(hone_kernels::Reference, more);
+        }
     }
 
     #[test]

@@ -120,6 +120,8 @@ const TABLES: [Table; 10] = [
             "layer_types",
             "query_pre_attn_scalar",
             "sliding_window",
+            // Gemma 2 27B's, beside `sliding_window`; transformers does not read it.
+            "sliding_window_size",
         ],
         fixed: GELU,
         absent: GEMMA_ABSENT,
@@ -146,7 +148,7 @@ const TABLES: [Table; 10] = [
         family: Family::Phi3,
         model_type: "phi3",
         architecture: "Phi3ForCausalLM",
-        reads: &["original_max_position_embeddings", "partial_rotary_factor", "sliding_window"],
+        reads: &["original_max_position_embeddings", "sliding_window"],
         fixed: &[
             SILU,
             ("embd_pdrop", &["0.0"]),
@@ -170,7 +172,9 @@ const TABLES: [Table; 10] = [
             "mlp_bias",
             "residual_multiplier",
         ],
-        fixed: &[SILU],
+        // IBM's files carry the dropout of their pre-training; it changes nothing that the model
+        // computes, and hone trains without.
+        fixed: &[SILU, ("attention_dropout", &["0.0", "0.1"])],
         absent: LLAMA_ABSENT,
         read: granite,
     },
@@ -219,9 +223,9 @@ impl Table {
         })
     }
 
-    /// Keys that may have one value alone.
+    /// Keys that may have one value alone; the family's own come first.
     pub(super) fn fixed(&self) -> impl Iterator<Item = &'static Fixed> {
-        ALWAYS.iter().chain(self.fixed)
+        self.fixed.iter().chain(ALWAYS)
     }
 }
 

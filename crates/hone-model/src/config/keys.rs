@@ -65,6 +65,7 @@ const COMMON: &[&str] = &[
     "num_attention_heads",
     "num_hidden_layers",
     "num_key_value_heads",
+    "partial_rotary_factor",
     "rms_norm_eps",
     "rope_parameters",
     "rope_scaling",

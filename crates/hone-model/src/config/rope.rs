@@ -252,6 +252,9 @@ pub(super) fn scaling_json(scaling: &RopeScaling) -> Value {
 /// of transformers read.
 pub(super) fn write(config: &ModelConfig, into: &mut Map<String, Value>) {
     into.insert("rope_theta".to_owned(), json!(config.rope_theta));
+    if let Some(share) = config.knobs.partial_rotary_factor {
+        into.insert("partial_rotary_factor".to_owned(), json!(share));
+    }
     let scaling = scaling_json(&config.knobs.rope_scaling);
     let Some(local) = &config.knobs.local_rope else {
         into.insert("rope_scaling".to_owned(), scaling);

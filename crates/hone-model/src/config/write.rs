@@ -83,7 +83,6 @@ fn knob(config: &ModelConfig, key: &str) -> Option<Value> {
             let rotated = |layer| u8::from(config.layer(layer).rope != LayerRope::Off);
             (0..config.num_hidden_layers).map(rotated).collect()
         }
-        "partial_rotary_factor" => json!(knobs.partial_rotary_factor?),
         "original_max_position_embeddings" => json!(original),
         // `layer_types`, `no_rope_layers` and the rotary keys say these.
         _ => return None,
