@@ -141,6 +141,48 @@ VARIANTS = {
 }
 
 
+def rope(model_type, head_dim, context, theta, **scaling):
+    """A model of that head, of which only the rotary positions matter."""
+    parameters = dict(rope_type="default", rope_theta=theta) | scaling
+    return dict(
+        model_type=model_type,
+        hidden_size=head_dim,
+        head_dim=head_dim,
+        max_position_embeddings=context,
+        rope_parameters=parameters,
+    )
+
+
+# Name, keys, and the length of the document.
+ROPES = [
+    ("Llama 2", rope("llama", 128, 4096, 10000.0), 4096),
+    ("SmolLM3", rope("smollm3", 128, 65536, 5e6), 65536),
+    ("Llama 3.1", rope("llama", 128, 131072, 5e5, rope_type="llama3", **LLAMA3 | dict(factor=8.0, original_max_position_embeddings=8192)), 131072),
+    ("Llama 3.2", rope("llama", 64, 131072, 5e5, rope_type="llama3", **LLAMA3 | dict(factor=32.0, original_max_position_embeddings=8192)), 131072),
+    ("Vicuna 16k", rope("llama", 128, 16384, 10000.0, rope_type="linear", factor=4.0), 16384),
+    ("dynamic within", rope("llama", 128, 4096, 10000.0, rope_type="dynamic", factor=4.0), 4096),
+    ("dynamic beyond", rope("llama", 128, 4096, 10000.0, rope_type="dynamic", factor=4.0), 9001),
+    ("Qwen2.5", rope("qwen2", 128, 131072, 1e6, rope_type="yarn", factor=4.0, original_max_position_embeddings=32768), 131072),
+    (
+        "YaRN untruncated",
+        rope("llama", 80, 65536, 1e4, rope_type="yarn", factor=16.0, original_max_position_embeddings=4096)
+        | dict(more=dict(truncate=False, beta_fast=24.0, beta_slow=2.0, mscale=0.7, mscale_all_dim=0.9)),
+        65536,
+    ),
+    ("LongRoPE within", rope("phi3", 96, 131072, 1e4, rope_type="longrope", original_max_position_embeddings=4096), 4096),
+    ("LongRoPE beyond", rope("phi3", 96, 131072, 1e4, rope_type="longrope", original_max_position_embeddings=4096), 131072),
+]
+for _, keys, _ in ROPES:
+    scaling = keys["rope_parameters"]
+    scaling |= keys.pop("more", {})
+    if scaling["rope_type"] == "longrope":
+        keys["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
+        scaling |= dict(
+            short_factor=[round(1 + 0.01 * i, 2) for i in range(48)],
+            long_factor=[round(1.08 * 1.09**i, 6) for i in range(48)],
+        )
+
+
 def depends_on_length(v):
     """Whether transformers' cache holds keys that the whole forward rotates otherwise."""
     return v["rope_parameters"].get("rope_type") == "dynamic"

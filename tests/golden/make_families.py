@@ -27,6 +27,7 @@ from family_cases import (
     GENERATE_LENGTHS,
     LENGTHS,
     N_STEPS,
+    ROPES,
     RUNS,
     TRAIN_LENGTHS,
     VARIANTS,
@@ -44,6 +45,7 @@ from llama_cases import make_rows, row_terms, weight_sum
 from llama_twin import relative
 from make_llama import N_NEW, check, files, save, summary, trainable, versions, write_json
 from transformers import AutoModelForCausalLM, get_scheduler
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 HERE = pathlib.Path(__file__).resolve().parent
 FOLDER_BYTES_MAX = 2_500_000
@@ -222,8 +224,39 @@ def variant(name, v, folder):
     print(f"{name}: loss {golden['loss']['loss']:.4f}, largest logit {peak:.2f}, {golden['yardstick']}, {runs}")
 
 
+def rope_tables():
+    """Frequencies at the sizes of published models, and cosines and sines of positions in the thousands."""
+    out = []
+    for name, keys, seq_len in ROPES:
+        config = make_config(dict(seed=0, num_attention_heads=1, num_key_value_heads=1, **keys))
+        kind = config.rope_parameters["rope_type"]
+        if kind == "default":
+            dim = config.head_dim
+            freq = 1.0 / (config.rope_parameters["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
+            factor = 1.0
+        else:
+            length = torch.tensor(seq_len) if kind == "dynamic" else seq_len
+            freq, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=length)
+        positions = [p for p in (1, 77, 1000, 4095, seq_len - 1) if p < seq_len]
+        angle = torch.tensor(positions).float()[:, None] * freq
+        out.append(
+            dict(
+                name=name,
+                config=json.loads(config_text(config, keys)),
+                seq_len=seq_len,
+                frequencies=freq.double().tolist(),
+                factor=factor,
+                positions=positions,
+                cos=(angle.cos() * factor).double().tolist(),
+                sin=(angle.sin() * factor).double().tolist(),
+            )
+        )
+    return dict(versions=versions(), ropes=out)
+
+
 def write(root):
     root.mkdir(parents=True, exist_ok=True)
+    write_json(root / "rope.json", rope_tables())
     for name, v in VARIANTS.items():
         variant(name, v, root / name)
     write_json(root / "index.json", dict(versions=versions(), variants=list(VARIANTS)))

@@ -239,3 +239,97 @@ fn yarn(rope: &Rope, waves: Vec<f32>) -> Vec<f32> {
     };
     waves.into_iter().enumerate().map(blend).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use hone_kernels::{Backend, Cpu};
+    use serde_json::Value;
+
+    use super::*;
+
+    fn numbers(value: &Value) -> Vec<f64> {
+        value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    }
+
+    /// Largest difference of a frequency over itself: the last place, in which powers of PyTorch
+    /// and of libm differ now and then.
+    const LAST_PLACE: f64 = 1.4e-7;
+
+    /// At the sizes of published models and positions up to 131071: tests/golden/README.md.
+    #[test]
+    fn tables_are_those_of_transformers() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/families/rope.json");
+        let file: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let cases = file["ropes"].as_array().unwrap();
+        assert_eq!(cases.len(), 11);
+        for case in cases {
+            check(case);
+        }
+    }
+
+    fn check(case: &Value) {
+        let name = case["name"].as_str().unwrap();
+        let config = ModelConfig::from_json(&case["config"].to_string()).unwrap();
+        let len = case["seq_len"].as_u64().unwrap() as usize;
+        let mut ropes = Ropes::new(&Cpu::new(), &config);
+        ropes.reserve(&Cpu::new(), &[len]);
+        let table = &ropes.tables[0];
+        let (section, dim) = (table.section(len), table.rotary_dim);
+        let (found, factor) = frequencies(&table.rope, dim, table.positions, section);
+        let wanted = numbers(&case["frequencies"]);
+        assert_eq!(found.len(), wanted.len(), "{name}");
+        for (found, wanted) in found.iter().zip(&wanted) {
+            let off = (f64::from(*found) - wanted).abs() / wanted;
+            assert!(off <= LAST_PLACE, "{name}: {found}, not {wanted}");
+        }
+        let off = f64::from(factor) - case["factor"].as_f64().unwrap();
+        assert!(off.abs() <= LAST_PLACE, "{name}: {factor}");
+        for (i, position) in numbers(&case["positions"]).into_iter().enumerate() {
+            let mut row = vec![0.0; dim];
+            let at = table.row(len, position as usize) as usize * dim;
+            Cpu::new().read(&table.cos_sin, at, &mut row);
+            for (part, row) in
+                [&case["cos"][i], &case["sin"][i]].into_iter().zip(row.chunks(dim / 2))
+            {
+                for ((found, wanted), frequency) in row.iter().zip(numbers(part)).zip(&found) {
+                    // An angle is off by the last place of its frequency.
+                    let bound = 2.0 * LAST_PLACE * (1.0 + position * f64::from(*frequency));
+                    let off = (f64::from(*found) - wanted).abs();
+                    assert!(off <= bound, "{name} at {position}: {found}, not {wanted}");
+                }
+            }
+        }
+    }
+
+    /// Sections of documents of any length exist once asked for, and those that many share stay.
+    #[test]
+    fn sections_come_and_go() {
+        let config = |scaling: &str| {
+            ModelConfig::from_json(&format!(
+                r#"{{"model_type": "llama", "vocab_size": 9, "hidden_size": 8,
+                    "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+                    "max_position_embeddings": 10, "rope_scaling": {scaling}}}"#
+            ))
+            .unwrap()
+        };
+        let dynamic = config(r#"{"type": "dynamic", "factor": 3}"#);
+        let mut ropes = Ropes::new(&Cpu::new(), &dynamic);
+        ropes.reserve(&Cpu::new(), &[4]);
+        ropes.reserve(&Cpu::new(), &[5, 12, 12, 30]);
+        let lens: Vec<usize> = ropes.tables[0].sections.keys().copied().collect();
+        assert_eq!(lens, [COMMON, 12, 30]);
+        assert_eq!(ropes.last_rows(&[5, 8, 12, 30]), [[4, 7, 8 + 11, 8 + 12 + 29]]);
+        ropes.reserve(&Cpu::new(), &[11]);
+        assert_eq!(ropes.last_rows(&[8, 11]), [[7, 8 + 10]]);
+        assert!(!ropes.changes_at(10) && ropes.changes_at(11) && ropes.changes_at(12));
+        let long = config(
+            r#"{"type": "longrope", "original_max_position_embeddings": 4,
+                "short_factor": [1, 1, 1, 1], "long_factor": [2, 2, 2, 2]}"#,
+        );
+        let mut ropes = Ropes::new(&Cpu::new(), &long);
+        ropes.reserve(&Cpu::new(), &[3, 7]);
+        assert_eq!(ropes.last_rows(&[3, 7]), [[2, 3 + 6]]);
+        assert!(!ropes.changes_at(1) && !ropes.changes_at(4));
+        assert!(ropes.changes_at(5) && !ropes.changes_at(6));
+    }
+}

@@ -177,7 +177,8 @@ pub struct Knobs {
     pub score_soft_cap: Option<f64>,
     /// c of the soft cap on logits (Gemma 2).
     pub logit_soft_cap: Option<f64>,
-    /// Factor on embeddings (Gemma: sqrt(D); Granite).
+    /// Factor on embeddings (Gemma: sqrt(D), which transformers rounds to bf16 where the weights
+    /// are; Granite).
     pub embedding_scale: Option<f64>,
     /// Factor on each half of a layer before the residual sum (Granite).
     pub residual_scale: Option<f64>,
