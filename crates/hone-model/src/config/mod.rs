@@ -335,11 +335,26 @@ impl ModelConfig {
             return Err(bad(format!("{what} of {}, not an even number of them", self.head_dim)));
         }
         self.ropes().iter().try_for_each(|rope| rope::check(rope, rotary_dim))?;
-        for (key, value) in
-            [("rms_norm_eps", self.rms_norm_eps), ("initializer_range", self.initializer_range)]
-        {
-            if !(value > 0.0 && value.is_finite()) {
-                return Err(bad(format!("`{key}` = {value} is not above 0")));
+        let knobs = &self.knobs;
+        let score_scale = match knobs.score_scale {
+            ScoreScale::HeadDim => ("head_dim", None),
+            ScoreScale::RootOf(scalar) => ("query_pre_attn_scalar", Some(scalar)),
+            ScoreScale::Value(factor) => ("attention_multiplier", Some(factor)),
+        };
+        for (key, value) in [
+            ("rms_norm_eps", Some(self.rms_norm_eps)),
+            ("initializer_range", Some(self.initializer_range)),
+            score_scale,
+            ("attn_logit_softcapping", knobs.score_soft_cap),
+            ("final_logit_softcapping", knobs.logit_soft_cap),
+            ("embedding_multiplier", knobs.embedding_scale),
+            ("residual_multiplier", knobs.residual_scale),
+            ("logits_scaling", knobs.logit_divisor),
+        ] {
+            // The decoder computes in f32, where a number may be none.
+            if value.is_some_and(|value| value <= 0.0 || !(value as f32).is_normal()) {
+                let value = value.unwrap_or_default();
+                return Err(bad(format!("`{key}` = {value} is not above 0 in single precision")));
             }
         }
         Ok(())

@@ -184,29 +184,54 @@ fn longrope(
     })
 }
 
-/// Checks a set against the width that it rotates.
+/// Checks a set against the width that it rotates, and that its frequencies are numbers.
 pub(super) fn check(rope: &Rope, rotary_dim: usize) -> Result<(), ModelError> {
-    if !(rope.theta > 0.0 && rope.theta.is_finite()) {
+    let is_good = |value: f64| value > 0.0 && (value as f32).is_normal();
+    if !is_good(rope.theta) {
         return Err(bad(format!("`rope_theta` = {} is not above 0", rope.theta)));
     }
+    let half = rotary_dim / 2;
     match &rope.scaling {
+        RopeScaling::None => {}
+        RopeScaling::Linear { factor } if is_good(*factor) => {}
         RopeScaling::Dynamic { .. } if rotary_dim == 2 => {
-            Err(bad("dynamic rotary scaling needs heads wider than 2".to_owned()))
+            return Err(bad("dynamic rotary scaling needs heads wider than 2".to_owned()));
         }
-        RopeScaling::LongRope { short, long, .. } => {
+        RopeScaling::Dynamic { factor } if is_good(*factor) => {}
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, .. } => {
+            if low_freq_factor >= high_freq_factor {
+                let what = format!("`low_freq_factor` = {low_freq_factor} is not below");
+                return Err(bad(format!("{what} `high_freq_factor` = {high_freq_factor}")));
+            }
+            if ![factor, low_freq_factor, high_freq_factor].into_iter().all(|x| is_good(*x)) {
+                return Err(out_of_range());
+            }
+        }
+        RopeScaling::Yarn { factor, attention_factor, beta_fast, beta_slow, .. } => {
+            let numbers = [factor, attention_factor, beta_fast, beta_slow];
+            // The ramp's ends are logarithms to the base.
+            if rope.theta <= 1.0 || !numbers.into_iter().all(|x| is_good(*x)) {
+                return Err(out_of_range());
+            }
+        }
+        RopeScaling::LongRope { short, long, attention_factor, .. } => {
             for (key, list) in [("short_factor", short), ("long_factor", long)] {
-                if list.len() != rotary_dim / 2 {
+                if list.len() != half {
                     let what = format!("`{key}` has {} numbers", list.len());
-                    return Err(bad(format!(
-                        "{what}, half the rotated width is {}",
-                        rotary_dim / 2
-                    )));
+                    return Err(bad(format!("{what}, half the rotated width is {half}")));
                 }
             }
-            Ok(())
+            if !is_good(*attention_factor) || !short.iter().chain(long).all(|x| is_good(*x)) {
+                return Err(out_of_range());
+            }
         }
-        _ => Ok(()),
+        RopeScaling::Linear { .. } | RopeScaling::Dynamic { .. } => return Err(out_of_range()),
     }
+    Ok(())
+}
+
+fn out_of_range() -> ModelError {
+    bad("the numbers of the rotary scaling leave the range of single precision".to_owned())
 }
 
 /// A scaling as an object of a configuration, null where there is none.

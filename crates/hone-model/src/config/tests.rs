@@ -287,6 +287,9 @@ fn each_family_refuses_what_it_does_not_compute() {
     refused("llama", r#""partial_rotary_factor": 0.5"#, "only 1.0 is in this family");
     refused("granite", r#""attention_dropout": 0.2"#, "only 0.0 and 0.1 are");
     refused("granite", r#""logits_scaling": 0"#, "`logits_scaling` = 0 is not above 0");
+    refused("granite", r#""residual_multiplier": 1e-60"#, "not above 0 in single precision");
+    refused("gemma2", r#""final_logit_softcapping": 1e-60"#, "`final_logit_softcapping` = ");
+    refused("gemma2", r#""query_pre_attn_scalar": 1e60"#, "`query_pre_attn_scalar` = ");
     refused("olmo2", r#""mlp_bias": true"#, "`mlp_bias` = true is not supported");
 }
 
@@ -304,6 +307,10 @@ fn rotary_positions_are_refused_by_name() {
     scaling("llama", r#"{"type": "llama3", "factor": 2}"#, "low_freq_factor` is missing");
     scaling("phi3", r#"{"type": "linear", "factor": 2}"#, "only default and longrope are");
     scaling("phi3", r#"{"type": "su", "short_factor": [1]}"#, "long_factor` is missing");
+    let llama3 = r#"{"type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 4}"#;
+    scaling("llama", llama3, "`low_freq_factor` = 4 is not below");
+    scaling("llama", r#"{"type": "linear", "factor": 1e60}"#, "range of single precision");
+    scaling("llama", r#"{"type": "yarn", "factor": 2, "rope_theta": 1}"#, "range of single");
     let short = r#"{"type": "longrope", "short_factor": [1, 1], "long_factor": [1, 1, 1, 1]}"#;
     scaling("phi3", short, "`short_factor` has 2 numbers, half the rotated width is 4");
     let both = r#""rope_scaling": {"type": "linear", "factor": 2},

@@ -7,6 +7,7 @@ use hone_kernels::{Cpu, Reference};
 use hone_model::{
     Decoder, Generator, LoraConfig, MemoryPlan, Merge, Method, ModelConfig, Recompute, Training,
 };
+use proptest::prelude::*;
 
 /// Largest difference allowed between two orders of f32 arithmetic, logits being of order one.
 const ROUNDING: f64 = 1e-5;
@@ -204,4 +205,27 @@ fn plans_grow_with_the_knobs() {
         assert_eq!(found.activations > base.activations, has_end_norms, "{family}");
         assert_eq!(found.head > base.head, caps.is_some(), "{family}");
     });
+}
+
+proptest! {
+    /// No text can make the reader of configurations panic, and what it takes can be run.
+    #[test]
+    fn damaged_configurations_do_not_panic(
+        family in 0..FAMILIES.len(), at in 0_usize..900, value in "[\\[\\]{}:,\"0-9a-z-]",
+    ) {
+        each(|config, model_type| {
+            if model_type != FAMILIES[family].0 {
+                return;
+            }
+            let mut text = config.to_json();
+            let at = at % text.len();
+            text.replace_range(at..=at, &value);
+            let Ok(damaged) = ModelConfig::from_json(&text) else { return };
+            if damaged.n_params() < 100_000 {
+                let mut decoder = decoder(Reference, &damaged, Training::Frozen);
+                let batch = pack(&documents(&damaged, &[3]));
+                let _ = decoder.loss(&batch, None);
+            }
+        });
+    }
 }
