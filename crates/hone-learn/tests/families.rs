@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use hone_kernels::{Backend, Cpu, Reference};
 use hone_learn::{Learner, OptimizerConfig, ScheduleConfig, ScheduleKind, Warmup};
 use hone_model::{
-    Adapter, Batch, Decoder, Generator, Merge, ModelConfig, NamedTensor, Recompute, Tensors,
-    Training,
+    Activation, Adapter, Batch, Decoder, Generator, LayerRope, Merge, ModelConfig, NamedTensor,
+    Recompute, Rope, RopeScaling, ScoreScale, Tensors, Training,
 };
 use serde_json::Value;
 
@@ -306,6 +306,78 @@ fn all_variants_are_compared() {
     assert_eq!(variants, VARIANTS.map(|(name, _)| name));
     for (name, model_type) in VARIANTS {
         assert_eq!(Golden::open(name).config.family.model_type(), model_type);
+    }
+}
+
+/// A change of a configuration that leaves its tensors as they are.
+type Change = fn(&mut ModelConfig);
+
+/// Knobs of the variants, each turned to another value.
+const TURNED: [(&str, &str, Change); 27] = [
+    ("smollm3", "rotary positions everywhere", |c| c.knobs.layers[1].rope = LayerRope::Main),
+    ("smollm3", "no window", |c| c.knobs.layers[1].window = None),
+    ("mistral", "a window of one more", |c| c.knobs.layers[0].window = Some(6)),
+    ("mistral", "a window of one less", |c| c.knobs.layers[1].window = Some(4)),
+    ("qwen2", "a window on layer 0", |c| c.knobs.layers[0].window = Some(5)),
+    ("qwen2", "another base", |c| c.rope_theta = 1e4),
+    ("qwen3", "another eps", |c| c.rms_norm_eps = 1e-2),
+    ("gemma2", "weights not plus one", |c| c.knobs.norm_plus_one = false),
+    ("gemma2", "another activation", |c| c.knobs.activation = Activation::Silu),
+    ("gemma2", "no cap on scores", |c| c.knobs.score_soft_cap = None),
+    ("gemma2", "no cap on logits", |c| c.knobs.logit_soft_cap = None),
+    ("gemma2", "the usual score scale", |c| c.knobs.score_scale = ScoreScale::HeadDim),
+    ("gemma2", "embeddings as they are", |c| c.knobs.embedding_scale = None),
+    ("gemma2", "windows on the other layers", |c| c.knobs.layers.rotate_left(1)),
+    ("gemma3", "no linear scaling", |c| c.knobs.rope_scaling = RopeScaling::None),
+    ("gemma3", "one base for all layers", |c| {
+        c.knobs.local_rope = Some(Rope { theta: c.rope_theta, scaling: RopeScaling::None });
+    }),
+    ("phi3", "no windows", |c| c.knobs.layers.clear()),
+    ("granite", "no residual multiplier", |c| c.knobs.residual_scale = None),
+    ("granite", "no embedding multiplier", |c| c.knobs.embedding_scale = None),
+    ("granite", "no logit divisor", |c| c.knobs.logit_divisor = None),
+    ("granite", "the usual score scale", |c| c.knobs.score_scale = ScoreScale::HeadDim),
+    ("llama-linear", "no scaling", |c| c.knobs.rope_scaling = RopeScaling::None),
+    ("llama-dynamic", "no scaling", |c| {
+        c.max_position_embeddings = 64;
+        c.knobs.rope_scaling = RopeScaling::None;
+    }),
+    ("llama-llama3", "linear scaling", |c| {
+        c.knobs.rope_scaling = RopeScaling::Linear { factor: 4.0 };
+    }),
+    ("qwen2-yarn", "no attention factor", |c| {
+        let RopeScaling::Yarn { attention_factor, .. } = &mut c.knobs.rope_scaling else {
+            panic!("{c:?}");
+        };
+        *attention_factor = 1.0;
+    }),
+    ("phi3-longrope", "short divisors alone", |c| {
+        let RopeScaling::LongRope { original, .. } = &mut c.knobs.rope_scaling else {
+            panic!("{c:?}");
+        };
+        *original = 64;
+    }),
+    ("phi3-longrope", "no attention factor", |c| {
+        let RopeScaling::LongRope { attention_factor, .. } = &mut c.knobs.rope_scaling else {
+            panic!("{c:?}");
+        };
+        *attention_factor = 1.0;
+    }),
+];
+
+/// A golden that a wrong decoder would meet too tests nothing: every knob turned moves the logits
+/// far beyond the bound.
+#[test]
+fn every_knob_shows_in_the_goldens() {
+    for (variant, what, turn) in TURNED {
+        let mut golden = Golden::open(variant);
+        turn(&mut golden.config);
+        let mut decoder = golden.decoder(Cpu::new(), Training::Frozen);
+        let longest = batch(&golden.json["rows"], &[3]);
+        let found = decoder.logits(&longest, &every_row(&longest)).unwrap();
+        let pairs = found.iter().zip(golden.logits("rows.3"));
+        let off = pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+        assert!(off > 100.0 * LOGITS, "{variant} with {what}: logits move by {off:e} only");
     }
 }
 
