@@ -17,8 +17,12 @@ WINDOW = 5
 
 # Adam's updates hardly depend on a gradient's scale, so `eps` keeps weights whose gradient is noise from moving at full speed.
 RUNS = {
-    "full": dict(base_lr=1e-2, warmup_steps=3, beta1=0.9, beta2=0.95, eps=1e-4, weight_decay=0.1, max_norm=1.0),
-    "lora": dict(base_lr=2e-2, warmup_steps=3, beta1=0.9, beta2=0.999, eps=1e-4, weight_decay=0.01, max_norm=1.0),
+    "full": dict(
+        base_lr=1e-2, warmup_steps=3, beta1=0.9, beta2=0.95, eps=1e-4, weight_decay=0.1, max_norm=1.0
+    ),
+    "lora": dict(
+        base_lr=2e-2, warmup_steps=3, beta1=0.9, beta2=0.999, eps=1e-4, weight_decay=0.01, max_norm=1.0
+    ),
 }
 
 BASE = dict(
@@ -52,7 +56,9 @@ VARIANTS = {
         sliding_window=WINDOW,
         tie_word_embeddings=True,
     ),
-    "mistral": dict(seed=102, model_type="mistral", head_dim=6, rope_parameters=DEFAULT, sliding_window=WINDOW, old=True),
+    "mistral": dict(
+        seed=102, model_type="mistral", head_dim=6, rope_parameters=DEFAULT, sliding_window=WINDOW, old=True
+    ),
     "qwen2": dict(
         seed=103,
         model_type="qwen2",
@@ -63,7 +69,9 @@ VARIANTS = {
         max_window_layers=1,
         old=True,
     ),
-    "qwen3": dict(seed=104, model_type="qwen3", head_dim=6, rope_parameters=DEFAULT, tie_word_embeddings=True),
+    "qwen3": dict(
+        seed=104, model_type="qwen3", head_dim=6, rope_parameters=DEFAULT, tie_word_embeddings=True
+    ),
     "gemma2": dict(
         seed=105,
         model_type="gemma2",
@@ -103,7 +111,11 @@ VARIANTS = {
     ),
     "olmo2": dict(seed=109, model_type="olmo2", rope_parameters=DEFAULT | dict(rope_theta=500000.0)),
     "llama-linear": dict(
-        seed=110, model_type="llama", rope_parameters=DEFAULT | dict(rope_type="linear", factor=3.0), old=True, trains=False
+        seed=110,
+        model_type="llama",
+        rope_parameters=DEFAULT | dict(rope_type="linear", factor=3.0),
+        old=True,
+        trains=False,
     ),
     "llama-dynamic": dict(
         seed=111,
@@ -157,20 +169,54 @@ def rope(model_type, head_dim, context, theta, **scaling):
 ROPES = [
     ("Llama 2", rope("llama", 128, 4096, 10000.0), 4096),
     ("SmolLM3", rope("smollm3", 128, 65536, 5e6), 65536),
-    ("Llama 3.1", rope("llama", 128, 131072, 5e5, rope_type="llama3", **LLAMA3 | dict(factor=8.0, original_max_position_embeddings=8192)), 131072),
-    ("Llama 3.2", rope("llama", 64, 131072, 5e5, rope_type="llama3", **LLAMA3 | dict(factor=32.0, original_max_position_embeddings=8192)), 131072),
+    (
+        "Llama 3.1",
+        rope(
+            "llama",
+            128,
+            131072,
+            5e5,
+            rope_type="llama3",
+            **LLAMA3 | dict(factor=8.0, original_max_position_embeddings=8192),
+        ),
+        131072,
+    ),
+    (
+        "Llama 3.2",
+        rope(
+            "llama",
+            64,
+            131072,
+            5e5,
+            rope_type="llama3",
+            **LLAMA3 | dict(factor=32.0, original_max_position_embeddings=8192),
+        ),
+        131072,
+    ),
     ("Vicuna 16k", rope("llama", 128, 16384, 10000.0, rope_type="linear", factor=4.0), 16384),
     ("dynamic within", rope("llama", 128, 4096, 10000.0, rope_type="dynamic", factor=4.0), 4096),
     ("dynamic beyond", rope("llama", 128, 4096, 10000.0, rope_type="dynamic", factor=4.0), 9001),
-    ("Qwen2.5", rope("qwen2", 128, 131072, 1e6, rope_type="yarn", factor=4.0, original_max_position_embeddings=32768), 131072),
+    (
+        "Qwen2.5",
+        rope("qwen2", 128, 131072, 1e6, rope_type="yarn", factor=4.0, original_max_position_embeddings=32768),
+        131072,
+    ),
     (
         "YaRN untruncated",
         rope("llama", 80, 65536, 1e4, rope_type="yarn", factor=16.0, original_max_position_embeddings=4096)
         | dict(more=dict(truncate=False, beta_fast=24.0, beta_slow=2.0, mscale=0.7, mscale_all_dim=0.9)),
         65536,
     ),
-    ("LongRoPE within", rope("phi3", 96, 131072, 1e4, rope_type="longrope", original_max_position_embeddings=4096), 4096),
-    ("LongRoPE beyond", rope("phi3", 96, 131072, 1e4, rope_type="longrope", original_max_position_embeddings=4096), 131072),
+    (
+        "LongRoPE within",
+        rope("phi3", 96, 131072, 1e4, rope_type="longrope", original_max_position_embeddings=4096),
+        4096,
+    ),
+    (
+        "LongRoPE beyond",
+        rope("phi3", 96, 131072, 1e4, rope_type="longrope", original_max_position_embeddings=4096),
+        131072,
+    ),
 ]
 for _, keys, _ in ROPES:
     scaling = keys["rope_parameters"]
@@ -252,8 +298,17 @@ def make_peft(config, weights):
     """A PEFT model with an adapter on every linear map of the layers, and its configuration."""
     base = build(config, weights)
     linears = {n.rsplit(".")[-1] for n, m in base.model.named_modules() if isinstance(m, torch.nn.Linear)}
-    lora = LoraConfig(r=2, lora_alpha=5, lora_dropout=0.0, bias="none", target_modules=sorted(linears), task_type="CAUSAL_LM")
-    text = dict(peft_type="LORA", r=2, lora_alpha=5, lora_dropout=0.0, bias="none", target_modules=sorted(linears))
+    lora = LoraConfig(
+        r=2,
+        lora_alpha=5,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=sorted(linears),
+        task_type="CAUSAL_LM",
+    )
+    text = dict(
+        peft_type="LORA", r=2, lora_alpha=5, lora_dropout=0.0, bias="none", target_modules=sorted(linears)
+    )
     return get_peft_model(base, lora).eval(), text
 
 

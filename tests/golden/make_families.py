@@ -11,7 +11,6 @@ runs in f64 give the `yardstick` that goes with the files: how much of a bound i
 import argparse
 import copy
 import json
-import math
 import os
 import pathlib
 import shutil
@@ -215,13 +214,17 @@ def variant(name, v, folder):
     with tempfile.TemporaryDirectory() as tmp:
         shutil.copy(folder / "config.json", tmp)
         save(weights, pathlib.Path(tmp, "model.safetensors"))
-        loaded = AutoModelForCausalLM.from_pretrained(tmp, attn_implementation="eager", dtype=torch.float32).eval()
+        loaded = AutoModelForCausalLM.from_pretrained(
+            tmp, attn_implementation="eager", dtype=torch.float32
+        ).eval()
         with torch.no_grad():
             apart = max(float((one(loaded, r["input_ids"]) - x).abs().max()) for r, x in zip(rows, mine))
         assert apart < 4e-6, f"config.json says another model: {apart}"
     peak = max(float(x.abs().max()) for x in mine)
     runs = {k: r["yardstick"] for k, r in golden.get("train", {}).items()}
-    print(f"{name}: loss {golden['loss']['loss']:.4f}, largest logit {peak:.2f}, {golden['yardstick']}, {runs}")
+    print(
+        f"{name}: loss {golden['loss']['loss']:.4f}, largest logit {peak:.2f}, {golden['yardstick']}, {runs}"
+    )
 
 
 def rope_tables():
@@ -232,7 +235,9 @@ def rope_tables():
         kind = config.rope_parameters["rope_type"]
         if kind == "default":
             dim = config.head_dim
-            freq = 1.0 / (config.rope_parameters["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
+            freq = 1.0 / (
+                config.rope_parameters["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float) / dim)
+            )
             factor = 1.0
         else:
             length = torch.tensor(seq_len) if kind == "dynamic" else seq_len

@@ -47,6 +47,8 @@ pub(super) fn config(config: &ModelConfig) -> Map<String, Value> {
             map.insert("hidden_activation".to_owned(), json!("gelu_pytorch_tanh"))
         }
     };
+    // A map keeps the order of insertion where any crate of a program asks serde_json for it.
+    map.sort_keys();
     map
 }
 
