@@ -17,8 +17,6 @@ mod families;
 mod keys;
 mod knobs;
 mod rope;
-#[cfg(test)]
-mod tests;
 mod write;
 
 use serde_json::Value;
@@ -390,3 +388,6 @@ pub(crate) fn layer_prefix(layer: usize) -> String {
 fn entry(name: &str, shape: &[usize]) -> TensorEntry {
     TensorEntry { name: name.to_owned(), shape: shape.to_vec() }
 }
+
+#[cfg(test)]
+mod tests;
