@@ -8,7 +8,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use hone_kernels::{
-    AdamW, AttnMask, Backend, CODE_BLOCK, Cpu, Heads, LossOptions, Mat, MatMut, Op, rng,
+    AdamW, AttnMask, Backend, CODE_BLOCK, Cpu, Heads, LossOptions, Mat, MatMut, Op, RmsNorm, rng,
 };
 
 /// The shapes of a model and its batch.
@@ -117,7 +117,7 @@ fn attention(cpu: &Cpu, s: &Shape, table: &mut Table) {
     let dout = normals(cpu, t * heads.out_width());
     let (mut out, mut lse) = (cpu.zeros(t * heads.out_width()), cpu.zeros(t * heads.n_q));
     let mut dqkv = cpu.zeros(t * heads.qkv_width());
-    let mask = AttnMask { window: None, scale: 1.0 / (heads.dim as f32).sqrt() };
+    let mask = AttnMask { window: None, scale: 1.0 / (heads.dim as f32).sqrt(), soft_cap: None };
     let flops = 2 * t * s.window * heads.out_width();
     table.row("attention", s.layers, flops, || {
         cpu.attention(&qkv, heads, &lens, mask, &mut out, &mut lse);
@@ -127,7 +127,9 @@ fn attention(cpu: &Cpu, s: &Shape, table: &mut Table) {
     });
     let positions: Vec<u32> = (0..t).map(|i| (i % s.window) as u32).collect();
     let cos_sin = normals(cpu, s.window * heads.dim);
-    table.row("rope", 2 * s.layers, 0, || cpu.rope(&mut qkv, heads, &positions, &cos_sin, false));
+    table.row("rope", 2 * s.layers, 0, || {
+        cpu.rope(&mut qkv, heads, heads.dim, &positions, &cos_sin, false);
+    });
 }
 
 /// Times what works row by row or value by value.
@@ -136,11 +138,12 @@ fn rows(cpu: &Cpu, s: &Shape, table: &mut Table) {
     let (x, w, dy) = (normals(cpu, t * d), normals(cpu, d), normals(cpu, t * d));
     let (mut y, mut r, mut dx, mut dw) =
         (cpu.zeros(t * d), cpu.zeros(t), cpu.zeros(t * d), cpu.zeros(d));
+    let norm = RmsNorm { eps: 1e-5, offset: 0.0 };
     table.row("rms_norm", 2 * s.layers + 1, 0, || {
-        cpu.rms_norm(&x, &w, 1e-5, (t, d), &mut y, &mut r);
+        cpu.rms_norm(&x, &w, norm, (t, d), &mut y, &mut r);
     });
     table.row("rms_norm backward", 2 * s.layers + 1, 0, || {
-        cpu.rms_norm_backward(&dy, &x, &w, &r, (t, d), &mut dx, Some(&mut dw));
+        cpu.rms_norm_backward(&dy, &x, &w, norm, &r, (t, d), &mut dx, Some(&mut dw));
     });
     let (mut gate_up, mut h) = (normals(cpu, t * 2 * i), normals(cpu, t * i));
     table.row("swiglu", s.layers, 0, || cpu.swiglu(&gate_up, (t, i), &mut h));

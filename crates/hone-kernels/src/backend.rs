@@ -135,6 +135,17 @@ pub struct AttnMask {
     pub window: Option<usize>,
     /// Factor on the scores, 1/sqrt(K) as a rule.
     pub scale: f32,
+    /// c of a soft cap: scaled scores s become c tanh(s / c) before the mask (Gemma 2).
+    pub soft_cap: Option<f32>,
+}
+
+/// The constants of an RMSNorm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RmsNorm {
+    /// Added to the mean square.
+    pub eps: f32,
+    /// Added to the weight: 0, or 1 where the file holds weight - 1 (Gemma).
+    pub offset: f32,
 }
 
 /// One AdamW update; see [`Backend::adamw`]. The rates are f64 as in PyTorch: 1 - 0.999 is off by
@@ -267,38 +278,63 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     // ------------------------------------------------------- normalisation, position, activation
 
-    /// RMSNorm (Zhang and Sennrich 2019): `y = x * r * w`, `r = 1 / sqrt(mean(x^2) + eps)`; `r` (T)
-    /// is kept for the backward. `rows_d` is (T, D).
+    /// RMSNorm (Zhang and Sennrich 2019): `y = x * r * (w + offset)`, `r = 1 / sqrt(mean(x^2) +
+    /// eps)`; `r` (T) is kept for the backward. `rows_d` is (T, D).
     fn rms_norm(
         &self,
         x: &Self::Buf,
         w: &Self::Buf,
-        eps: f32,
+        norm: RmsNorm,
         rows_d: (usize, usize),
         y: &mut Self::Buf,
         r: &mut Self::Buf,
     );
-    /// With z = dy * w and n = x * r: `dx <- dx + r (z - n mean(z n))`, and `dw <- dw + sum over
-    /// rows of dy n` when asked for. `rows_d` is (T, D).
+    /// With z = dy * (w + offset) and n = x * r: `dx <- dx + r (z - n mean(z n))`, and `dw <- dw +
+    /// sum over rows of dy n` when asked for. `rows_d` is (T, D).
     #[allow(clippy::too_many_arguments, reason = "what the formula names")]
     fn rms_norm_backward(
         &self,
         dy: &Self::Buf,
         x: &Self::Buf,
         w: &Self::Buf,
+        norm: RmsNorm,
         r: &Self::Buf,
         rows_d: (usize, usize),
         dx: &mut Self::Buf,
         dw: Option<&mut Self::Buf>,
     );
+    /// RMSNorm in place on each group of `width` neighbouring columns of `x`, all with the one
+    /// weight `w` (width): the norm of queries or keys by head, or of all heads at once. `raw`
+    /// receives what stood there before, (rows, cols) dense.
+    fn group_norm(
+        &self,
+        x: MatMut<'_, Self>,
+        w: &Self::Buf,
+        norm: RmsNorm,
+        width: usize,
+        raw: &mut Self::Buf,
+    );
+    /// Overwrites `dy` with the gradient at [`Backend::group_norm`]'s input, which is `raw`, and
+    /// adds to `dw` (width) when asked for, over rows and groups in a fixed order.
+    fn group_norm_backward(
+        &self,
+        dy: MatMut<'_, Self>,
+        raw: &Self::Buf,
+        w: &Self::Buf,
+        norm: RmsNorm,
+        width: usize,
+        dw: Option<&mut Self::Buf>,
+    );
     /// Rotary positions in place (Su et al. 2021, the half-split layout of Hugging Face) on the
-    /// query and key heads of a packed `qkv` buffer: (a, b) -> (a cos - b sin, b cos + a sin) with
-    /// a, b the halves of a head. `cos_sin` is (P, K): for each position K/2 cosines, then K/2
-    /// sines. `inverse` rotates back, which is the backward.
+    /// first R = `rotary` columns of the query and key heads of a packed `qkv` buffer: (a, b) -> (a
+    /// cos - b sin, b cos + a sin) with a, b the halves of those columns. `cos_sin` is (P, R): for
+    /// each position R/2 cosines, then R/2 sines. `inverse` takes the transpose, which is the
+    /// backward.
     fn rope(
         &self,
         qkv: &mut Self::Buf,
         heads: Heads,
+        rotary: usize,
         positions: &[u32],
         cos_sin: &Self::Buf,
         inverse: bool,
@@ -308,6 +344,14 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn swiglu(&self, gate_up: &Self::Buf, rows_i: (usize, usize), h: &mut Self::Buf);
     /// Overwrites `gate_up` with its gradient, given `dh` (T, I); `rows_i` is (T, I).
     fn swiglu_backward(&self, dh: &Self::Buf, rows_i: (usize, usize), gate_up: &mut Self::Buf);
+    /// GeGLU (Shazeer 2020) with the tanh formula of GELU (Hendrycks and Gimpel 2016): `h = gate *
+    /// (1 + tanh(u)) / 2 * up`, `u = sqrt(2 / pi) (gate + 0.044715 gate^3)`. Layout as
+    /// [`Backend::swiglu`].
+    fn geglu(&self, gate_up: &Self::Buf, rows_i: (usize, usize), h: &mut Self::Buf);
+    /// Overwrites `gate_up` with its gradient, given `dh` (T, I); `rows_i` is (T, I).
+    fn geglu_backward(&self, dh: &Self::Buf, rows_i: (usize, usize), gate_up: &mut Self::Buf);
+    /// `x <- cap * tanh(x / cap)`, the first `n` values; the loss caps by itself, with its gradient.
+    fn soft_cap(&self, x: &mut Self::Buf, cap: f32, n: usize);
 
     // ------------------------------------------------------------------ attention
 

@@ -65,9 +65,16 @@ pub(crate) fn documents(
     docs
 }
 
-/// Checks that a query sees at least itself.
+/// Checks that a query sees at least itself, and that a soft cap is one.
 pub(crate) fn check_mask(mask: AttnMask) {
     assert!(mask.window != Some(0), "a window of 0 hides every key");
+    assert!(mask.soft_cap.is_none_or(|cap| cap > 0.0), "{mask:?}");
+}
+
+/// Checks that the rotated columns are pairs inside a head.
+pub(crate) fn check_rotary(heads: Heads, rotary: usize) {
+    check_heads(heads);
+    assert!(rotary.is_multiple_of(2) && rotary <= heads.dim, "{rotary} columns of {heads:?}");
 }
 
 /// Checks that the query heads divide evenly among the key/value heads.

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use hone_kernels::{
     Adafactor, AdamW, AttnMask, Backend, Cpu, Heads, Lion, LossOptions, LossSums, Mat, MatMut, Op,
-    SecondMoment, Sgd, rng,
+    RmsNorm, SecondMoment, Sgd, rng,
 };
 use hone_learn::{AdamWConfig, Learner, OptimizerConfig, ScheduleConfig};
 use hone_model::{Adapter, Batch, Decoder, LoraConfig, ModelConfig, Training, init_weights};
@@ -255,40 +255,76 @@ impl<B: Backend> Backend for Timed<B> {
         &self,
         x: &B::Buf,
         w: &B::Buf,
-        eps: f32,
+        norm: RmsNorm,
         size: (usize, usize),
         y: &mut B::Buf,
         r: &mut B::Buf,
     ) {
-        timed("rms_norm", || self.0.rms_norm(x, w, eps, size, y, r));
+        timed("rms_norm", || self.0.rms_norm(x, w, norm, size, y, r));
     }
     fn rms_norm_backward(
         &self,
         dy: &B::Buf,
         x: &B::Buf,
         w: &B::Buf,
+        norm: RmsNorm,
         r: &B::Buf,
         size: (usize, usize),
         dx: &mut B::Buf,
         dw: Option<&mut B::Buf>,
     ) {
-        timed("rms_norm_backward", || self.0.rms_norm_backward(dy, x, w, r, size, dx, dw));
+        timed("rms_norm_backward", || self.0.rms_norm_backward(dy, x, w, norm, r, size, dx, dw));
+    }
+    fn group_norm(
+        &self,
+        x: MatMut<'_, Self>,
+        w: &B::Buf,
+        norm: RmsNorm,
+        width: usize,
+        raw: &mut B::Buf,
+    ) {
+        let x = Self::mat_mut(x);
+        timed("group_norm", || self.0.group_norm(x, w, norm, width, raw));
+    }
+    fn group_norm_backward(
+        &self,
+        dy: MatMut<'_, Self>,
+        raw: &B::Buf,
+        w: &B::Buf,
+        norm: RmsNorm,
+        width: usize,
+        dw: Option<&mut B::Buf>,
+    ) {
+        let dy = Self::mat_mut(dy);
+        timed("group_norm_backward", || {
+            self.0.group_norm_backward(dy, raw, w, norm, width, dw);
+        });
     }
     fn rope(
         &self,
         qkv: &mut B::Buf,
         heads: Heads,
+        rotary: usize,
         positions: &[u32],
         cos_sin: &B::Buf,
         inverse: bool,
     ) {
-        timed("rope", || self.0.rope(qkv, heads, positions, cos_sin, inverse));
+        timed("rope", || self.0.rope(qkv, heads, rotary, positions, cos_sin, inverse));
     }
     fn swiglu(&self, gate_up: &B::Buf, size: (usize, usize), h: &mut B::Buf) {
         timed("swiglu", || self.0.swiglu(gate_up, size, h));
     }
     fn swiglu_backward(&self, dh: &B::Buf, size: (usize, usize), gate_up: &mut B::Buf) {
         timed("swiglu_backward", || self.0.swiglu_backward(dh, size, gate_up));
+    }
+    fn geglu(&self, gate_up: &B::Buf, size: (usize, usize), h: &mut B::Buf) {
+        timed("geglu", || self.0.geglu(gate_up, size, h));
+    }
+    fn geglu_backward(&self, dh: &B::Buf, size: (usize, usize), gate_up: &mut B::Buf) {
+        timed("geglu_backward", || self.0.geglu_backward(dh, size, gate_up));
+    }
+    fn soft_cap(&self, x: &mut B::Buf, cap: f32, n: usize) {
+        timed("soft_cap", || self.0.soft_cap(x, cap, n));
     }
     fn attention(
         &self,

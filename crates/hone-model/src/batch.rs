@@ -127,11 +127,10 @@ impl Batch {
             return Err(ModelError::Batch(what));
         }
         let longest = self.positions.iter().copied().max().map_or(0, |p| p as usize + 1);
-        if longest > config.max_position_embeddings {
-            return Err(ModelError::Batch(format!(
-                "a document has {longest} tokens, the model is made for {}",
-                config.max_position_embeddings
-            )));
+        let context = config.context();
+        if longest > context {
+            let what = format!("a document has {longest} tokens, the model is made for {context}");
+            return Err(ModelError::Batch(what));
         }
         Ok(())
     }

@@ -2,11 +2,12 @@
 
 use hone_kernels::{Backend, LossOptions, LossSums};
 
+use crate::buffers::{Acts, Dims};
 use crate::head::{Head, HeadGrad};
-use crate::layer::{Acts, Dims, Layer, Pass};
+use crate::layer::{Layer, Pass};
 use crate::linear::finite;
 use crate::param::{Param, ParamInfo, ParamKind};
-use crate::rope;
+use crate::rope::Ropes;
 use crate::tensors::{TensorSource, Tensors};
 use crate::workspace::{Layout, Workspace};
 use crate::{Adapter, Batch, EmbeddingNoise, ModelConfig, ModelError, PassOptions};
@@ -41,9 +42,7 @@ pub struct Decoder<B: Backend> {
     pub(crate) layers: Vec<Layer<B>>,
     pub(crate) head: Head<B>,
     recompute: Recompute,
-    /// Rotary table, for as many positions as were used so far.
-    pub(crate) cos_sin: B::Buf,
-    n_positions: usize,
+    pub(crate) ropes: Ropes<B>,
     workspace: Option<Workspace<B>>,
     /// Noise of the training pass under way.
     noise: Option<EmbeddingNoise>,
@@ -72,8 +71,7 @@ impl<B: Backend> Decoder<B> {
             layers,
             head,
             recompute: Recompute::None,
-            cos_sin: backend.zeros(0),
-            n_positions: 0,
+            ropes: Ropes::new(&backend, config),
             workspace: None,
             noise: None,
             backend,
@@ -340,21 +338,10 @@ impl<B: Backend> Decoder<B> {
         Ok(())
     }
 
-    /// Makes the rotary table and the buffers large enough for a batch.
+    /// Makes the rotary tables and the buffers large enough for a batch.
     fn prepare(&mut self, batch: &Batch) {
-        let longest = batch.positions.iter().copied().max().map_or(0, |p| p as usize + 1);
-        self.prepare_positions(longest);
+        self.ropes.prepare(&self.backend, batch);
         self.reserve(batch.n_tokens());
-    }
-
-    /// Makes the rotary table long enough; it at least doubles, so that it is seldom made anew.
-    pub(crate) fn prepare_positions(&mut self, longest: usize) {
-        if longest > self.n_positions {
-            let limit = self.config.max_position_embeddings;
-            self.n_positions = longest.max(2 * self.n_positions).min(limit).max(longest);
-            let table = rope::cos_sin(&self.config, self.n_positions);
-            self.cos_sin = self.backend.upload(&table);
-        }
     }
 
     /// The buffers that the passes need as things stand.
@@ -388,10 +375,14 @@ impl<B: Backend> Decoder<B> {
         let pass = self.pass(batch, dropout_seed);
         let embedding = &self.embed.value;
         let d = self.dims.d;
-        self.backend.gather_rows(embedding, &batch.input_ids, d, &mut workspace.streams[0]);
+        let first = &mut workspace.streams[0];
+        self.backend.gather_rows(embedding, &batch.input_ids, d, first);
+        if let Some(factor) = self.dims.embedding {
+            self.backend.scale(first, factor, batch.n_tokens() * d);
+        }
         if let Some(EmbeddingNoise { alpha, seed, first_document }) = self.noise {
-            let (x, place) = (&mut workspace.streams[0], (seed, first_document));
-            self.backend.add_noise(x, d, &batch.seq_lens, alpha, place);
+            let place = (seed, first_document);
+            self.backend.add_noise(first, d, &batch.seq_lens, alpha, place);
         }
         for (idx, layer) in self.layers.iter().enumerate() {
             let ends = [workspace.stream(idx), workspace.stream(idx + 1)];
@@ -407,9 +398,10 @@ impl<B: Backend> Decoder<B> {
         Pass {
             backend: &self.backend,
             dims: self.dims,
-            positions: &batch.positions,
+            rows: batch.n_tokens(),
             seq_lens: &batch.seq_lens,
-            cos_sin: &self.cos_sin,
+            ropes: &self.ropes,
+            rope_rows: None,
             dropout_seed,
         }
     }
@@ -433,13 +425,14 @@ impl<B: Backend> Decoder<B> {
         let x = &streams[n_layers];
         let sums = self.head.loss(on, &mut self.embed, x, batch, head_acts, Some(grad), None);
 
-        let Decoder { backend, dims, layers, cos_sin, .. } = self;
+        let Decoder { backend, dims, layers, ropes, .. } = self;
         let pass = Pass {
             backend,
             dims: *dims,
-            positions: &batch.positions,
+            rows: batch.n_tokens(),
             seq_lens: &batch.seq_lens,
-            cos_sin,
+            ropes,
+            rope_rows: None,
             dropout_seed,
         };
         let embed_is_trained = self.embed.grad.is_some();
@@ -457,6 +450,9 @@ impl<B: Backend> Decoder<B> {
             layer.backward(&pass, x, acts, scratch, &mut back.layer, &mut back.dx, needs_dx);
         }
         if let Some(grad) = &mut self.embed.grad {
+            if let Some(factor) = self.dims.embedding {
+                self.backend.scale(&mut back.dx, factor, batch.n_tokens() * self.dims.d);
+            }
             self.backend.scatter_add_rows(&back.dx, &batch.input_ids, self.dims.d, grad);
         }
         sums

@@ -3,8 +3,9 @@
 
 use hone_kernels::{Backend, Mat, MatMut, rng};
 
+use crate::buffers::{Acts, Dims, Scratch};
 use crate::head::HeadActs;
-use crate::layer::{Acts, Dims, Scratch};
+use crate::layer::Pass;
 use crate::workspace::{Layout, scratch};
 use crate::{Batch, Decoder, ModelError};
 
@@ -87,7 +88,7 @@ impl Generator {
         prompts: &[Vec<u32>],
     ) -> Result<Vec<Generation>, ModelError> {
         self.check()?;
-        let limit = decoder.config().max_position_embeddings;
+        let limit = decoder.config().context();
         for (i, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() || prompt.len() >= limit {
                 let what = format!("prompt {i} has {} tokens", prompt.len());
@@ -134,29 +135,24 @@ impl Generator {
         let v = decoder.dims.v;
         let mut logits = vec![0.0; prompts.len() * v];
         let mut cache = Cache::prefill(decoder, prompts, self.max_new, &mut logits)?;
-        let mut is_live = vec![true; prompts.len()];
         loop {
             for (b, row) in logits.chunks_exact(v).enumerate() {
-                if !is_live[b] {
+                if !cache.is_live[b] {
                     continue;
                 }
                 let id = self.choose(row, first + b, done[b].ids.len())?;
                 if self.stop_ids.contains(&id) {
                     done[b].stop_id = Some(id);
-                    is_live[b] = false;
+                    cache.is_live[b] = false;
                     continue;
                 }
                 done[b].ids.push(id);
-                cache.ids[b] = id;
-                is_live[b] = done[b].ids.len() < self.max_new && cache.lens[b] < cache.capacity;
-                // A finished sequence stays in the batch and is computed again at its last
-                // position.
-                cache.lens[b] += usize::from(is_live[b]);
+                cache.push(b, id, done[b].ids.len() < self.max_new);
             }
-            if !is_live.contains(&true) {
+            if !cache.is_live.contains(&true) {
                 return Ok(done);
             }
-            cache.step(decoder, &mut logits);
+            cache.step(decoder, &mut logits)?;
         }
     }
 
@@ -207,19 +203,25 @@ fn nucleus(logits: &[f32], temperature: f64, top_p: f64, draw: f64) -> u32 {
 }
 
 /// Keys and values of sequences side by side, and the buffers of a step.
+///
+/// A sequence whose growth changes the rotation of its earlier tokens (it leaves the original
+/// context of LongRoPE, or grows beyond that of dynamic scaling) is read anew as a whole, so that
+/// every token is chosen by the logits of the whole forward. transformers does so for LongRoPE;
+/// with dynamic scaling it keeps keys that were rotated by other frequencies.
 struct Cache<B: Backend> {
     /// Per layer: keys and values, each (sequences, capacity, G K).
     layers: Vec<(B::Buf, B::Buf)>,
     /// Most positions of a sequence.
     capacity: usize,
-    /// Valid positions of each sequence, that of the next step's token included.
-    lens: Vec<usize>,
-    /// The next step's tokens.
-    ids: Vec<u32>,
-    positions: Vec<u32>,
+    /// Each sequence's tokens, that of the next step included.
+    texts: Vec<Vec<u32>>,
+    /// Which sequences still grow. The others stay in the batch and are computed again at their
+    /// last position.
+    is_live: Vec<bool>,
+    /// Rows of the residual stream.
     rows: Vec<u32>,
-    /// Residual stream (sequences, D).
-    x: B::Buf,
+    /// Residual stream before and behind a layer, (sequences, D).
+    streams: [B::Buf; 2],
     acts: Acts<B>,
     scratch: Scratch<B>,
     head: HeadActs<B>,
@@ -234,80 +236,117 @@ impl<B: Backend> Cache<B> {
         max_new: usize,
         logits: &mut [f32],
     ) -> Result<Self, ModelError> {
-        let mut batch = Batch::new();
-        for prompt in prompts {
-            batch.push(prompt, &vec![0.0; prompt.len()])?;
-        }
-        let lens: Vec<usize> = prompts.iter().map(Vec::len).collect();
-        let longest = lens.iter().copied().max().unwrap_or(0);
-        let capacity = (longest + max_new).min(decoder.config().max_position_embeddings);
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let capacity = (longest + max_new).min(decoder.config().context());
         let n = prompts.len();
         let backend = decoder.backend.clone();
         let dims = decoder.dims;
         let width = dims.heads.n_kv * dims.heads.dim;
         let make = || backend.zeros(n * capacity * width);
-        let mut layers: Vec<(B::Buf, B::Buf)> =
-            decoder.layers.iter().map(|_| (make(), make())).collect();
-
-        let ends = lens.iter().scan(0, |end, len| {
-            *end += len;
-            Some(*end as u32 - 1)
-        });
-        let last_rows: Vec<u32> = ends.collect();
-        decoder.logits_with(&batch, &last_rows, logits, &mut |idx, acts| {
-            let (mut start, layer) = (0, &mut layers[idx]);
-            for (b, &len) in lens.iter().enumerate() {
-                keep(&backend, &dims, &acts.qkv, (start, len), layer, b * capacity);
-                start += len;
-            }
-        })?;
-        decoder.prepare_positions(capacity);
         let layout = Layout { trains: false, n_streams: 1, n_acts: 1, ..decoder.layout() };
-        Ok(Cache {
-            layers,
+        let mut cache = Cache {
+            layers: decoder.layers.iter().map(|_| (make(), make())).collect(),
             capacity,
-            lens,
-            ids: vec![0; n],
-            positions: vec![0; n],
+            texts: prompts.to_vec(),
+            is_live: vec![true; n],
             rows: (0..n as u32).collect(),
-            x: backend.zeros(n * dims.d),
+            streams: [backend.zeros(n * dims.d), backend.zeros(n * dims.d)],
             acts: Acts::new(&backend, &dims, n),
             scratch: scratch(&backend, &dims, layout, n),
             head: HeadActs::new(&backend, &dims, n),
-        })
+        };
+        let all: Vec<usize> = (0..n).collect();
+        cache.read(decoder, &all, logits)?;
+        Ok(cache)
     }
 
-    /// Takes `ids` through the model at the last of each sequence's `lens` positions; writes the
-    /// logits after them.
-    fn step(&mut self, decoder: &Decoder<B>, logits: &mut [f32]) {
-        let Decoder { backend: b, dims, embed, layers, head, cos_sin, .. } = decoder;
-        let (n, d, heads) = (self.ids.len(), dims.d, dims.heads);
-        for (position, len) in self.positions.iter_mut().zip(&self.lens) {
-            *position = *len as u32 - 1;
+    /// Adds a token to a sequence, which grows no further if it is full or not to.
+    fn push(&mut self, b: usize, id: u32, goes_on: bool) {
+        self.is_live[b] = goes_on && self.texts[b].len() < self.capacity;
+        if self.is_live[b] {
+            self.texts[b].push(id);
         }
-        let Cache { acts, scratch: Scratch { h, lora }, x, .. } = self;
-        b.gather_rows(&embed.value, &self.ids, d, x);
+    }
+
+    /// Takes the whole of some sequences through the model: their keys and values, and the logits
+    /// after their last tokens.
+    fn read(
+        &mut self,
+        decoder: &mut Decoder<B>,
+        chosen: &[usize],
+        logits: &mut [f32],
+    ) -> Result<(), ModelError> {
+        let mut batch = Batch::new();
+        let mut last_rows = Vec::with_capacity(chosen.len());
+        for &b in chosen {
+            batch.push(&self.texts[b], &vec![0.0; self.texts[b].len()])?;
+            last_rows.push(batch.n_tokens() as u32 - 1);
+        }
+        let (backend, dims, v) = (decoder.backend.clone(), decoder.dims, decoder.dims.v);
+        let mut found = vec![0.0; chosen.len() * v];
+        let Cache { layers, capacity, texts, .. } = self;
+        decoder.logits_with(&batch, &last_rows, &mut found, &mut |idx, acts| {
+            let (mut start, layer) = (0, &mut layers[idx]);
+            for &b in chosen {
+                let len = texts[b].len();
+                keep(&backend, &dims, &acts.qkv, (start, len), layer, b * *capacity);
+                start += len;
+            }
+        })?;
+        for (&b, found) in chosen.iter().zip(found.chunks_exact(v)) {
+            logits[b * v..(b + 1) * v].copy_from_slice(found);
+        }
+        Ok(())
+    }
+
+    /// Takes the last token of each sequence through the model; writes the logits after it.
+    fn step(&mut self, decoder: &mut Decoder<B>, logits: &mut [f32]) -> Result<(), ModelError> {
+        let mut lens: Vec<usize> = self.texts.iter().map(Vec::len).collect();
+        let changes = |b: &usize| self.is_live[*b] && decoder.ropes.changes_at(lens[*b]);
+        let changed: Vec<usize> = (0..lens.len()).filter(changes).collect();
+        // Those read anew take part as if they had one token; what comes of it is overwritten.
+        changed.iter().for_each(|&b| lens[b] = 1);
+        if changed.len() < lens.len() {
+            self.step_all(decoder, &lens, logits);
+        }
+        if changed.is_empty() { Ok(()) } else { self.read(decoder, &changed, logits) }
+    }
+
+    /// A step of all sequences at the last of their `lens` positions.
+    fn step_all(&mut self, decoder: &mut Decoder<B>, lens: &[usize], logits: &mut [f32]) {
+        decoder.ropes.reserve(&decoder.backend, lens);
+        let Decoder { backend: b, dims, embed, layers, head, ropes, .. } = decoder;
+        let (n, d, heads) = (lens.len(), dims.d, dims.heads);
+        let rope_rows = ropes.last_rows(lens);
+        let pass = Pass {
+            backend: &*b,
+            dims: *dims,
+            rows: n,
+            seq_lens: &[],
+            ropes: &*ropes,
+            rope_rows: Some(&rope_rows),
+            dropout_seed: None,
+        };
+        let ids: Vec<u32> = self.texts.iter().zip(lens).map(|(text, len)| text[len - 1]).collect();
+        let Cache { acts, scratch, streams: [x, out], .. } = self;
+        b.gather_rows(&embed.value, &ids, d, x);
+        if let Some(factor) = dims.embedding {
+            b.scale(x, factor, n * d);
+        }
         for (layer, cache) in layers.iter().zip(&mut self.layers) {
-            let w = &layer.input_norm.value;
-            b.rms_norm(x, w, dims.eps, (n, d), &mut acts.normed, &mut acts.r1);
-            layer.qkv.forward(b, (&acts.normed, n), (&mut acts.qkv, 0.0), lora, None);
-            b.rope(&mut acts.qkv, heads, &self.positions, cos_sin, false);
-            for (i, &len) in self.lens.iter().enumerate() {
+            layer.project(&pass, x, acts, scratch);
+            for (i, &len) in lens.iter().enumerate() {
                 keep(b, dims, &acts.qkv, (i, 1), cache, i * self.capacity + len - 1);
             }
             let q = Mat::columns(&acts.qkv, n, 0, heads.out_width(), heads.qkv_width());
             let (k, v) = (&cache.0, &cache.1);
-            let out = &mut acts.attn;
-            b.attention_decode(q, k, v, self.capacity, &self.lens, heads, dims.mask, out);
-            layer.o.forward(b, (&acts.attn, n), (x, 1.0), lora, None);
-            let w = &layer.post_norm.value;
-            b.rms_norm(x, w, dims.eps, (n, d), &mut acts.mid_normed, &mut acts.r2);
-            layer.gate_up.forward(b, (&acts.mid_normed, n), (&mut acts.gate_up, 0.0), lora, None);
-            b.swiglu(&acts.gate_up, (n, dims.i), h);
-            layer.down.forward(b, (h, n), (x, 1.0), lora, None);
+            let to = &mut acts.attn;
+            b.attention_decode(q, k, v, self.capacity, lens, heads, layer.mask(), to);
+            layer.finish(&pass, x, acts, scratch, out);
+            std::mem::swap(x, out);
         }
         let v = dims.v;
-        head.logits((b, dims), embed, x, &self.rows, &mut self.head, &mut |start, n, buf| {
+        head.logits((&*b, &*dims), embed, x, &self.rows, &mut self.head, &mut |start, n, buf| {
             b.read(buf, 0, &mut logits[start * v..(start + n) * v]);
         });
     }
@@ -363,16 +402,18 @@ mod tests {
 
     /// Logits of every step with the cache are those of one forward over the whole text, on both
     /// backends.
-    fn check_cache<B: Backend>(backend: B) {
-        let text = r#"{"model_type": "llama", "vocab_size": 41, "hidden_size": 20,
-            "intermediate_size": 28, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 6, "tie_word_embeddings": true,
-            "initializer_range": 0.3}"#;
-        let config = crate::ModelConfig::from_json(text).unwrap();
+    fn check_cache<B: Backend>(backend: B, more: &str) {
+        let text = format!(
+            r#"{{"vocab_size": 41, "hidden_size": 20, "intermediate_size": 28,
+                "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "head_dim": 8, "tie_word_embeddings": true, "initializer_range": 0.3, {more}}}"#
+        );
+        let config = crate::ModelConfig::from_json(&text).unwrap();
         let weights = crate::init_weights(&config, 1);
         let training = crate::Training::Frozen;
         let mut decoder = Decoder::load(backend, &config, &weights, training).unwrap();
-        let adapter = crate::LoraConfig::all_linear(2, 4.0);
+        let mut adapter = crate::LoraConfig::all_linear(2, 4.0);
+        adapter.target_modules = config.linear_names().into_iter().map(str::to_owned).collect();
         let mut adapter = crate::Adapter::init(&config, adapter, 1).unwrap();
         let names: Vec<String> = adapter.tensors.iter().map(|t| t.name.clone()).collect();
         for name in names.iter().filter(|name| name.contains("lora_B")) {
@@ -393,19 +434,34 @@ mod tests {
                 let batch = Batch::from_pack(seen, &vec![0.0; end], &[end]).unwrap();
                 let expected = decoder.logits(&batch, &[end as u32 - 1]).unwrap();
                 for (a, b) in expected.iter().zip(&found[b * 41..]) {
-                    assert!((a - b).abs() < 1e-5, "step {step}: {a} {b}");
+                    assert!((a - b).abs() < 1e-5, "{more}, step {step}: {a} {b}");
                 }
-                cache.ids[b] = text[end];
-                cache.lens[b] += 1;
+                cache.push(b, text[end], true);
             }
-            cache.step(&decoder, &mut found);
+            cache.step(&mut decoder, &mut found).unwrap();
         }
     }
 
+    /// What makes a cached step differ from Llama's: windows, positions by layer, frequencies that
+    /// change as a text grows beyond ten tokens, norms, caps and factors.
+    const MODELS: [&str; 7] = [
+        r#""model_type": "llama""#,
+        r#""model_type": "gemma3_text", "sliding_window": 5, "sliding_window_pattern": 2"#,
+        r#""model_type": "gemma2", "sliding_window": 5, "attn_logit_softcapping": 1.5"#,
+        r#""model_type": "smollm3", "no_rope_layers": [0, 1]"#,
+        r#""model_type": "phi3", "original_max_position_embeddings": 10, "rope_scaling": {
+            "type": "longrope", "short_factor": [1, 1, 1, 1], "long_factor": [2, 3, 4, 5]}"#,
+        r#""model_type": "llama", "max_position_embeddings": 10, "rope_scaling": {
+            "type": "dynamic", "factor": 4}"#,
+        r#""model_type": "olmo2""#,
+    ];
+
     #[test]
     fn the_cache_is_the_whole_forward() {
-        check_cache(hone_kernels::Cpu::new());
-        check_cache(hone_kernels::Reference);
+        for more in MODELS {
+            check_cache(hone_kernels::Cpu::new(), more);
+            check_cache(hone_kernels::Reference, more);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use hone_kernels::{Backend, LossOptions, LossSums, Mat, MatMut, Op};
 
-use crate::layer::Dims;
+use crate::buffers::Dims;
 use crate::linear::finite;
 use crate::param::{Param, ParamKind};
 use crate::tensors::{TensorSource, Tensors};
@@ -66,11 +66,12 @@ pub(crate) struct HeadBack<B: Backend> {
 
 impl<B: Backend> HeadActs<B> {
     pub(crate) fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
+        let chunk = chunk_rows(dims.v).min(rows) * dims.v;
         HeadActs {
             gathered: backend.zeros(rows * dims.d),
             r: backend.zeros(rows),
             normed: backend.zeros(rows * dims.d),
-            logits: backend.zeros(chunk_rows(dims.v).min(rows) * dims.v),
+            logits: backend.zeros(chunk),
             targets: Vec::with_capacity(rows),
             weights: Vec::with_capacity(rows),
         }
@@ -142,10 +143,10 @@ impl<B: Backend> Head<B> {
         backend.gather_rows(x, rows, dims.d, &mut acts.gathered);
         let size = (rows.len(), dims.d);
         let (w, r) = (&self.norm.value, &mut acts.r);
-        backend.rms_norm(&acts.gathered, w, dims.eps, size, &mut acts.normed, r);
+        backend.rms_norm(&acts.gathered, w, dims.norm, size, &mut acts.normed, r);
     }
 
-    /// `acts.logits` (rows, V) <- logits of `rows` normed rows from `start`.
+    /// `acts.logits` (rows, V) <- logits of `rows` normed rows from `start`, before any soft cap.
     fn project(
         &self,
         (backend, dims): (&B, &Dims),
@@ -161,6 +162,9 @@ impl<B: Backend> Head<B> {
                 let w = Mat::new(&param.value, dims.v, dims.d);
                 backend.gemm(x, Op::N, w, Op::T, y, 1.0, 0.0);
             }
+        }
+        if let Some(factor) = dims.logit_factor {
+            backend.scale(&mut acts.logits, factor, rows * dims.v);
         }
     }
 
@@ -188,6 +192,9 @@ impl<B: Backend> Head<B> {
         for start in (0..rows.len()).step_by(chunk_rows(dims.v)) {
             let n = chunk_rows(dims.v).min(rows.len() - start);
             self.project((backend, dims), embed, (start, n), acts);
+            if let Some(cap) = dims.logit_cap {
+                backend.soft_cap(&mut acts.logits, cap, n * dims.v);
+            }
             take(start, n, &acts.logits);
         }
     }
@@ -211,9 +218,12 @@ impl<B: Backend> Head<B> {
         acts.targets.extend(batch.rows.iter().map(|&row| batch.targets[row as usize]));
         acts.weights.clear();
         acts.weights.extend(batch.rows.iter().map(|&row| batch.weights[row as usize]));
-        let LossOptions { soft_cap, .. } = self.options;
-        let plain = LossOptions { soft_cap, ..LossOptions::default() };
-        let options = if grad.is_some() { self.options } else { plain };
+        // The loss caps the logits itself: its gradient needs both sides of the cap.
+        let soft_cap = dims.logit_cap.or(self.options.soft_cap);
+        let options = match grad {
+            Some(_) => LossOptions { soft_cap, ..self.options },
+            None => LossOptions { soft_cap, ..LossOptions::default() },
+        };
         let mut sums = LossSums::default();
         for start in (0..n_rows).step_by(chunk_rows(dims.v)) {
             let n = chunk_rows(dims.v).min(n_rows - start);
@@ -228,6 +238,9 @@ impl<B: Backend> Head<B> {
             );
             sums += part;
             if let Some(grad) = &mut grad {
+                if let Some(factor) = dims.logit_factor {
+                    backend.scale(&mut acts.logits, factor, n * dims.v);
+                }
                 self.project_backward((backend, dims), embed, (start, n), acts, grad.back);
             }
         }
@@ -237,7 +250,7 @@ impl<B: Backend> Head<B> {
             let Param { value, grad: dw, .. } = &mut self.norm;
             let (size, dw) = ((n_rows, dims.d), dw.as_mut());
             let (x, r) = (&acts.gathered, &acts.r);
-            backend.rms_norm_backward(dnormed, x, value, r, size, dgathered, dw);
+            backend.rms_norm_backward(dnormed, x, value, dims.norm, r, size, dgathered, dw);
             backend.fill(grad.dx, 0.0);
             backend.scatter_add_rows(dgathered, &batch.rows, dims.d, grad.dx);
         }

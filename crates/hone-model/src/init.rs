@@ -6,15 +6,15 @@ use rayon::prelude::*;
 use crate::ModelConfig;
 use crate::tensors::{NamedTensor, Tensors};
 
-/// Weights to pre-train from: matrices N(0, `initializer_range`), norms one, biases zero, as
-/// transformers initialises Llama.
+/// Weights to pre-train from: matrices N(0, `initializer_range`), norms one (zero where one is
+/// added to them), biases zero, as transformers initialises the families.
 ///
 /// Every value is a function of `seed`, the tensor's name and the index alone.
 pub fn init_weights(config: &ModelConfig, seed: u64) -> Tensors {
     let tensor = |entry: crate::TensorEntry| {
         let n: usize = entry.shape.iter().product();
         let data = if entry.name.ends_with("norm.weight") {
-            vec![1.0; n]
+            vec![if config.knobs.norm_plus_one { 0.0 } else { 1.0 }; n]
         } else if entry.name.ends_with(".bias") {
             vec![0.0; n]
         } else {

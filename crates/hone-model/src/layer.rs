@@ -1,158 +1,60 @@
-//! One layer of the decoder: attention and feed-forward, each behind a norm and added to the
-//! residual stream.
+//! One layer of the decoder: attention and feed-forward, each a half that is added to the residual
+//! stream.
 //!
-//!   m = x + o(attention(rope(qkv(norm1(x)))))        y = m + down(swiglu(gate_up(norm2(m))))
+//!   m = x + s n2(o(attention(rope(norm(qkv(n1(x)))))))     y = m + s n4(down(glu(gate_up(n3(m)))))
+//!
+//! Which of the norms n1 to n4 there are, the norm of queries and keys, rotary positions, windows,
+//! soft caps and the factor s are knobs; Llama has n1, n3 and rope, and s = 1.
 
-use hone_kernels::{AttnMask, Backend, Heads, rng};
+use hone_kernels::{AttnMask, Backend, MatMut, rng};
 
-use crate::config::layer_prefix;
+use crate::buffers::{Acts, BackScratch, Dims, End, Scratch};
+use crate::config::{Activation, LayerRope, Map, layer_prefix};
 use crate::linear::{Linear, LoraScratch, finite};
 use crate::param::{Param, ParamKind};
+use crate::rope::Ropes;
 use crate::tensors::{TensorSource, Tensors};
 use crate::{ModelConfig, ModelError};
 
 /// Linear maps of a layer; each draws its own dropout.
 const N_SITES: u64 = 4;
 
-/// Sizes that every layer shares.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Dims {
-    /// D.
-    pub(crate) d: usize,
-    /// I.
-    pub(crate) i: usize,
-    /// V.
-    pub(crate) v: usize,
-    pub(crate) heads: Heads,
-    pub(crate) mask: AttnMask,
-    pub(crate) eps: f32,
-}
-
-impl Dims {
-    pub(crate) fn new(config: &ModelConfig) -> Self {
-        let heads = Heads {
-            n_q: config.num_attention_heads,
-            n_kv: config.num_key_value_heads,
-            dim: config.head_dim,
-        };
-        let scale = (1.0 / (config.head_dim as f64).sqrt()) as f32;
-        Dims {
-            d: config.hidden_size,
-            i: config.intermediate_size,
-            v: config.vocab_size,
-            heads,
-            mask: AttnMask { window: None, scale },
-            eps: config.rms_norm_eps as f32,
-        }
-    }
-}
-
 /// What one pass over a batch needs beside weights and activations.
 pub(crate) struct Pass<'a, B: Backend> {
     pub(crate) backend: &'a B,
     pub(crate) dims: Dims,
-    pub(crate) positions: &'a [u32],
+    /// T.
+    pub(crate) rows: usize,
     pub(crate) seq_lens: &'a [usize],
-    /// Table of rotary positions.
-    pub(crate) cos_sin: &'a B::Buf,
+    pub(crate) ropes: &'a Ropes<B>,
+    /// Rows of each rotary table, where they are not those of the batch last prepared.
+    pub(crate) rope_rows: Option<&'a [Vec<u32>]>,
     /// Turns dropout on.
     pub(crate) dropout_seed: Option<u64>,
 }
 
 impl<B: Backend> Pass<'_, B> {
-    /// T.
-    pub(crate) fn rows(&self) -> usize {
-        self.positions.len()
-    }
-}
-
-/// What the backward of a layer reads, for T tokens.
-pub(crate) struct Acts<B: Backend> {
-    /// Output of the first norm (T, D).
-    pub(crate) normed: B::Buf,
-    /// Scales of the first norm (T).
-    pub(crate) r1: B::Buf,
-    /// Queries, keys and values after rotation (T, (H + 2 G) K).
-    pub(crate) qkv: B::Buf,
-    /// Output of attention (T, H K).
-    pub(crate) attn: B::Buf,
-    /// Log-sum-exp of attention (T, H).
-    pub(crate) lse: B::Buf,
-    /// Residual stream between the halves (T, D).
-    pub(crate) mid: B::Buf,
-    /// Output of the second norm (T, D).
-    pub(crate) mid_normed: B::Buf,
-    /// Scales of the second norm (T).
-    pub(crate) r2: B::Buf,
-    /// Gates and ups (T, 2 I); the backward turns them into their gradient.
-    pub(crate) gate_up: B::Buf,
-}
-
-impl<B: Backend> Acts<B> {
-    pub(crate) fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
-        let zeros = |width: usize| backend.zeros(rows * width);
-        Acts {
-            normed: zeros(dims.d),
-            r1: zeros(1),
-            qkv: zeros(dims.heads.qkv_width()),
-            attn: zeros(dims.heads.out_width()),
-            lse: zeros(dims.heads.n_q),
-            mid: zeros(dims.d),
-            mid_normed: zeros(dims.d),
-            r2: zeros(1),
-            gate_up: zeros(2 * dims.i),
-        }
-    }
-
-    /// Values per token.
-    pub(crate) fn values_per_token(dims: &Dims) -> usize {
-        3 * dims.d
-            + 2
-            + dims.heads.qkv_width()
-            + dims.heads.out_width()
-            + dims.heads.n_q
-            + 2 * dims.i
-    }
-}
-
-/// Buffers of a forward that no backward reads, shared by all layers.
-pub(crate) struct Scratch<B: Backend> {
-    /// Output of SwiGLU (T, I).
-    pub(crate) h: B::Buf,
-    pub(crate) lora: LoraScratch<B>,
-}
-
-/// Buffers of a backward, shared by all layers.
-pub(crate) struct BackScratch<B: Backend> {
-    /// Gradient at a norm's output (T, D).
-    dnormed: B::Buf,
-    /// Gradient of queries, keys and values.
-    dqkv: B::Buf,
-    /// Gradient of attention's output.
-    dattn: B::Buf,
-    /// Gradient of SwiGLU's output (T, I).
-    dh: B::Buf,
-}
-
-impl<B: Backend> BackScratch<B> {
-    pub(crate) fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
-        let zeros = |width: usize| backend.zeros(rows * width);
-        BackScratch {
-            dnormed: zeros(dims.d),
-            dqkv: zeros(dims.heads.qkv_width()),
-            dattn: zeros(dims.heads.out_width()),
-            dh: zeros(dims.i),
-        }
+    /// Rotates queries and keys, or back.
+    fn rope(&self, qkv: &mut B::Buf, set: usize, inverse: bool) {
+        let (table, rows) = self.ropes.of_batch(set);
+        let rows = self.rope_rows.map_or(rows, |rows| &rows[set]);
+        self.backend.rope(qkv, self.dims.heads, self.dims.rotary, rows, table, inverse);
     }
 }
 
 /// The weights of one layer.
 pub(crate) struct Layer<B: Backend> {
-    pub(crate) idx: usize,
-    pub(crate) input_norm: Param<B>,
+    idx: usize,
+    /// What a query may see.
+    mask: AttnMask,
+    /// Set of rotary positions.
+    rope: Option<usize>,
+    /// Norms before and after attention, before and after the feed-forward.
+    norms: [Option<Param<B>>; 4],
+    /// Norms of queries and keys, or neither.
+    qk_norms: [Option<Param<B>>; 2],
     pub(crate) qkv: Linear<B>,
     pub(crate) o: Linear<B>,
-    pub(crate) post_norm: Param<B>,
     pub(crate) gate_up: Linear<B>,
     pub(crate) down: Linear<B>,
 }
@@ -171,23 +73,40 @@ impl<B: Backend> Layer<B> {
             let tensor = finite(source, &format!("{prefix}.{name}.weight"))?;
             Ok(Param::new(backend, ParamKind::Norm, vec![tensor], trained))
         };
-        let linear = |range: std::ops::Range<usize>| {
-            let (inp, has_bias) = (shapes[range.start].inp, shapes[range.start].has_bias);
-            let named = |shape: &crate::config::LinearShape| {
-                (format!("{prefix}.{}", shape.name), shape.out)
-            };
-            let modules = shapes[range].iter().map(named).collect();
+        let linear = |map: Map| {
+            let parts: Vec<_> = shapes.iter().filter(|shape| shape.map == map).collect();
+            let (inp, has_bias) = (parts[0].inp, parts[0].has_bias);
+            let modules = parts.iter().map(|s| (format!("{prefix}.{}", s.name), s.out)).collect();
             Linear::load(backend, source, modules, inp, has_bias, trained)
         };
+        let mut norms = Vec::new();
+        for named in config.norms() {
+            norms.push(named.map(|(name, _)| norm(name)).transpose()?);
+        }
+        let norms: [Option<Param<B>>; 6] =
+            norms.try_into().unwrap_or_else(|_| unreachable!("one for each of six names"));
+        let [attn_in, attn_out, ffn_in, ffn_out, q, k] = norms;
+        let (dims, knobs) = (Dims::new(config), config.layer(idx));
         Ok(Layer {
             idx,
-            input_norm: norm("input_layernorm")?,
-            qkv: linear(0..3)?,
-            o: linear(3..4)?,
-            post_norm: norm("post_attention_layernorm")?,
-            gate_up: linear(4..6)?,
-            down: linear(6..7)?,
+            mask: AttnMask { window: knobs.window, scale: dims.scale, soft_cap: dims.score_cap },
+            rope: match knobs.rope {
+                LayerRope::Main => Some(0),
+                LayerRope::Local => Some(1),
+                LayerRope::Off => None,
+            },
+            norms: [attn_in, attn_out, ffn_in, ffn_out],
+            qk_norms: [q, k],
+            qkv: linear(Map::Qkv)?,
+            o: linear(Map::O)?,
+            gate_up: linear(Map::GateUp)?,
+            down: linear(Map::Down)?,
         })
+    }
+
+    /// What a query of this layer may see.
+    pub(crate) fn mask(&self) -> AttnMask {
+        self.mask
     }
 
     /// The seed of one of the layer's maps.
@@ -204,26 +123,73 @@ impl<B: Backend> Layer<B> {
         scratch: &mut Scratch<B>,
         out: &mut B::Buf,
     ) {
-        let (b, t, dims) = (pass.backend, pass.rows(), &pass.dims);
-        let (d, heads) = (dims.d, dims.heads);
-        let Scratch { h, lora } = scratch;
-        let size = (t, d);
-        b.rms_norm(x, &self.input_norm.value, dims.eps, size, &mut acts.normed, &mut acts.r1);
-        let seed = self.seed(pass, 0);
-        self.qkv.forward(b, (&acts.normed, t), (&mut acts.qkv, 0.0), lora, seed);
-        b.rope(&mut acts.qkv, heads, pass.positions, pass.cos_sin, false);
+        self.project(pass, x, acts, scratch);
         let (attn, lse) = (&mut acts.attn, &mut acts.lse);
-        b.attention(&acts.qkv, heads, pass.seq_lens, dims.mask, attn, lse);
-        b.copy(x, &mut acts.mid, t * d);
-        self.o.forward(b, (&acts.attn, t), (&mut acts.mid, 1.0), lora, self.seed(pass, 1));
+        let heads = pass.dims.heads;
+        pass.backend.attention(&acts.qkv, heads, pass.seq_lens, self.mask, attn, lse);
+        self.finish(pass, x, acts, scratch, out);
+    }
 
-        let (w, mid) = (&self.post_norm.value, &acts.mid);
-        b.rms_norm(mid, w, dims.eps, size, &mut acts.mid_normed, &mut acts.r2);
+    /// The part before attention: `acts.qkv` <- queries, keys and values, normed and rotated.
+    pub(crate) fn project(
+        &self,
+        pass: &Pass<'_, B>,
+        x: &B::Buf,
+        acts: &mut Acts<B>,
+        scratch: &mut Scratch<B>,
+    ) {
+        let (b, t, dims) = (pass.backend, pass.rows, &pass.dims);
+        let input = match &self.norms[0] {
+            None => x,
+            Some(w) => {
+                let (y, r) = (&mut acts.normed, &mut acts.r1);
+                b.rms_norm(x, &w.value, dims.norm, (t, dims.d), y, r);
+                &acts.normed
+            }
+        };
+        let seed = self.seed(pass, 0);
+        self.qkv.forward(b, (input, t), (&mut acts.qkv, 0.0), &mut scratch.lora, seed);
+        let (mut start, stride) = (0, dims.heads.qkv_width());
+        for ((w, width), raw) in self.qk_norms.iter().zip(dims.qk_widths()).zip(&mut acts.raw) {
+            if let Some(w) = w {
+                let x = MatMut::columns(&mut acts.qkv, t, start, width, stride);
+                b.group_norm(x, &w.value, dims.norm, b.len(&w.value), raw);
+            }
+            start += width;
+        }
+        if let Some(set) = self.rope {
+            pass.rope(&mut acts.qkv, set, false);
+        }
+    }
+
+    /// The part behind attention, whose output lies in `acts.attn`: `out` (T, D) <- the rest of the
+    /// layer on `x`.
+    pub(crate) fn finish(
+        &self,
+        pass: &Pass<'_, B>,
+        x: &B::Buf,
+        acts: &mut Acts<B>,
+        scratch: &mut Scratch<B>,
+        out: &mut B::Buf,
+    ) {
+        let (b, t, dims) = (pass.backend, pass.rows, &pass.dims);
+        let Scratch { h, lora } = scratch;
+        let [_, attn_out, ffn_in, ffn_out] = &self.norms;
+        let o = (&self.o, attn_out.as_ref(), self.seed(pass, 1));
+        join(pass, o, (x, &acts.attn), &mut acts.attn_end, &mut acts.mid, lora);
+        let input = match ffn_in {
+            None => &acts.mid,
+            Some(w) => {
+                let (y, r) = (&mut acts.mid_normed, &mut acts.r2);
+                b.rms_norm(&acts.mid, &w.value, dims.norm, (t, dims.d), y, r);
+                &acts.mid_normed
+            }
+        };
         let seed = self.seed(pass, 2);
-        self.gate_up.forward(b, (&acts.mid_normed, t), (&mut acts.gate_up, 0.0), lora, seed);
-        b.swiglu(&acts.gate_up, (t, dims.i), h);
-        b.copy(&acts.mid, out, t * d);
-        self.down.forward(b, (h, t), (out, 1.0), lora, self.seed(pass, 3));
+        self.gate_up.forward(b, (input, t), (&mut acts.gate_up, 0.0), lora, seed);
+        glu(pass, &acts.gate_up, h);
+        let down = (&self.down, ffn_out.as_ref(), self.seed(pass, 3));
+        join(pass, down, (&acts.mid, h), &mut acts.ffn_end, out, lora);
     }
 
     /// Given `dx`, the gradient at the layer's output (T, D), makes it the gradient at its input
@@ -240,32 +206,46 @@ impl<B: Backend> Layer<B> {
         dx: &mut B::Buf,
         needs_dx: bool,
     ) {
-        let (b, t, dims) = (pass.backend, pass.rows(), pass.dims);
-        let (heads, size) = (dims.heads, (t, dims.d));
+        let (b, t, dims) = (pass.backend, pass.rows, pass.dims);
         let seeds = [0, 1, 2, 3].map(|site| self.seed(pass, site));
         let Scratch { h, lora } = scratch;
-        let BackScratch { dnormed, dqkv, dattn, dh } = back;
+        let BackScratch { dnormed, dqkv, dattn, dh, dend } = back;
+        let [attn_in, attn_out, ffn_in, ffn_out] = &mut self.norms;
 
         if self.down.needs_input() {
-            b.swiglu(&acts.gate_up, (t, dims.i), h);
+            glu(pass, &acts.gate_up, h);
         }
-        self.down.backward(b, (h, dx, t), Some(dh), lora, seeds[3]);
-        b.swiglu_backward(dh, (t, dims.i), &mut acts.gate_up);
-        let (input, dy) = (&acts.mid_normed, &acts.gate_up);
-        self.gate_up.backward(b, (input, dy, t), Some(dnormed), lora, seeds[2]);
-        let Param { value, grad, .. } = &mut self.post_norm;
-        b.rms_norm_backward(dnormed, &acts.mid, value, &acts.r2, size, dx, grad.as_mut());
+        let dy = part(pass, dx, ffn_out.as_mut(), &acts.ffn_end, dnormed, dend);
+        self.down.backward(b, (h, dy, t), Some(dh), lora, seeds[3]);
+        match dims.activation {
+            Activation::Silu => b.swiglu_backward(dh, (t, dims.i), &mut acts.gate_up),
+            Activation::GeluTanh => b.geglu_backward(dh, (t, dims.i), &mut acts.gate_up),
+        }
+        let input = if dims.norm_before { &acts.mid_normed } else { &acts.mid };
+        self.gate_up.backward(b, (input, &acts.gate_up, t), Some(dnormed), lora, seeds[2]);
+        enter(pass, dnormed, ffn_in.as_mut(), (&acts.mid, &acts.r2), dx);
 
-        self.o.backward(b, (&acts.attn, dx, t), Some(dattn), lora, seeds[1]);
+        let dy = part(pass, dx, attn_out.as_mut(), &acts.attn_end, dnormed, dend);
+        self.o.backward(b, (&acts.attn, dy, t), Some(dattn), lora, seeds[1]);
         let (qkv, out, lse) = (&acts.qkv, &acts.attn, &acts.lse);
-        b.attention_backward(dattn, qkv, out, lse, heads, pass.seq_lens, dims.mask, dqkv);
-        b.rope(dqkv, heads, pass.positions, pass.cos_sin, true);
-        let Param { value, grad, .. } = &mut self.input_norm;
-        let below = needs_dx || grad.is_some();
+        b.attention_backward(dattn, qkv, out, lse, dims.heads, pass.seq_lens, self.mask, dqkv);
+        if let Some(set) = self.rope {
+            pass.rope(dqkv, set, true);
+        }
+        let (mut start, stride) = (0, dims.heads.qkv_width());
+        for ((w, width), raw) in self.qk_norms.iter_mut().zip(dims.qk_widths()).zip(&acts.raw) {
+            if let Some(Param { value, grad, .. }) = w {
+                let dy = MatMut::columns(dqkv, t, start, width, stride);
+                b.group_norm_backward(dy, raw, value, dims.norm, b.len(value), grad.as_mut());
+            }
+            start += width;
+        }
+        let below = needs_dx || attn_in.as_ref().is_some_and(|w| w.grad.is_some());
         let dnormed_out = if below { Some(&mut *dnormed) } else { None };
-        self.qkv.backward(b, (&acts.normed, dqkv, t), dnormed_out, lora, seeds[0]);
+        let input = if dims.norm_before { &acts.normed } else { x };
+        self.qkv.backward(b, (input, dqkv, t), dnormed_out, lora, seeds[0]);
         if below {
-            b.rms_norm_backward(dnormed, x, value, &acts.r1, size, dx, grad.as_mut());
+            enter(pass, dnormed, attn_in.as_mut(), (x, &acts.r1), dx);
         }
     }
 
@@ -279,24 +259,108 @@ impl<B: Backend> Layer<B> {
         [&mut self.qkv, &mut self.o, &mut self.gate_up, &mut self.down]
     }
 
+    /// The norms that are there.
+    fn each_norm(&self) -> impl Iterator<Item = &Param<B>> {
+        self.norms.iter().chain(&self.qk_norms).flatten()
+    }
+
     /// The base tensors under their own names.
     pub(crate) fn export(&self, backend: &B, into: &mut Tensors) {
-        self.input_norm.export(backend, &self.input_norm.value, into);
-        self.post_norm.export(backend, &self.post_norm.value, into);
+        self.each_norm().for_each(|norm| norm.export(backend, &norm.value, into));
         self.linears().iter().for_each(|linear| linear.export(backend, into));
     }
 
     /// Calls `visit` with every parameter that lives as a plain buffer.
     pub(crate) fn visit(&self, visit: &mut dyn FnMut(&Param<B>)) {
-        visit(&self.input_norm);
-        visit(&self.post_norm);
+        self.each_norm().for_each(&mut *visit);
         self.linears().iter().for_each(|linear| linear.visit(visit));
     }
 
     /// [`Layer::visit`], to change them; the same order.
     pub(crate) fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Param<B>)) {
-        visit(&mut self.input_norm);
-        visit(&mut self.post_norm);
+        let norms = self.norms.iter_mut().chain(&mut self.qk_norms).flatten();
+        norms.for_each(&mut *visit);
         self.linears_mut().into_iter().for_each(|linear| linear.visit_mut(visit));
+    }
+}
+
+/// The gated activation: `h` (T, I) <- `gate_up` (T, 2 I).
+fn glu<B: Backend>(pass: &Pass<'_, B>, gate_up: &B::Buf, h: &mut B::Buf) {
+    let size = (pass.rows, pass.dims.i);
+    match pass.dims.activation {
+        Activation::Silu => pass.backend.swiglu(gate_up, size, h),
+        Activation::GeluTanh => pass.backend.geglu(gate_up, size, h),
+    }
+}
+
+/// Ends a half: `to` (T, D) <- x + s norm(map(h)). With a norm, its input and scales stay in `end`.
+fn join<B: Backend>(
+    pass: &Pass<'_, B>,
+    (map, norm, seed): (&Linear<B>, Option<&Param<B>>, Option<u64>),
+    (x, h): (&B::Buf, &B::Buf),
+    end: &mut End<B>,
+    to: &mut B::Buf,
+    lora: &mut LoraScratch<B>,
+) {
+    let (b, t, dims) = (pass.backend, pass.rows, &pass.dims);
+    let n = t * dims.d;
+    match norm {
+        None if dims.residual.is_none() => {
+            b.copy(x, to, n);
+            return map.forward(b, (h, t), (to, 1.0), lora, seed);
+        }
+        None => map.forward(b, (h, t), (to, 0.0), lora, seed),
+        Some(w) => {
+            map.forward(b, (h, t), (&mut end.input, 0.0), lora, seed);
+            b.rms_norm(&end.input, &w.value, dims.norm, (t, dims.d), to, &mut end.r);
+        }
+    }
+    if let Some(factor) = dims.residual {
+        b.scale(to, factor, n);
+    }
+    b.add(x, to, n);
+}
+
+/// The backward of [`join`] down to the output of its map: that gradient lies in `dx` itself, or in
+/// one of the two buffers.
+fn part<'a, B: Backend>(
+    pass: &Pass<'_, B>,
+    dx: &'a B::Buf,
+    norm: Option<&mut Param<B>>,
+    end: &End<B>,
+    scaled: &'a mut B::Buf,
+    dend: &'a mut B::Buf,
+) -> &'a B::Buf {
+    let (b, t, dims) = (pass.backend, pass.rows, &pass.dims);
+    let n = t * dims.d;
+    let dy: &'a B::Buf = match dims.residual {
+        None => dx,
+        Some(factor) => {
+            b.copy(dx, scaled, n);
+            b.scale(scaled, factor, n);
+            scaled
+        }
+    };
+    let Some(Param { value, grad, .. }) = norm else { return dy };
+    b.fill(dend, 0.0);
+    let size = (t, dims.d);
+    b.rms_norm_backward(dy, &end.input, value, dims.norm, &end.r, size, dend, grad.as_mut());
+    dend
+}
+
+/// The backward of a half's beginning: adds to `dx` what comes through its norm, or as it is.
+fn enter<B: Backend>(
+    pass: &Pass<'_, B>,
+    dnormed: &B::Buf,
+    norm: Option<&mut Param<B>>,
+    (x, r): (&B::Buf, &B::Buf),
+    dx: &mut B::Buf,
+) {
+    let (b, size) = (pass.backend, (pass.rows, pass.dims.d));
+    match norm {
+        None => b.add(dnormed, dx, size.0 * size.1),
+        Some(Param { value, grad, .. }) => {
+            b.rms_norm_backward(dnormed, x, value, pass.dims.norm, r, size, dx, grad.as_mut());
+        }
     }
 }

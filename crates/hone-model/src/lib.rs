@@ -11,17 +11,19 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `config` | [`ModelConfig`]: what `config.json` says, and what is refused |
+//! | `config/` | [`ModelConfig`]: what `config.json` says, family by family, and what is refused |
+//! | `rope` | tables of rotary positions |
 //! | `tensors`, `safetensors` | named tensors on the host, and their file format |
 //! | `init` | random weights for pre-training |
 //! | `batch` | [`Batch`]: packed documents with shifted targets and weights |
-//! | `decoder`, `layer`, `head`, `linear`, `param`, `workspace` | the model |
+//! | `decoder`, `layer`, `head`, `linear`, `param`, `buffers`, `workspace` | the model |
 //! | `lora` | [`LoraConfig`], [`Adapter`]: PEFT's adapter layout |
 //! | `generate` | [`Generator`]: decoding with a key/value cache |
 //! | `merge` | [`Merge`]: an adapter folded into its base, tensor by tensor |
 //! | `plan` | [`MemoryPlan`]: bytes that a run will hold |
 
 mod batch;
+mod buffers;
 mod config;
 mod decoder;
 mod error;
@@ -41,7 +43,10 @@ mod tensors;
 mod workspace;
 
 pub use batch::Batch;
-pub use config::{Family, ModelConfig};
+pub use config::{
+    Activation, Family, Knobs, LayerKnobs, LayerRope, ModelConfig, NormPlaces, QkNorm, Rope,
+    RopeScaling, ScoreScale,
+};
 pub use decoder::{Decoder, Recompute, Training};
 pub use error::ModelError;
 pub use generate::{Generation, Generator, Sampling};

@@ -1,7 +1,7 @@
 //! Bytes that a run will hold, estimated before anything is loaded.
 
+use crate::buffers::{Acts, BackScratch, Dims};
 use crate::head::chunk_rows;
-use crate::layer::{Acts, Dims};
 use crate::lora::modules;
 use crate::{LoraConfig, ModelConfig, Recompute};
 
@@ -63,7 +63,7 @@ impl MemoryPlan {
             n_streams * d + n_acts * Acts::<hone_kernels::Cpu>::values_per_token(&dims);
         per_token += dims.i;
         if trains {
-            per_token += 2 * d + dims.heads.qkv_width() + dims.heads.out_width() + dims.i;
+            per_token += d + BackScratch::<hone_kernels::Cpu>::values_per_token(&dims);
         }
         if let Method::Lora(lora) = method {
             // u and du of the widest group, and the two buffers of dropout.
@@ -71,7 +71,10 @@ impl MemoryPlan {
             per_token += if lora.lora_dropout > 0.0 { 2 * d.max(dims.i) } else { 0 };
         }
         let head_width = if trains { 4 * d } else { 2 * d };
-        let head = n_tokens * head_width + chunk_rows(dims.v).min(n_tokens.max(1)) * dims.v;
+        // With a soft cap the backward reads the capped logits beside their gradient.
+        let n_chunks = if dims.logit_cap.is_some() { 2 } else { 1 };
+        let chunk = chunk_rows(dims.v).min(n_tokens.max(1)) * dims.v;
+        let head = n_tokens * head_width + n_chunks * chunk;
         MemoryPlan {
             weights: VALUE_BYTES * (n_base + n_adapter),
             gradients: VALUE_BYTES * n_trained,

@@ -2,8 +2,8 @@
 
 use hone_kernels::Backend;
 
+use crate::buffers::{Acts, BackScratch, Dims, Scratch};
 use crate::head::{HeadActs, HeadBack};
-use crate::layer::{Acts, BackScratch, Dims, Scratch};
 use crate::linear::LoraScratch;
 
 /// How many of the buffers a decoder needs.

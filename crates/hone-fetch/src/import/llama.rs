@@ -1,7 +1,7 @@
 //! GGUF's `llama` architecture: its metadata as a [`ModelConfig`], its tensor names as Hugging
 //! Face's, and the order of rows.
 
-use hone_model::{Family, ModelConfig, TensorEntry};
+use hone_model::{Family, Knobs, ModelConfig, TensorEntry};
 
 use super::ImportError;
 use crate::gguf::{Gguf, GgufError, Metadata, TensorInfo};
@@ -74,6 +74,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig, ImportError> {
         bos_token_id: None,
         eos_token_ids: Vec::new(),
         pad_token_id: None,
+        knobs: Knobs::default(),
     };
     // Its own reader has the checks of sizes and of their relations.
     Ok(ModelConfig::from_json(&config.to_json())?)

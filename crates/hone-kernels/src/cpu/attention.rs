@@ -9,7 +9,7 @@
 use rayon::prelude::*;
 
 use super::par::SharedPtr;
-use super::simd::{Level, Simd, exp, simd_fn};
+use super::simd::{Level, Simd, exp, simd_fn, tanh};
 use super::tile::{Left, Out, Right, Sides, product};
 use crate::{AttnMask, Heads};
 
@@ -124,6 +124,11 @@ simd_fn! {
                 Right { data: &scratch.q, stride: SHORT },
                 Out { data: scores, stride: SHORT, add: false },
             );
+            if let Some(cap) = plan.mask.soft_cap {
+                for row in scores.chunks_exact_mut(S::LANES) {
+                    s.store(row, soft_cap(s, cap, s.load(row)).0);
+                }
+            }
             mask_scores(plan, tile, first, n_q, scores);
             softmax_tile(s, scores, max, sum, &mut scratch.out, dim);
             product(
@@ -136,6 +141,13 @@ simd_fn! {
             tile += n_k;
         }
     }
+}
+
+/// `cap tanh(x / cap)` and its slope, 1 - tanh^2.
+#[inline(always)]
+pub(super) fn soft_cap<S: Simd>(s: S, cap: f32, x: S::V) -> (S::V, S::V) {
+    let (t, one) = (tanh(s, s.mul(x, s.splat(1.0 / cap))), s.splat(1.0));
+    (s.mul(s.splat(cap), t), s.mul(s.sub(one, t), s.add(one, t)))
 }
 
 /// Sets the scores that the mask hides to minus infinity; row `r` belongs to key `tile + r`.
@@ -348,18 +360,40 @@ fn score_gradients<S: Simd>(
         let key = pair.key + r;
         let from = key.saturating_sub(pair.query).min(n);
         let to = plan.end_query(key, pair.query + pair.n_queries).saturating_sub(pair.query);
-        for at in (0..n).step_by(S::LANES) {
-            let lse = s.load(&scratch.lse[pair.query + at..]);
-            let delta = s.load(&scratch.delta[pair.query + at..]);
-            let p = exp(s, s.sub(s.load(&probs[at..]), lse));
-            let d = s.mul(s.mul(p, scale), s.sub(s.load(&dscores[at..]), delta));
-            s.store(&mut probs[at..], p);
-            s.store(&mut dscores[at..], d);
+        let of_query = [&scratch.lse[pair.query..][..n], &scratch.delta[pair.query..][..n]];
+        let rows = [&mut probs[..n], &mut dscores[..n]];
+        match plan.mask.soft_cap {
+            // A value that the compiler sees, so that the loop holds no choice.
+            None => score_row(s, None, scale, of_query, rows),
+            cap => score_row(s, cap, scale, of_query, rows),
         }
         for x in [probs, dscores] {
             x[..from].fill(0.0);
             x[to.max(from)..].fill(0.0);
         }
+    }
+}
+
+/// One key against the queries of a tile: scores become probabilities, the gradients of those the
+/// gradients of the scores.
+#[inline(always)]
+fn score_row<S: Simd>(
+    s: S,
+    cap: Option<f32>,
+    scale: S::V,
+    [lse, delta]: [&[f32]; 2],
+    [probs, dscores]: [&mut [f32]; 2],
+) {
+    for at in (0..probs.len()).step_by(S::LANES) {
+        let score = s.load(&probs[at..]);
+        let (score, slope) = match cap {
+            Some(cap) => soft_cap(s, cap, score),
+            None => (score, s.splat(1.0)),
+        };
+        let p = exp(s, s.sub(score, s.load(&lse[at..])));
+        let d = s.mul(s.mul(p, scale), s.sub(s.load(&dscores[at..]), s.load(&delta[at..])));
+        s.store(&mut dscores[at..], if cap.is_some() { s.mul(d, slope) } else { d });
+        s.store(&mut probs[at..], p);
     }
 }
 

@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::attention::Plan;
+use super::attention::{Plan, soft_cap};
 use super::simd::{Level, exp, simd_fn};
 use super::tile::{Left, Out, Right, Sides, product};
-use crate::Heads;
+use crate::{AttnMask, Heads};
 
 simd_fn! {
     /// One query head against its cache of `len` rows, `stride` apart.
@@ -15,22 +15,27 @@ simd_fn! {
         values: &[f32],
         stride: usize,
         len: usize,
-        scale: f32,
+        mask: AttnMask,
         scores: &mut Vec<f32>,
         out: &mut [f32],
     ) {
         let dim = q.len();
         scores.clear();
         scores.resize(len.next_multiple_of(S::LANES), f32::NEG_INFINITY);
-        let mut max = f32::MIN;
         for (score, key) in scores[..len].iter_mut().zip(keys.chunks(stride)) {
             let mut sum = s.splat(0.0);
             for (q, k) in q.chunks(S::LANES).zip(key[..dim].chunks(S::LANES)) {
                 sum = s.fma(s.load_part(q, 0.0), s.load_part(k, 0.0), sum);
             }
-            *score = s.sum_lanes(sum) * scale;
-            max = if *score > max { *score } else { max };
+            *score = s.sum_lanes(sum) * mask.scale;
         }
+        if let Some(cap) = mask.soft_cap {
+            for scores in scores[..len].chunks_mut(S::LANES) {
+                s.store_part(scores, soft_cap(s, cap, s.load_part(scores, 0.0)).0);
+            }
+        }
+        let larger = |max: f32, &score: &f32| if score > max { score } else { max };
+        let max = scores[..len].iter().fold(f32::MIN, larger);
         let (shift, mut total) = (s.splat(max), s.splat(0.0));
         for scores in scores.chunks_exact_mut(S::LANES) {
             let p = exp(s, s.sub(s.load(scores), shift));
@@ -73,7 +78,7 @@ pub(super) fn decode<'a>(
             let at = (b * cache.capacity + first) * stride + h / (n_q / n_kv) * dim;
             let (q, n) = (&q(b)[h * dim..][..dim], len - first);
             let (keys, values) = (&cache.keys[at..], &cache.values[at..]);
-            decode_head(level, q, keys, values, stride, n, plan.mask.scale, &mut scores, out);
+            decode_head(level, q, keys, values, stride, n, plan.mask, &mut scores, out);
         }
     };
     // A few thousand multiply-adds a sequence are not worth waking a thread.

@@ -26,9 +26,9 @@ use decode::Cache;
 use matmul::Factor;
 use simd::Level;
 
-use crate::shape::{Layout, check_heads, check_mask, documents, layout, layout_mut};
+use crate::shape::{Layout, check_heads, check_mask, check_rotary, documents, layout, layout_mut};
 use crate::{Adafactor, AdamW, AttnMask, Backend, CODE_BLOCK, Heads, Lion};
-use crate::{LossOptions, LossSums, Mat, MatMut, Op, SecondMoment, Sgd};
+use crate::{LossOptions, LossSums, Mat, MatMut, Op, RmsNorm, SecondMoment, Sgd};
 
 /// The fast backend on the processor; see the module.
 #[derive(Clone, Copy, Debug)]
@@ -188,13 +188,13 @@ impl Backend for Cpu {
         &self,
         x: &CpuBuf,
         w: &CpuBuf,
-        eps: f32,
+        norm: RmsNorm,
         (rows, d): (usize, usize),
         y: &mut CpuBuf,
         r: &mut CpuBuf,
     ) {
         let (y, r) = (&mut y[..rows * d], &mut r[..rows]);
-        norm::forward(self.level, &x[..rows * d], &w[..d], eps, y, r);
+        norm::forward(self.level, &x[..rows * d], &w[..d], norm, y, r);
     }
 
     fn rms_norm_backward(
@@ -202,6 +202,7 @@ impl Backend for Cpu {
         dy: &CpuBuf,
         x: &CpuBuf,
         w: &CpuBuf,
+        norm: RmsNorm,
         r: &CpuBuf,
         (rows, d): (usize, usize),
         dx: &mut CpuBuf,
@@ -209,20 +210,51 @@ impl Backend for Cpu {
     ) {
         let inputs = [&dy[..rows * d], &x[..rows * d], &w[..d], &r[..rows]];
         let dw = dw.map(|dw| &mut dw[..d]);
-        norm::backward(self.level, inputs, &mut dx[..rows * d], dw);
+        norm::backward(self.level, inputs, norm, &mut dx[..rows * d], dw);
+    }
+
+    fn group_norm(
+        &self,
+        x: MatMut<'_, Self>,
+        w: &CpuBuf,
+        norm: RmsNorm,
+        width: usize,
+        raw: &mut CpuBuf,
+    ) {
+        let l = layout_mut(self, &x);
+        assert!(width > 0 && l.cols.is_multiple_of(width), "groups of {width} in {l:?}");
+        let raw = &mut raw[..l.rows * l.cols];
+        norm::group_forward(self.level, l, x.buf, &w[..width], norm, raw);
+    }
+
+    fn group_norm_backward(
+        &self,
+        dy: MatMut<'_, Self>,
+        raw: &CpuBuf,
+        w: &CpuBuf,
+        norm: RmsNorm,
+        width: usize,
+        dw: Option<&mut CpuBuf>,
+    ) {
+        let l = layout_mut(self, &dy);
+        assert!(width > 0 && l.cols.is_multiple_of(width), "groups of {width} in {l:?}");
+        let inputs = [&raw[..l.rows * l.cols], &w[..width]];
+        let dw = dw.map(|dw| &mut dw[..width]);
+        norm::group_backward(self.level, l, dy.buf, inputs, norm, dw);
     }
 
     fn rope(
         &self,
         qkv: &mut CpuBuf,
         heads: Heads,
+        rotary: usize,
         positions: &[u32],
         cos_sin: &CpuBuf,
         inverse: bool,
     ) {
-        check_heads(heads);
+        check_rotary(heads, rotary);
         let qkv = &mut qkv[..positions.len() * heads.qkv_width()];
-        norm::rope(self.level, qkv, heads, positions, cos_sin, inverse);
+        norm::rope(self.level, qkv, heads, rotary, positions, cos_sin, inverse);
     }
 
     fn swiglu(&self, gate_up: &CpuBuf, (rows, i): (usize, usize), h: &mut CpuBuf) {
@@ -232,6 +264,19 @@ impl Backend for Cpu {
     fn swiglu_backward(&self, dh: &CpuBuf, (rows, i): (usize, usize), gate_up: &mut CpuBuf) {
         let gate_up = &mut gate_up[..rows * 2 * i];
         pointwise::swiglu_backward(self.level, &dh[..rows * i], i, gate_up);
+    }
+
+    fn geglu(&self, gate_up: &CpuBuf, (rows, i): (usize, usize), h: &mut CpuBuf) {
+        pointwise::geglu(self.level, &gate_up[..rows * 2 * i], i, &mut h[..rows * i]);
+    }
+
+    fn geglu_backward(&self, dh: &CpuBuf, (rows, i): (usize, usize), gate_up: &mut CpuBuf) {
+        let gate_up = &mut gate_up[..rows * 2 * i];
+        pointwise::geglu_backward(self.level, &dh[..rows * i], i, gate_up);
+    }
+
+    fn soft_cap(&self, x: &mut CpuBuf, cap: f32, n: usize) {
+        pointwise::soft_cap(self.level, &mut x[..n], cap);
     }
 
     fn attention(

@@ -1,10 +1,14 @@
 //! RMSNorm and rotary positions.
 
+use std::borrow::Cow;
+
 use rayon::prelude::*;
 
 use super::par::{self, task_rows};
+use super::pointwise::extent;
 use super::simd::{Level, simd_fn};
-use crate::Heads;
+use crate::shape::Layout;
+use crate::{Heads, RmsNorm};
 
 simd_fn! {
     /// Sum of the products of two rows, in four interleaved sums.
@@ -80,14 +84,30 @@ fn inverse_root(level: Level, x: &[f32], eps: f32) -> f32 {
     (1.0 / (squares / x.len() as f64 + f64::from(eps)).sqrt()) as f32
 }
 
+/// The factors of a norm: its weight plus the offset.
+fn factors(w: &[f32], norm: RmsNorm) -> Cow<'_, [f32]> {
+    if norm.offset == 0.0 {
+        return Cow::Borrowed(w);
+    }
+    w.iter().map(|w| w + norm.offset).collect()
+}
+
 /// See [`crate::Backend::rms_norm`].
-pub(super) fn forward(level: Level, x: &[f32], w: &[f32], eps: f32, y: &mut [f32], r: &mut [f32]) {
+pub(super) fn forward(
+    level: Level,
+    x: &[f32],
+    w: &[f32],
+    norm: RmsNorm,
+    y: &mut [f32],
+    r: &mut [f32],
+) {
+    let w = &*factors(w, norm);
     let d = w.len();
     let rows = task_rows(d);
     y.par_chunks_mut(rows * d).zip(r.par_chunks_mut(rows)).enumerate().for_each(|(t, (y, r))| {
         let x = &x[t * rows * d..];
         for ((y, x), r) in y.chunks_mut(d).zip(x.chunks(d)).zip(r) {
-            *r = inverse_root(level, x, eps);
+            *r = inverse_root(level, x, norm.eps);
             scale_row(level, x, w, *r, y);
         }
     });
@@ -98,9 +118,11 @@ pub(super) fn forward(level: Level, x: &[f32], w: &[f32], eps: f32, y: &mut [f32
 pub(super) fn backward(
     level: Level,
     [dy, x, w, r]: [&[f32]; 4],
+    norm: RmsNorm,
     dx: &mut [f32],
     dw: Option<&mut [f32]>,
 ) {
+    let w = &*factors(w, norm);
     let d = w.len();
     let rows = task_rows(d);
     let n_dw = if dw.is_some() { d } else { 0 };
@@ -122,23 +144,81 @@ pub(super) fn backward(
     }
 }
 
-/// See [`crate::Backend::rope`].
+/// See [`crate::Backend::group_norm`]; `w` is the width.
+pub(super) fn group_forward(
+    level: Level,
+    l: Layout,
+    x: &mut [f32],
+    w: &[f32],
+    norm: RmsNorm,
+    raw: &mut [f32],
+) {
+    let w = &*factors(w, norm);
+    let rows = task_rows(l.cols);
+    let tasks = extent(l, x).par_chunks_mut(rows * l.stride).zip(raw.par_chunks_mut(rows * l.cols));
+    tasks.for_each(|(x, raw)| {
+        for (x, raw) in x.chunks_mut(l.stride).zip(raw.chunks_mut(l.cols)) {
+            raw.copy_from_slice(&x[..l.cols]);
+            for (y, x) in x[..l.cols].chunks_mut(w.len()).zip(raw.chunks(w.len())) {
+                scale_row(level, x, w, inverse_root(level, x, norm.eps), y);
+            }
+        }
+    });
+}
+
+/// See [`crate::Backend::group_norm_backward`]; `dw`'s sums of each task are added in the order of
+/// the tasks.
+pub(super) fn group_backward(
+    level: Level,
+    l: Layout,
+    dy: &mut [f32],
+    [raw, w]: [&[f32]; 2],
+    norm: RmsNorm,
+    dw: Option<&mut [f32]>,
+) {
+    let w = &*factors(w, norm);
+    let (width, rows) = (w.len(), task_rows(l.cols));
+    let n_dw = if dw.is_some() { width } else { 0 };
+    let tasks = extent(l, dy).par_chunks_mut(rows * l.stride).zip(raw.par_chunks(rows * l.cols));
+    let sums: Vec<Vec<f32>> = tasks
+        .map(|(dy, raw)| {
+            let (mut sum, mut old) = (vec![0.0; n_dw], vec![0.0; width]);
+            for (dy, raw) in dy.chunks_mut(l.stride).zip(raw.chunks(l.cols)) {
+                for (dx, x) in dy[..l.cols].chunks_mut(width).zip(raw.chunks(width)) {
+                    old.copy_from_slice(dx);
+                    dx.fill(0.0);
+                    let r = inverse_root(level, x, norm.eps);
+                    backward_row(level, &old, x, w, r, dx, &mut sum);
+                }
+            }
+            sum
+        })
+        .collect();
+    if let Some(dw) = dw {
+        for sum in sums {
+            dw.iter_mut().zip(sum).for_each(|(dw, s)| *dw += s);
+        }
+    }
+}
+
+/// See [`crate::Backend::rope`]; `rotary` = R columns of each head are rotated.
 pub(super) fn rope(
     level: Level,
     qkv: &mut [f32],
     heads: Heads,
+    rotary: usize,
     positions: &[u32],
     cos_sin: &[f32],
     inverse: bool,
 ) {
     let (width, dim) = (heads.qkv_width(), heads.dim);
-    let (half, rows) = (dim / 2, task_rows(width));
+    let rows = task_rows(width);
     let sign = if inverse { -1.0 } else { 1.0 };
     par::pieces(qkv, rows * width, |t, piece| {
         for (row, &p) in piece.chunks_mut(width).zip(&positions[t * rows..]) {
-            let (cos, sin) = cos_sin[p as usize * dim..][..2 * half].split_at(half);
+            let (cos, sin) = cos_sin[p as usize * rotary..][..rotary].split_at(rotary / 2);
             for head in row[..(heads.n_q + heads.n_kv) * dim].chunks_mut(dim) {
-                let (a, b) = head[..2 * half].split_at_mut(half);
+                let (a, b) = head[..rotary].split_at_mut(rotary / 2);
                 rotate(level, a, b, cos, sin, sign);
             }
         }

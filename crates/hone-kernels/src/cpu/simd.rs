@@ -129,6 +129,16 @@ const LN2_LOW: f32 = -2.121_944_4e-4;
 const EXP_POLY: [f32; 5] =
     [0.499_999_93, 0.166_665_2, 0.041_668_39, 0.008_368_717, 0.001_381_459_9];
 
+/// The polynomial of [`EXP_POLY`] at r.
+#[inline(always)]
+fn exp_poly<S: Simd>(s: S, r: S::V) -> S::V {
+    let mut p = s.splat(EXP_POLY[4]);
+    p = s.fma(p, r, s.splat(EXP_POLY[3]));
+    p = s.fma(p, r, s.splat(EXP_POLY[2]));
+    p = s.fma(p, r, s.splat(EXP_POLY[1]));
+    s.fma(p, r, s.splat(EXP_POLY[0]))
+}
+
 /// exp(x) in each lane: 0 below -104, infinite above 88.73, NaN of NaN; within two units in the
 /// last place.
 ///
@@ -141,16 +151,30 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     let magic = s.splat(EXP_MAGIC);
     let k = s.sub(s.fma(x, s.splat(std::f32::consts::LOG2_E), magic), magic);
     let r = s.fma(k, s.splat(-LN2_LOW), s.fma(k, s.splat(-LN2_HIGH), x));
-    let mut p = s.splat(EXP_POLY[4]);
-    p = s.fma(p, r, s.splat(EXP_POLY[3]));
-    p = s.fma(p, r, s.splat(EXP_POLY[2]));
-    p = s.fma(p, r, s.splat(EXP_POLY[1]));
-    p = s.fma(p, r, s.splat(EXP_POLY[0]));
-    let p = s.fma(s.mul(r, r), p, r);
+    let p = s.fma(s.mul(r, r), exp_poly(s, r), r);
     let p = s.add(p, s.splat(1.0));
     let half_plus_magic = s.fma(k, s.splat(0.5), magic);
     let rest = s.sub(k, s.sub(half_plus_magic, magic));
     s.mul(s.mul(p, s.pow2(half_plus_magic)), s.pow2(s.add(rest, magic)))
+}
+
+/// tanh(x) in each lane: within four units in the last place, also near 0; NaN of NaN.
+///
+/// tanh(x) = m / (m + 2) with m = exp(2x) - 1, and m = 2^k (exp(r) - 1) + (2^k - 1) with k and r as
+/// in [`exp`], so that nothing cancels where x is small. Beyond 10 it is 1 in f32.
+#[inline(always)]
+pub(crate) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
+    // The bound is the first argument, so that NaN, the second, stays.
+    let x = s.max(s.splat(-10.0), s.min(s.splat(10.0), x));
+    let x = s.add(x, x);
+    let magic = s.splat(EXP_MAGIC);
+    let k_plus_magic = s.fma(x, s.splat(std::f32::consts::LOG2_E), magic);
+    let k = s.sub(k_plus_magic, magic);
+    let r = s.fma(k, s.splat(-LN2_LOW), s.fma(k, s.splat(-LN2_HIGH), x));
+    let p = s.fma(s.mul(r, r), exp_poly(s, r), r);
+    let power = s.pow2(k_plus_magic);
+    let m = s.fma(power, p, s.sub(power, s.splat(1.0)));
+    s.div(m, s.add(m, s.splat(2.0)))
 }
 
 /// Declares a function for every [`Level`]: its first argument is the level, and inside it the
@@ -434,6 +458,38 @@ mod tests {
             for (x, y) in x.chunks(S::LANES).zip(y.chunks_mut(S::LANES)) {
                 s.store_part(y, exp(s, s.load_part(x, 0.0)));
             }
+        }
+    }
+
+    simd_fn! {
+        /// tanh of a slice, for the test.
+        fn tanh_all<s>(x: &[f32], y: &mut [f32]) {
+            for (x, y) in x.chunks(S::LANES).zip(y.chunks_mut(S::LANES)) {
+                s.store_part(y, tanh(s, s.load_part(x, 0.0)));
+            }
+        }
+    }
+
+    #[test]
+    fn tanh_is_within_four_units_in_the_last_place() {
+        let mut x: Vec<f32> = (0..1_000_000).map(|i| i as f32 * (12.0 / 1e6) - 6.0).collect();
+        // Down to where tanh(x) is x.
+        x.extend(
+            (0..200_000).map(|i| (i as f32 * -2e-4).exp2() * if i % 2 == 0 { 1.0 } else { -1.0 }),
+        );
+        x.retain(|&x| x != 0.0);
+        for level in Level::all() {
+            let mut y = vec![0.0; x.len()];
+            tanh_all(level, &x, &mut y);
+            let worst =
+                (x.iter().zip(&y)).map(|(&x, &y)| ulps(y, f64::from(x).tanh())).fold(0.0, f64::max);
+            assert!(worst < 4.0, "{level:?}: {worst} ulp");
+            let x = [0.0, -0.0, 9.5, -9.5, 1e30, -1e30, f32::INFINITY, f32::NEG_INFINITY];
+            let mut y = [0.5; 8];
+            tanh_all(level, &x, &mut y);
+            assert_eq!(y, [0.0, 0.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0], "{level:?}");
+            tanh_all(level, &[f32::NAN; 8], &mut y);
+            assert!(y.iter().all(|y| y.is_nan()), "{level:?}");
         }
     }
 

@@ -25,6 +25,16 @@ fn first_key(mask: AttnMask, i: usize) -> usize {
     mask.window.map_or(0, |w| (i + 1).saturating_sub(w))
 }
 
+/// The score of a scalar product, and its slope: s = scale q.k, or c tanh(s / c) of it.
+fn score(mask: AttnMask, product: f64) -> (f64, f64) {
+    let scale = f64::from(mask.scale);
+    let Some(cap) = mask.soft_cap.map(f64::from) else {
+        return (scale * product, scale);
+    };
+    let t = (scale * product / cap).tanh();
+    (cap * t, scale * (1.0 - t * t))
+}
+
 /// Scalar product of `n` values.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(x, y)| x * y).sum()
@@ -54,9 +64,7 @@ pub(super) fn forward(
                 let q = &qkv[(start + i) * width + cols.q..][..dim];
                 let keys = first_key(mask, i)..i + 1;
                 let scores: Vec<f64> = (keys.clone())
-                    .map(|j| {
-                        f64::from(mask.scale) * dot(q, &qkv[(start + j) * width + cols.k..][..dim])
-                    })
+                    .map(|j| score(mask, dot(q, &qkv[(start + j) * width + cols.k..][..dim])).0)
                     .collect();
                 let (probs, row_lse) = softmax(&scores);
                 lse[(start + i) * heads.n_q + h] = row_lse;
@@ -80,7 +88,8 @@ pub(super) struct Saved<'a> {
 }
 
 /// See [`crate::Backend::attention_backward`]. With p the probabilities and d = dout . out:
-/// ds = p (dout . v - d), dq = scale ds k, dk = scale ds q, dv = p dout.
+/// ds = p (dout . v - d), dq = slope ds k, dk = slope ds q, dv = p dout, the slope being that of
+/// [`score`].
 pub(super) fn backward(
     saved: &Saved<'_>,
     heads: Heads,
@@ -88,7 +97,7 @@ pub(super) fn backward(
     mask: AttnMask,
     dqkv: &mut [f64],
 ) {
-    let (width, dim, scale) = (heads.qkv_width(), heads.dim, f64::from(mask.scale));
+    let (width, dim) = (heads.qkv_width(), heads.dim);
     for &(start, len) in docs {
         dqkv[start * width..(start + len) * width].fill(0.0);
         for h in 0..heads.n_q {
@@ -101,12 +110,13 @@ pub(super) fn backward(
                 let lse = saved.lse[(start + i) * heads.n_q + h];
                 for j in first_key(mask, i)..i + 1 {
                     let (k_at, v_at) = ((start + j) * width + cols.k, (start + j) * width + cols.v);
-                    let score = scale * dot(&saved.qkv[q_at..][..dim], &saved.qkv[k_at..][..dim]);
+                    let product = dot(&saved.qkv[q_at..][..dim], &saved.qkv[k_at..][..dim]);
+                    let (score, slope) = score(mask, product);
                     let p = (score - lse).exp();
                     let ds = p * (dot(dout, &saved.qkv[v_at..][..dim]) - delta);
                     for c in 0..dim {
-                        dqkv[q_at + c] += scale * ds * saved.qkv[k_at + c];
-                        dqkv[k_at + c] += scale * ds * saved.qkv[q_at + c];
+                        dqkv[q_at + c] += slope * ds * saved.qkv[k_at + c];
+                        dqkv[k_at + c] += slope * ds * saved.qkv[q_at + c];
                         dqkv[v_at + c] += p * dout[c];
                     }
                 }
@@ -133,7 +143,7 @@ pub(super) fn decode<'a>(
             let query = &q(b)[h * dim..][..dim];
             let keys = first_key(mask, len.saturating_sub(1))..len;
             let scores: Vec<f64> = (keys.clone())
-                .map(|j| f64::from(mask.scale) * dot(query, &k_cache[at(j)..][..dim]))
+                .map(|j| score(mask, dot(query, &k_cache[at(j)..][..dim])).0)
                 .collect();
             let (probs, _) = softmax(&scores);
             let row = &mut out[b * heads.out_width() + h * dim..][..dim];

@@ -5,13 +5,14 @@
 //! whole decoder's backward.
 
 mod attention;
+mod norm;
 mod optim;
 
 use std::ops::Range;
 
-use crate::shape::{check_heads, check_mask, documents, layout, layout_mut};
+use crate::shape::{check_heads, check_mask, check_rotary, documents, layout, layout_mut};
 use crate::{Adafactor, AdamW, AttnMask, Backend, Heads, Lion, LossOptions};
-use crate::{LossSums, Mat, MatMut, Op, SecondMoment, Sgd, rng};
+use crate::{LossSums, Mat, MatMut, Op, RmsNorm, SecondMoment, Sgd, rng};
 
 /// The backend of naive loops in f64.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,6 +36,12 @@ impl FrozenF64 {
 /// 1 / (1 + exp(-x)).
 fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
+}
+
+/// tanh(u) in the tanh formula of GELU, and the slope of u.
+fn gelu_tanh(x: f64) -> (f64, f64) {
+    let slope = (2.0 / std::f64::consts::PI).sqrt();
+    ((slope * (x + 0.044715 * x.powi(3))).tanh(), slope * (1.0 + 3.0 * 0.044715 * x * x))
 }
 
 impl Backend for Reference {
@@ -175,19 +182,12 @@ impl Backend for Reference {
         &self,
         x: &Vec<f64>,
         w: &Vec<f64>,
-        eps: f32,
-        (rows, d): (usize, usize),
+        norm: RmsNorm,
+        rows_d: (usize, usize),
         y: &mut Vec<f64>,
         r: &mut Vec<f64>,
     ) {
-        for (i, r) in r[..rows].iter_mut().enumerate() {
-            let row = &x[i * d..(i + 1) * d];
-            let mean = row.iter().map(|x| x * x).sum::<f64>() / d as f64;
-            *r = 1.0 / (mean + f64::from(eps)).sqrt();
-            for j in 0..d {
-                y[i * d + j] = row[j] * *r * w[j];
-            }
-        }
+        norm::forward(x, w, norm, rows_d, y, r);
     }
 
     fn rms_norm_backward(
@@ -195,40 +195,59 @@ impl Backend for Reference {
         dy: &Vec<f64>,
         x: &Vec<f64>,
         w: &Vec<f64>,
+        norm: RmsNorm,
         r: &Vec<f64>,
-        (rows, d): (usize, usize),
+        rows_d: (usize, usize),
         dx: &mut Vec<f64>,
-        mut dw: Option<&mut Vec<f64>>,
+        dw: Option<&mut Vec<f64>>,
     ) {
-        for (i, &r) in r[..rows].iter().enumerate() {
-            let at = i * d;
-            let mean = (0..d).map(|j| dy[at + j] * w[j] * x[at + j] * r).sum::<f64>() / d as f64;
-            for j in 0..d {
-                let n = x[at + j] * r;
-                dx[at + j] += r * (dy[at + j] * w[j] - n * mean);
-                if let Some(dw) = dw.as_deref_mut() {
-                    dw[j] += dy[at + j] * n;
-                }
-            }
-        }
+        norm::backward([dy, x, w, r], norm, rows_d, dx, dw);
+    }
+
+    fn group_norm(
+        &self,
+        x: MatMut<'_, Self>,
+        w: &Vec<f64>,
+        norm: RmsNorm,
+        width: usize,
+        raw: &mut Vec<f64>,
+    ) {
+        let l = layout_mut(self, &x);
+        assert!(width > 0 && l.cols.is_multiple_of(width), "groups of {width} in {l:?}");
+        norm::group_forward(l, x.buf, &w[..width], norm, raw);
+    }
+
+    fn group_norm_backward(
+        &self,
+        dy: MatMut<'_, Self>,
+        raw: &Vec<f64>,
+        w: &Vec<f64>,
+        norm: RmsNorm,
+        width: usize,
+        dw: Option<&mut Vec<f64>>,
+    ) {
+        let l = layout_mut(self, &dy);
+        assert!(width > 0 && l.cols.is_multiple_of(width), "groups of {width} in {l:?}");
+        norm::group_backward(l, dy.buf, [raw, &w[..width]], norm, dw);
     }
 
     fn rope(
         &self,
         qkv: &mut Vec<f64>,
         heads: Heads,
+        rotary: usize,
         positions: &[u32],
         cos_sin: &Vec<f64>,
         inverse: bool,
     ) {
-        check_heads(heads);
-        let (width, dim, half) = (heads.qkv_width(), heads.dim, heads.dim / 2);
+        check_rotary(heads, rotary);
+        let (width, dim, half) = (heads.qkv_width(), heads.dim, rotary / 2);
         for (t, &p) in positions.iter().enumerate() {
             for h in 0..heads.n_q + heads.n_kv {
                 for c in 0..half {
-                    let cos = cos_sin[p as usize * dim + c];
+                    let cos = cos_sin[p as usize * rotary + c];
                     let sin =
-                        cos_sin[p as usize * dim + half + c] * if inverse { -1.0 } else { 1.0 };
+                        cos_sin[p as usize * rotary + half + c] * if inverse { -1.0 } else { 1.0 };
                     let at = t * width + h * dim + c;
                     let (a, b) = (qkv[at], qkv[at + half]);
                     qkv[at] = a * cos - b * sin;
@@ -256,6 +275,33 @@ impl Backend for Reference {
                 gate_up[u_at] = dh * gate * s;
             }
         }
+    }
+
+    fn geglu(&self, gate_up: &Vec<f64>, (rows, i): (usize, usize), h: &mut Vec<f64>) {
+        for t in 0..rows {
+            for j in 0..i {
+                let (gate, up) = (gate_up[t * 2 * i + j], gate_up[t * 2 * i + i + j]);
+                h[t * i + j] = 0.5 * gate * (1.0 + gelu_tanh(gate).0) * up;
+            }
+        }
+    }
+
+    fn geglu_backward(&self, dh: &Vec<f64>, (rows, i): (usize, usize), gate_up: &mut Vec<f64>) {
+        for t in 0..rows {
+            for j in 0..i {
+                let (g_at, u_at, dh) = (t * 2 * i + j, t * 2 * i + i + j, dh[t * i + j]);
+                let (gate, up) = (gate_up[g_at], gate_up[u_at]);
+                let (tanh, du) = gelu_tanh(gate);
+                let slope = 0.5 * (1.0 + tanh) + 0.5 * gate * (1.0 - tanh * tanh) * du;
+                gate_up[g_at] = dh * up * slope;
+                gate_up[u_at] = dh * 0.5 * gate * (1.0 + tanh);
+            }
+        }
+    }
+
+    fn soft_cap(&self, x: &mut Vec<f64>, cap: f32, n: usize) {
+        let cap = f64::from(cap);
+        x[..n].iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
     }
 
     fn attention(

@@ -1,7 +1,7 @@
 //! The table of cases: every operator, at ordinary, odd and extreme shapes and magnitudes.
 
 use super::further::{self, further_cases};
-use crate::{AdamW, AttnMask, Backend, Heads, LossOptions, Mat, MatMut, Op, rng};
+use crate::{AdamW, AttnMask, Backend, Heads, LossOptions, Mat, MatMut, Op, RmsNorm, rng};
 
 /// What of a case is compared: a name, its values, and the error allowed relative to their largest
 /// magnitude.
@@ -29,16 +29,22 @@ pub(super) enum Case {
     Dropout(usize, usize, f32),
     /// Gather and scatter of n rows from (V, D).
     Rows(usize, usize, usize),
-    /// RMSNorm and its backward of (rows, D) times a magnitude.
-    Norm(usize, usize, f32),
-    /// RoPE and back of T tokens.
-    Rope(usize, Heads),
+    /// RMSNorm and its backward of (rows, D) times a magnitude; the offset.
+    Norm(usize, usize, f32, f32),
+    /// RMSNorm by groups and its backward: rows, groups, width, magnitude, offset.
+    GroupNorm(usize, usize, usize, f32, f32),
+    /// RoPE and back of T tokens; columns that are rotated.
+    Rope(usize, Heads, usize),
     /// SwiGLU and its backward of (rows, I) times a magnitude.
     Swiglu(usize, usize, f32),
-    /// Attention and its backward over documents, window, magnitude of the queries.
-    Attention(Heads, &'static [usize], Option<usize>, f32),
-    /// Decoding with caches of these lengths.
-    Decode(Heads, &'static [usize], Option<usize>),
+    /// GeGLU and its backward of (rows, I) times a magnitude.
+    Geglu(usize, usize, f32),
+    /// Soft cap and its backward of n values times a magnitude.
+    SoftCap(usize, f32, f32),
+    /// Attention and its backward over documents, window, soft cap, magnitude of the queries.
+    Attention(Heads, &'static [usize], Option<usize>, Option<f32>, f32),
+    /// Decoding with caches of these lengths, window, soft cap.
+    Decode(Heads, &'static [usize], Option<usize>, Option<f32>),
     /// Cross-entropy of (rows, V) times a magnitude.
     CrossEntropy(usize, usize, f32),
     /// Sum of squares and three AdamW steps on n values times a magnitude.
@@ -77,10 +83,14 @@ pub(super) fn all() -> Vec<Case> {
     }
     cases.extend([Case::Rows(1, 1, 1), Case::Rows(700, 50, 33), Case::Rows(300, 500, 128)]);
     for magnitude in [0.0, 1e-20, 1.0, 1e4, 1e30] {
-        cases.push(Case::Norm(1, 1, magnitude));
-        cases.push(Case::Norm(7, 33, magnitude));
-        cases.push(Case::Norm(300, 128, magnitude));
-        cases.push(Case::Norm(2, 5000, magnitude));
+        cases.push(Case::Norm(1, 1, magnitude, 0.0));
+        cases.push(Case::Norm(7, 33, magnitude, 0.0));
+        cases.push(Case::Norm(300, 128, magnitude, 0.0));
+        cases.push(Case::Norm(2, 5000, magnitude, 0.0));
+        cases.push(Case::Norm(300, 35, magnitude, 1.0));
+        cases.push(Case::GroupNorm(1, 1, 2, magnitude, 0.0));
+        cases.push(Case::GroupNorm(300, 3, 33, magnitude, 1.0));
+        cases.push(Case::GroupNorm(9, 1, 320, magnitude, 0.0));
         cases.push(Case::CrossEntropy(1, 1, magnitude));
         cases.push(Case::CrossEntropy(5, 33, magnitude));
         cases.push(Case::CrossEntropy(40, 2048, magnitude));
@@ -91,12 +101,19 @@ pub(super) fn all() -> Vec<Case> {
         cases.push(Case::Swiglu(1, 1, magnitude));
         cases.push(Case::Swiglu(9, 35, magnitude));
         cases.push(Case::Swiglu(100, 320, magnitude));
+        cases.push(Case::Geglu(1, 1, magnitude));
+        cases.push(Case::Geglu(9, 35, magnitude));
+        cases.push(Case::Geglu(100, 320, magnitude));
+        cases.push(Case::SoftCap(1, 30.0, magnitude));
+        cases.push(Case::SoftCap(40_003, 0.7, magnitude));
     }
     cases.extend([
-        Case::Rope(1, heads(1, 1, 2)),
-        Case::Rope(33, heads(3, 1, 6)),
-        Case::Rope(200, heads(4, 4, 32)),
-        Case::Rope(60, heads(9, 3, 64)),
+        Case::Rope(1, heads(1, 1, 2), 2),
+        Case::Rope(33, heads(3, 1, 6), 6),
+        Case::Rope(200, heads(4, 4, 32), 32),
+        Case::Rope(60, heads(9, 3, 64), 64),
+        Case::Rope(33, heads(3, 1, 12), 6),
+        Case::Rope(150, heads(4, 2, 32), 24),
     ]);
     cases.extend(attentions());
     cases.extend(further_cases());
@@ -143,16 +160,22 @@ fn attentions() -> Vec<Case> {
     ];
     for (heads, lens) in shapes {
         for window in [None, Some(1), Some(7), Some(100), Some(1000)] {
-            cases.push(Case::Attention(heads, lens, window, 1.0));
+            cases.push(Case::Attention(heads, lens, window, None, 1.0));
         }
-        cases.push(Case::Attention(heads, lens, None, 0.0));
-        cases.push(Case::Attention(heads, lens, None, 1e4));
+        for cap in [None, Some(2.5)] {
+            cases.push(Case::Attention(heads, lens, None, cap, 0.0));
+            cases.push(Case::Attention(heads, lens, None, cap, 1e4));
+        }
+        cases.push(Case::Attention(heads, lens, Some(7), Some(50.0), 1.0));
+        cases.push(Case::Attention(heads, lens, None, Some(0.5), 1.0));
     }
     for heads in [heads(1, 1, 1), heads(9, 3, 64), heads(4, 2, 33)] {
         for window in [None, Some(5)] {
-            cases.push(Case::Decode(heads, &[1], window));
-            cases.push(Case::Decode(heads, &[3, 1, 40, 17], window));
-            cases.push(Case::Decode(heads, &[700, 699], window));
+            for cap in [None, Some(1.5)] {
+                cases.push(Case::Decode(heads, &[1], window, cap));
+                cases.push(Case::Decode(heads, &[3, 1, 40, 17], window, cap));
+                cases.push(Case::Decode(heads, &[700, 699], window, cap));
+            }
         }
     }
     cases
@@ -167,13 +190,20 @@ impl Case {
             Case::Pointwise(rows, cols) => pointwise(b, rows, cols),
             Case::Dropout(rows, cols, p) => dropout(b, rows, cols, p),
             Case::Rows(n, v, d) => gather_scatter(b, n, v, d),
-            Case::Norm(rows, d, magnitude) => norm(b, rows, d, magnitude),
-            Case::Rope(t, heads) => rope(b, t, heads),
-            Case::Swiglu(rows, i, magnitude) => swiglu(b, rows, i, magnitude),
-            Case::Attention(heads, lens, window, magnitude) => {
-                attention(b, heads, lens, window, magnitude)
+            Case::Norm(rows, d, magnitude, offset) => norm(b, rows, d, magnitude, offset),
+            Case::GroupNorm(rows, groups, width, magnitude, offset) => {
+                group_norm(b, (rows, groups, width), magnitude, offset)
             }
-            Case::Decode(heads, lens, window) => decode(b, heads, lens, window),
+            Case::Rope(t, heads, rotary) => rope(b, t, heads, rotary),
+            Case::Swiglu(rows, i, magnitude) => swiglu(b, rows, i, magnitude),
+            Case::Geglu(rows, i, magnitude) => geglu(b, rows, i, magnitude),
+            Case::SoftCap(n, cap, magnitude) => soft_cap(b, n, cap, magnitude),
+            Case::Attention(heads, lens, window, soft_cap, magnitude) => {
+                attention(b, heads, lens, mask(heads, window, soft_cap), magnitude)
+            }
+            Case::Decode(heads, lens, window, soft_cap) => {
+                decode(b, heads, lens, mask(heads, window, soft_cap))
+            }
             Case::CrossEntropy(rows, v, magnitude) => cross_entropy(b, rows, v, magnitude),
             Case::Update(n, magnitude) => update(b, n, magnitude),
             Case::Rules(rows, cols, magnitude) => further::rules(b, rows, cols, magnitude),
@@ -260,16 +290,17 @@ fn gather_scatter<B: Backend>(b: &B, n: usize, v: usize, d: usize) -> Vec<Output
     vec![output("y", b.download(&y), 0.0), output("dtable", b.download(&dtable), 1e-6)]
 }
 
-fn norm<B: Backend>(b: &B, rows: usize, d: usize, magnitude: f32) -> Vec<Output> {
+fn norm<B: Backend>(b: &B, rows: usize, d: usize, magnitude: f32, offset: f32) -> Vec<Output> {
+    let norm = RmsNorm { eps: 1e-5, offset };
     let x = b.upload(&data(1, rows * d, magnitude));
     let (w, dy) = (b.upload(&data(2, d, 1.0)), b.upload(&data(3, rows * d, 1.0)));
     let (mut y, mut r) = (b.zeros(rows * d), b.zeros(rows));
-    b.rms_norm(&x, &w, 1e-5, (rows, d), &mut y, &mut r);
+    b.rms_norm(&x, &w, norm, (rows, d), &mut y, &mut r);
     // Adding to zeros: an old gradient of size 1 would hide that of large inputs.
     let (mut dx, mut dw) = (b.zeros(rows * d), b.upload(&data(4, d, 1.0)));
-    b.rms_norm_backward(&dy, &x, &w, &r, (rows, d), &mut dx, Some(&mut dw));
+    b.rms_norm_backward(&dy, &x, &w, norm, &r, (rows, d), &mut dx, Some(&mut dw));
     let mut dx_only = b.upload(&data(5, rows * d, 1.0));
-    b.rms_norm_backward(&dy, &x, &w, &r, (rows, d), &mut dx_only, None);
+    b.rms_norm_backward(&dy, &x, &w, norm, &r, (rows, d), &mut dx_only, None);
     vec![
         output("y", b.download(&y), 1e-6),
         output("r", b.download(&r), 1e-6),
@@ -280,13 +311,68 @@ fn norm<B: Backend>(b: &B, rows: usize, d: usize, magnitude: f32) -> Vec<Output>
     ]
 }
 
-fn rope<B: Backend>(b: &B, t: usize, heads: Heads) -> Vec<Output> {
+fn group_norm<B: Backend>(
+    b: &B,
+    (rows, groups, width): (usize, usize, usize),
+    magnitude: f32,
+    offset: f32,
+) -> Vec<Output> {
+    let norm = RmsNorm { eps: 1e-5, offset };
+    // The view leaves out a column before and two behind.
+    let (cols, stride) = (groups * width, groups * width + 3);
+    let view = |buf| MatMut::columns(buf, rows, 1, cols, stride);
+    let (mut x, w) = (b.upload(&data(1, rows * stride, magnitude)), b.upload(&data(2, width, 1.0)));
+    let mut dy = b.upload(&data(3, rows * stride, 1.0));
+    let (mut raw, mut dw) = (b.zeros(rows * cols), b.upload(&data(4, width, 1.0)));
+    b.group_norm(view(&mut x), &w, norm, width, &mut raw);
+    let mut dy_only = b.upload(&data(3, rows * stride, 1.0));
+    b.group_norm_backward(view(&mut dy_only), &raw, &w, norm, width, None);
+    b.group_norm_backward(view(&mut dy), &raw, &w, norm, width, Some(&mut dw));
+    let (y, dx) = (b.download(&x), b.download(&dy));
+    assert_eq!(dx, b.download(&dy_only), "the weight's gradient does not change the input's");
+    let inside = |x: &[f32]| -> Vec<f32> {
+        x.chunks(stride).flat_map(|row| row[1..=cols].to_vec()).collect()
+    };
+    let outside: Vec<f32> = y.chunks(stride).flat_map(|row| [row[0], row[cols + 1]]).collect();
+    vec![
+        output("y", inside(&y), 1e-6),
+        output("outside", outside, 0.0),
+        output("raw", b.download(&raw), 0.0),
+        // Two columns: the gradient is nearly a difference of equal numbers.
+        output("dx", inside(&dx), if width == 2 { 1e-2 } else { 2e-6 }),
+        output("dw", b.download(&dw), 2e-6),
+    ]
+}
+
+fn geglu<B: Backend>(b: &B, rows: usize, i: usize, magnitude: f32) -> Vec<Output> {
+    let mut gate_up = b.upload(&data(1, rows * 2 * i, magnitude));
+    let (dh, mut h) = (b.upload(&data(2, rows * i, 1.0)), b.zeros(rows * i));
+    b.geglu(&gate_up, (rows, i), &mut h);
+    b.geglu_backward(&dh, (rows, i), &mut gate_up);
+    vec![output("h", b.download(&h), 1e-6), output("dgate_up", b.download(&gate_up), 2e-6)]
+}
+
+fn soft_cap<B: Backend>(b: &B, n: usize, cap: f32, magnitude: f32) -> Vec<Output> {
+    let mut x = b.upload(&data(1, n, magnitude));
+    b.soft_cap(&mut x, cap, n - n / 5);
+    let mut y = b.download(&x);
+    assert_eq!(y[n - n / 5..], data(1, n, magnitude)[n - n / 5..], "a value outside changed");
+    y.truncate(n - n / 5);
+    vec![output("y", y, 5e-7)]
+}
+
+/// A mask with the usual scale.
+fn mask(heads: Heads, window: Option<usize>, soft_cap: Option<f32>) -> AttnMask {
+    AttnMask { window, scale: 1.0 / (heads.dim as f32).sqrt(), soft_cap }
+}
+
+fn rope<B: Backend>(b: &B, t: usize, heads: Heads, rotary: usize) -> Vec<Output> {
     let positions: Vec<u32> = (0..t as u64).map(|i| (rng::mix(6, i) % 50) as u32).collect();
-    let cos_sin = b.upload(&data(1, 50 * heads.dim, 1.0));
+    let cos_sin = b.upload(&data(1, 50 * rotary, 1.0));
     let start = data(2, t * heads.qkv_width(), 1.0);
     let (mut x, mut y) = (b.upload(&start), b.upload(&start));
-    b.rope(&mut x, heads, &positions, &cos_sin, false);
-    b.rope(&mut y, heads, &positions, &cos_sin, true);
+    b.rope(&mut x, heads, rotary, &positions, &cos_sin, false);
+    b.rope(&mut y, heads, rotary, &positions, &cos_sin, true);
     vec![output("rotated", b.download(&x), 5e-7), output("inverse", b.download(&y), 5e-7)]
 }
 
@@ -302,7 +388,7 @@ fn attention<B: Backend>(
     b: &B,
     heads: Heads,
     lens: &[usize],
-    window: Option<usize>,
+    mask: AttnMask,
     magnitude: f32,
 ) -> Vec<Output> {
     let t: usize = lens.iter().sum();
@@ -315,7 +401,6 @@ fn attention<B: Backend>(
     let mut out = b.upload(&vec![f32::NAN; t * heads.out_width()]);
     let mut lse = b.upload(&vec![f32::NAN; t * heads.n_q]);
     let mut dqkv = b.upload(&vec![f32::NAN; t * width]);
-    let mask = AttnMask { window, scale: 1.0 / (heads.dim as f32).sqrt() };
     b.attention(&qkv, heads, lens, mask, &mut out, &mut lse);
     b.attention_backward(&dout, &qkv, &out, &lse, heads, lens, mask, &mut dqkv);
     // Scores of 1e4 are themselves only known to 1e-3 in f32, and probabilities are their
@@ -323,19 +408,19 @@ fn attention<B: Backend>(
     let loose = if magnitude > 1.0 { 2e-2 } else { 2e-6 };
     vec![
         output("out", b.download(&out), loose),
-        output("lse", b.download(&lse), 2e-6),
+        // A soft cap leaves lse of the size of the cap, whatever the scores' own error.
+        output("lse", b.download(&lse), if mask.soft_cap.is_some() { loose } else { 2e-6 }),
         output("dqkv", b.download(&dqkv), loose),
     ]
 }
 
-fn decode<B: Backend>(b: &B, heads: Heads, lens: &[usize], window: Option<usize>) -> Vec<Output> {
+fn decode<B: Backend>(b: &B, heads: Heads, lens: &[usize], mask: AttnMask) -> Vec<Output> {
     let (n, width) = (lens.len(), heads.n_kv * heads.dim);
     let capacity = lens.iter().max().expect("no case without sequences") + 2;
     let q = b.upload(&data(1, n * heads.qkv_width(), 1.0));
     let keys = b.upload(&data(2, n * capacity * width, 1.0));
     let values = b.upload(&data(3, n * capacity * width, 1.0));
     let mut out = b.zeros(n * heads.out_width());
-    let mask = AttnMask { window, scale: 1.0 / (heads.dim as f32).sqrt() };
     let q = Mat::columns(&q, n, 0, heads.out_width(), heads.qkv_width());
     b.attention_decode(q, &keys, &values, capacity, lens, heads, mask, &mut out);
     vec![output("out", b.download(&out), 2e-6)]

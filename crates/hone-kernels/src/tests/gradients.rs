@@ -2,7 +2,7 @@
 
 use super::cases::{data, heads};
 use super::further::all_options;
-use crate::{AttnMask, Backend, Heads, LossOptions, Mat, MatMut, Op, Reference};
+use crate::{AttnMask, Backend, Heads, LossOptions, Mat, MatMut, Op, Reference, RmsNorm};
 
 /// Step of the central differences.
 const STEP: f64 = 1e-5;
@@ -101,56 +101,93 @@ fn dropout() {
 fn rms_norm() {
     let (rows, d) = (3, 6);
     let (x, w, dy) = (normals(1, rows * d), normals(2, d), normals(3, rows * d));
+    for offset in [0.0, 1.0] {
+        let norm = RmsNorm { eps: 1e-3, offset };
+        let forward = |x: &Vec<f64>, w: &Vec<f64>| {
+            let (mut y, mut r) = (vec![0.0; rows * d], vec![0.0; rows]);
+            Reference.rms_norm(x, w, norm, (rows, d), &mut y, &mut r);
+            (y, r)
+        };
+        let r = forward(&x, &w).1;
+        let (mut dx, mut dw) = (vec![0.0; rows * d], vec![0.0; d]);
+        Reference.rms_norm_backward(&dy, &x, &w, norm, &r, (rows, d), &mut dx, Some(&mut dw));
+        check("x", &x, &dx, |x| dot(&forward(x, &w).0, &dy));
+        check("w", &w, &dw, |w| dot(&forward(&x, w).0, &dy));
+    }
+}
+
+#[test]
+fn group_norm() {
+    let (rows, groups, width, stride) = (3, 2, 4, 10);
+    let (x, w, dy) = (normals(1, rows * stride), normals(2, width), normals(3, rows * stride));
+    let norm = RmsNorm { eps: 1e-3, offset: 1.0 };
     let forward = |x: &Vec<f64>, w: &Vec<f64>| {
-        let (mut y, mut r) = (vec![0.0; rows * d], vec![0.0; rows]);
-        Reference.rms_norm(x, w, 1e-3, (rows, d), &mut y, &mut r);
-        (y, r)
+        let (mut y, mut raw) = (x.clone(), vec![0.0; rows * groups * width]);
+        let view = MatMut::columns(&mut y, rows, 1, groups * width, stride);
+        Reference.group_norm(view, w, norm, width, &mut raw);
+        (y, raw)
     };
-    let r = forward(&x, &w).1;
-    let (mut dx, mut dw) = (vec![0.0; rows * d], vec![0.0; d]);
-    Reference.rms_norm_backward(&dy, &x, &w, &r, (rows, d), &mut dx, Some(&mut dw));
+    let raw = forward(&x, &w).1;
+    let (mut dx, mut dw) = (dy.clone(), vec![0.0; width]);
+    let view = MatMut::columns(&mut dx, rows, 1, groups * width, stride);
+    Reference.group_norm_backward(view, &raw, &w, norm, width, Some(&mut dw));
     check("x", &x, &dx, |x| dot(&forward(x, &w).0, &dy));
     check("w", &w, &dw, |w| dot(&forward(&x, w).0, &dy));
 }
 
 #[test]
 fn rope() {
-    let shape = heads(4, 2, 6);
+    // Six of eight columns, by angles whose cosines and sines are scaled as YaRN's.
+    let (shape, rotary) = (heads(4, 2, 8), 6);
     let positions = [0, 3, 1];
-    // True rotations, for which the inverse is the transpose.
     let angles = normals(1, 4 * 3);
     let rows = angles.chunks(3);
     let cos_sin: Vec<f64> = rows
-        .flat_map(|row| row.iter().map(|a| a.cos()).chain(row.iter().map(|a| a.sin())))
+        .flat_map(|row| row.iter().map(|a| 1.2 * a.cos()).chain(row.iter().map(|a| 1.2 * a.sin())))
         .collect();
     let n = positions.len() * shape.qkv_width();
     let (x, mut dx) = (normals(2, n), normals(3, n));
     let dy = dx.clone();
-    Reference.rope(&mut dx, shape, &positions, &cos_sin, true);
+    Reference.rope(&mut dx, shape, rotary, &positions, &cos_sin, true);
     check("qkv", &x, &dx, |x| {
         let mut y = x.clone();
-        Reference.rope(&mut y, shape, &positions, &cos_sin, false);
+        Reference.rope(&mut y, shape, rotary, &positions, &cos_sin, false);
         dot(&y, &dy)
     });
 }
 
-#[test]
-fn swiglu() {
+/// An activation of gates and ups, into `h` or the gradient.
+type Glu = fn(&Vec<f64>, (usize, usize), &mut Vec<f64>);
+
+/// Checks the gradient of a gated activation.
+fn check_glu(forward: Glu, backward: Glu) {
     let (rows, i) = (3, 5);
     let (x, dh) = (normals(1, rows * 2 * i), normals(2, rows * i));
     let mut dx = x.clone();
-    Reference.swiglu_backward(&dh, (rows, i), &mut dx);
+    backward(&dh, (rows, i), &mut dx);
     check("gate_up", &x, &dx, |x| {
         let mut h = vec![0.0; rows * i];
-        Reference.swiglu(x, (rows, i), &mut h);
+        forward(x, (rows, i), &mut h);
         dot(&h, &dh)
     });
 }
 
+#[test]
+fn gated_activations() {
+    check_glu(
+        |x, size, h| Reference.swiglu(x, size, h),
+        |dh, size, x| Reference.swiglu_backward(dh, size, x),
+    );
+    check_glu(
+        |x, size, h| Reference.geglu(x, size, h),
+        |dh, size, x| Reference.geglu_backward(dh, size, x),
+    );
+}
+
 /// Checks the gradient of attention.
-fn check_attention(shape: Heads, lens: &[usize], window: Option<usize>) {
+fn check_attention(shape: Heads, lens: &[usize], window: Option<usize>, soft_cap: Option<f32>) {
     let t: usize = lens.iter().sum();
-    let mask = AttnMask { window, scale: 0.6 };
+    let mask = AttnMask { window, scale: 0.6, soft_cap };
     let (x, dout) = (normals(1, t * shape.qkv_width()), normals(2, t * shape.out_width()));
     let forward = |x: &Vec<f64>| {
         let (mut out, mut lse) = (vec![0.0; t * shape.out_width()], vec![0.0; t * shape.n_q]);
@@ -165,9 +202,10 @@ fn check_attention(shape: Heads, lens: &[usize], window: Option<usize>) {
 
 #[test]
 fn attention() {
-    check_attention(heads(1, 1, 3), &[5], None);
-    check_attention(heads(4, 2, 2), &[3, 0, 1, 4], None);
-    check_attention(heads(2, 1, 4), &[6, 2], Some(3));
+    check_attention(heads(1, 1, 3), &[5], None, None);
+    check_attention(heads(4, 2, 2), &[3, 0, 1, 4], None, None);
+    check_attention(heads(2, 1, 4), &[6, 2], Some(3), None);
+    check_attention(heads(2, 1, 4), &[6, 2], Some(3), Some(0.75));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::ops::{silu, softmax};
 
 use super::cases::{data, heads};
-use crate::{AttnMask, Backend, Cpu, Heads, MatMut};
+use crate::{AttnMask, Backend, Cpu, Heads, MatMut, RmsNorm};
 
 /// A variable of shape `shape` holding `values`.
 fn var(values: &[f32], shape: &[usize]) -> Result<Var> {
@@ -42,8 +42,9 @@ fn rms_norm() -> Result<()> {
     let (x, w, dy) = (cpu.upload(&x), cpu.upload(&w), cpu.upload(&dy));
     let (mut y, mut r) = (cpu.zeros(rows * d), cpu.zeros(rows));
     let (mut dx, mut dw) = (cpu.zeros(rows * d), cpu.zeros(d));
-    cpu.rms_norm(&x, &w, eps, (rows, d), &mut y, &mut r);
-    cpu.rms_norm_backward(&dy, &x, &w, &r, (rows, d), &mut dx, Some(&mut dw));
+    let norm = RmsNorm { eps, offset: 0.0 };
+    cpu.rms_norm(&x, &w, norm, (rows, d), &mut y, &mut r);
+    cpu.rms_norm_backward(&dy, &x, &w, norm, &r, (rows, d), &mut dx, Some(&mut dw));
     check("y", &y, &want)?;
     check("dx", &dx, grads.get(&x_var).expect("x is a variable"))?;
     check("dw", &dw, grads.get(&w_var).expect("w is a variable"))
@@ -106,7 +107,7 @@ fn attention() -> Result<()> {
         let (x, dout) = (cpu.upload(&x), cpu.upload(&dout));
         let (mut out, mut lse) = (cpu.zeros(t * shape.out_width()), cpu.zeros(t * shape.n_q));
         let mut dx = cpu.zeros(x.len());
-        let mask = AttnMask { window: None, scale };
+        let mask = AttnMask { window: None, scale, soft_cap: None };
         cpu.attention(&x, shape, &lens, mask, &mut out, &mut lse);
         cpu.attention_backward(&dout, &x, &out, &lse, shape, &lens, mask, &mut dx);
         check("out", &out, &want)?;

@@ -20,7 +20,7 @@ fn loss(decoder: &mut Decoder<Reference>, batch: &Batch) -> f64 {
 }
 
 /// Checks every trained tensor in three directions.
-fn check(mut decoder: Decoder<Reference>, batch: &Batch, n_expected: usize) {
+pub(crate) fn check(mut decoder: Decoder<Reference>, batch: &Batch, n_expected: usize) {
     decoder.accumulate(batch, (1.0 / batch.weight()) as f32, None).unwrap();
     let gradients = decoder.gradients();
     let values = decoder.trained();

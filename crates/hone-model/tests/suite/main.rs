@@ -2,6 +2,7 @@
 
 mod candle_llama;
 mod common;
+mod families;
 mod files;
 mod finite_differences;
 mod identities;

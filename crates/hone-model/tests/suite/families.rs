@@ -1,0 +1,231 @@
+//! What must not change a result, for every knob of the families: packing, batching, recomputation,
+//! threads, merging, the backend; and the gradients against the loss itself.
+
+use crate::common::*;
+use crate::finite_differences;
+use hone_kernels::{Cpu, Reference};
+use hone_model::{
+    Decoder, Generator, LoraConfig, MemoryPlan, Merge, Method, ModelConfig, Recompute, Training,
+};
+use proptest::prelude::*;
+
+/// Largest difference allowed between two orders of f32 arithmetic, logits being of order one.
+const ROUNDING: f64 = 1e-5;
+
+/// Lengths of the documents, on both sides of windows and original contexts.
+const LENS: [usize; 7] = [5, 1, 17, 8, 9, 2, 23];
+
+/// Keys of a family and its `model_type`; together they turn every knob.
+const FAMILIES: [(&str, &str); 9] = [
+    ("smollm3", r#""no_rope_layers": [1, 0, 1], "sliding_window": 6, "use_sliding_window": true"#),
+    ("mistral", r#""sliding_window": 6"#),
+    (
+        "qwen2",
+        r#""use_sliding_window": true, "sliding_window": 7, "max_window_layers": 1,
+           "rope_scaling": {"type": "yarn", "factor": 4, "original_max_position_embeddings": 8}"#,
+    ),
+    ("gemma2", r#""sliding_window": 6, "attn_logit_softcapping": 2, "query_pre_attn_scalar": 5"#),
+    (
+        "gemma3_text",
+        r#""sliding_window": 6, "sliding_window_pattern": 2, "final_logit_softcapping": 4,
+           "rope_scaling": {"type": "linear", "factor": 4}"#,
+    ),
+    (
+        "phi3",
+        r#""partial_rotary_factor": 0.5, "original_max_position_embeddings": 8, "rope_scaling": {
+           "type": "longrope", "short_factor": [1, 1.5], "long_factor": [2, 5]}"#,
+    ),
+    (
+        "granite",
+        r#""attention_bias": true, "mlp_bias": true, "attention_multiplier": 0.3,
+           "embedding_multiplier": 2, "residual_multiplier": 0.5, "logits_scaling": 0.7"#,
+    ),
+    ("olmo2", r#""attention_bias": true, "tie_word_embeddings": true"#),
+    ("llama", r#""max_position_embeddings": 10, "rope_scaling": {"type": "dynamic", "factor": 4}"#),
+];
+
+/// A small model of every family.
+fn each(check: impl Fn(&ModelConfig, &str)) {
+    for (model_type, more) in FAMILIES {
+        let context =
+            if more.contains("dynamic") { "" } else { r#""max_position_embeddings": 64,"# };
+        let text = format!(
+            r#"{{"model_type": "{model_type}", "vocab_size": 43, "hidden_size": 20,
+                "intermediate_size": 28, "num_hidden_layers": 3, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "head_dim": 8, {context} "initializer_range": 0.3,
+                {more}}}"#
+        );
+        let config = ModelConfig::from_json(&text).unwrap_or_else(|e| panic!("{model_type}: {e}"));
+        check(&config, model_type);
+    }
+}
+
+/// An adapter on every linear map, with dropout.
+fn lora(config: &ModelConfig, dropout: f32) -> LoraConfig {
+    LoraConfig {
+        lora_dropout: dropout,
+        target_modules: config.linear_names().into_iter().map(str::to_owned).collect(),
+        ..LoraConfig::all_linear(3, 6.0)
+    }
+}
+
+#[test]
+fn a_document_alone_is_the_document_in_a_pack() {
+    each(|config, family| {
+        let mut decoder = decoder(Cpu::new(), config, Training::Frozen);
+        let documents = documents(config, &LENS);
+        let packed = pack(&documents);
+        let logits = decoder.logits(&packed, &every_row(&packed)).unwrap();
+        let mut start = 0;
+        for document in &documents {
+            let alone = pack(std::slice::from_ref(document));
+            let expected = decoder.logits(&alone, &every_row(&alone)).unwrap();
+            let end = start + expected.len();
+            let off = distance(&logits[start..end], &expected);
+            assert!(off <= ROUNDING, "{family}, a document of {}: {off:e}", document.0.len());
+            start = end;
+        }
+    });
+}
+
+#[test]
+fn recomputation_and_threads_do_not_change_a_byte() {
+    each(|config, family| {
+        let documents = documents(config, &LENS);
+        let run = |recompute, training, n_threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+            pool.install(|| {
+                let mut decoder = decoder(Cpu::new(), config, training);
+                decoder.attach(&adapter(config, lora(config, 0.25)), true).unwrap();
+                decoder.set_recompute(recompute);
+                for part in documents.chunks(3) {
+                    decoder.accumulate(&pack(part), 0.1, Some(7)).unwrap();
+                }
+                decoder.gradients()
+            })
+        };
+        for training in [Training::Frozen, Training::Full] {
+            let expected = run(Recompute::None, training, 1);
+            assert_eq!(run(Recompute::Layer, training, 1), expected, "{family}");
+            assert_eq!(run(Recompute::None, training, 2), expected, "{family}");
+            assert_eq!(run(Recompute::Layer, training, 8), expected, "{family}");
+        }
+    });
+}
+
+#[test]
+fn cpu_is_its_reference() {
+    each(|config, family| {
+        let batch = pack(&documents(config, &LENS));
+        let mut fast = decoder(Cpu::new(), config, Training::Full);
+        let mut plain = decoder(Reference, config, Training::Full);
+        fast.accumulate(&batch, 0.1, None).unwrap();
+        plain.accumulate(&batch, 0.1, None).unwrap();
+        let off = relative_distance(&plain.gradients(), &fast.gradients());
+        assert!(off <= ROUNDING, "{family}: {off:e}");
+    });
+}
+
+#[test]
+fn merged_is_unmerged() {
+    each(|config, family| {
+        let base = weights(config, 3);
+        let batch = pack(&documents(config, &LENS));
+        let adapter = adapter(config, lora(config, 0.0));
+        let mut unmerged = decoder(Cpu::new(), config, Training::Frozen);
+        let before = unmerged.logits(&batch, &every_row(&batch)).unwrap();
+        unmerged.attach(&adapter, false).unwrap();
+        let expected = unmerged.logits(&batch, &every_row(&batch)).unwrap();
+        assert!(distance(&before, &expected) > 1e-2, "{family}: the adapter does nothing");
+        let merge = Merge::new(config, &base, &adapter).unwrap();
+        let mut merged = Decoder::load(Cpu::new(), config, &merge, Training::Frozen).unwrap();
+        let off = distance(&merged.logits(&batch, &every_row(&batch)).unwrap(), &expected);
+        assert!(off <= 2.0 * ROUNDING, "{family}: {off:e}");
+        assert_eq!(unmerged.export(), base, "{family}");
+    });
+}
+
+#[test]
+fn gradients_are_slopes() {
+    each(|config, _| {
+        let batch = pack(&documents(config, &[7, 4, 11]));
+        let n = config.tensors().len();
+        finite_differences::check(decoder(Reference, config, Training::Full), &batch, n);
+    });
+}
+
+/// Sequences that leave a window or an original context give the same ids side by side and alone,
+/// and stop at the end of the context.
+#[test]
+fn generation_does_not_depend_on_the_batch() {
+    each(|config, family| {
+        let mut decoder = decoder(Cpu::new(), config, Training::Frozen);
+        let prompts: Vec<Vec<u32>> =
+            documents(config, &[3, 9, 1, 20, 7]).into_iter().map(|(ids, _)| ids).collect();
+        let mut run = |batch_size| {
+            let generator = Generator { batch_size, ..Generator::sampled(60, &[5], 1.3, 0.9, 1) };
+            generator.run(&mut decoder, &prompts).unwrap()
+        };
+        let expected = run(5);
+        assert_eq!(run(1), expected, "{family}");
+        assert_eq!(run(3), expected, "{family}");
+        for (prompt, found) in prompts.iter().zip(expected) {
+            let most = 60.min(config.context() - prompt.len() + 1);
+            assert!(found.stopped() || found.ids.len() == most, "{family}: {}", found.ids.len());
+        }
+    });
+}
+
+/// Fresh weights leave every norm at its neutral value, so that logits are of ordinary size.
+#[test]
+fn fresh_weights_are_neutral() {
+    each(|config, family| {
+        let weights = hone_model::init_weights(config, 1);
+        let neutral = if config.knobs.norm_plus_one { 0.0 } else { 1.0 };
+        let norms = weights.iter().filter(|t| t.name.ends_with("norm.weight"));
+        let mut n_norms = 0;
+        for norm in norms {
+            assert!(norm.data.iter().all(|&w| w == neutral), "{family}: {}", norm.name);
+            n_norms += 1;
+        }
+        let by_layer = config.tensors().iter().filter(|t| t.shape.len() == 1).count();
+        let n_biases = weights.iter().filter(|t| t.name.ends_with(".bias")).count();
+        assert_eq!(n_norms + n_biases, by_layer, "{family}");
+    });
+}
+
+/// The plan counts what the family holds beside Llama.
+#[test]
+fn plans_grow_with_the_knobs() {
+    let plan = |config: &ModelConfig| MemoryPlan::new(config, Method::Full, 512, Recompute::None);
+    each(|config, family| {
+        let bare = ModelConfig { knobs: hone_model::Knobs::default(), ..config.clone() };
+        let (found, base) = (plan(config), plan(&bare));
+        let (has_end_norms, caps) = (config.knobs.norm_places.after(), config.knobs.logit_soft_cap);
+        assert_eq!(found.activations > base.activations, has_end_norms, "{family}");
+        assert_eq!(found.head > base.head, caps.is_some(), "{family}");
+    });
+}
+
+proptest! {
+    /// No text can make the reader of configurations panic, and what it takes can be run.
+    #[test]
+    fn damaged_configurations_do_not_panic(
+        family in 0..FAMILIES.len(), at in 0_usize..900, value in "[\\[\\]{}:,\"0-9a-z-]",
+    ) {
+        each(|config, model_type| {
+            if model_type != FAMILIES[family].0 {
+                return;
+            }
+            let mut text = config.to_json();
+            let at = at % text.len();
+            text.replace_range(at..=at, &value);
+            let Ok(damaged) = ModelConfig::from_json(&text) else { return };
+            if damaged.n_params() < 100_000 {
+                let mut decoder = decoder(Reference, &damaged, Training::Frozen);
+                let batch = pack(&documents(&damaged, &[3]));
+                let _ = decoder.loss(&batch, None);
+            }
+        });
+    }
+}
