@@ -13,6 +13,8 @@
 //! Shapes are checked by the implementations with `assert!`: they are the caller's proof, never
 //! user input.
 
+use crate::quant::Quantized;
+
 /// A read-only row-major matrix view: `rows` x `cols`, row `i` starts at `offset + i * stride`.
 pub struct Mat<'a, B: Backend> {
     /// The buffer viewed.
@@ -231,6 +233,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn linear(&self, x: Mat<'_, Self>, w: &Self::Frozen, y: MatMut<'_, Self>, beta: f32);
     /// `dX (T, in) <- dY (T, out) W + beta * dX`.
     fn linear_dx(&self, dy: Mat<'_, Self>, w: &Self::Frozen, dx: MatMut<'_, Self>, beta: f32);
+    /// [`Backend::freeze`] of a 4-bit weight: matrices (rows, `inp`), each quantised on its own,
+    /// one below the other. It stays 4-bit: products dequantise a part at a time, and
+    /// [`Backend::thaw`] gives the dequantised values.
+    fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> Self::Frozen;
 
     // ------------------------------------------------------------------ elementwise
 

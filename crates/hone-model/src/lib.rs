@@ -18,10 +18,12 @@
 //! | `decoder`, `layer`, `head`, `linear`, `param`, `workspace` | the model |
 //! | `lora` | [`LoraConfig`], [`Adapter`]: PEFT's adapter layout |
 //! | `generate` | [`Generator`]: decoding with a key/value cache |
+//! | `bnb` | 4-bit models: quantising on load, bitsandbytes' checkpoints |
 //! | `merge` | [`Merge`]: an adapter folded into its base, tensor by tensor |
 //! | `plan` | [`MemoryPlan`]: bytes that a run will hold |
 
 mod batch;
+mod bnb;
 mod config;
 mod decoder;
 mod error;
@@ -40,11 +42,13 @@ mod tensors;
 mod workspace;
 
 pub use batch::Batch;
+pub use bnb::{BnbConfig, BnbRegions, QuantizeOnLoad, write_bnb_checkpoint};
 pub use config::{Family, ModelConfig};
 pub use decoder::{Decoder, Recompute, Training};
 pub use error::ModelError;
 pub use generate::{Generation, Generator, Sampling};
 pub use hone_kernels::LossSums;
+pub use hone_kernels::quant::{CodeBook, QuantSpec, ValueType};
 pub use init::{init_weights, reinit_rows};
 pub use lora::{Adapter, LoraConfig};
 pub use merge::Merge;

@@ -11,6 +11,7 @@
 //! and u is computed again in the backward instead of being kept. Dropout, on the adapters' input
 //! alone, draws one mask for the modules that share an input.
 
+use hone_kernels::quant::Quantized;
 use hone_kernels::{Backend, Mat, MatMut, Op};
 
 use crate::ModelError;
@@ -98,8 +99,11 @@ impl<B: Backend> Linear<B> {
             modules.iter().map(|(name, _)| finite(source, &format!("{name}.{suffix}"))).collect()
         };
         let out = modules.iter().map(|(_, out)| out).sum();
-        let weights = read("weight")?;
-        let weight = if trained {
+        let quantized = if trained { None } else { quantized(source, &modules)? };
+        let weights = if quantized.is_none() { read("weight")? } else { Vec::new() };
+        let weight = if let Some(parts) = quantized {
+            Weight::Frozen(backend.freeze_4bit(parts, inp))
+        } else if trained {
             Weight::Trained(Param::new(backend, ParamKind::Matrix, weights, true))
         } else if let [only] = weights.as_slice() {
             Weight::Frozen(backend.freeze(&only.data, out, inp))
@@ -343,6 +347,14 @@ impl<B: Backend> LoraGroup<B> {
             }
         }
     }
+}
+
+/// The modules' weights in 4 bits, if the source has all of them so.
+fn quantized(
+    source: &dyn TensorSource,
+    modules: &[(String, usize)],
+) -> Result<Option<Vec<Quantized>>, ModelError> {
+    modules.iter().map(|(name, _)| source.quantized(&format!("{name}.weight"))).collect()
 }
 
 /// One tensor, refused if it holds NaN or infinity.

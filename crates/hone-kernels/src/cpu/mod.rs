@@ -13,6 +13,7 @@ mod matmul;
 mod norm;
 mod par;
 mod pointwise;
+mod quant;
 pub(crate) mod simd;
 mod tile;
 
@@ -22,6 +23,7 @@ use decode::Cache;
 use matmul::Factor;
 use simd::Level;
 
+use crate::quant::Quantized;
 use crate::shape::{Layout, check_heads, check_mask, documents, layout, layout_mut};
 use crate::{AdamW, AttnMask, Backend, Heads, LossSums, Mat, MatMut, Op};
 
@@ -55,16 +57,16 @@ impl Default for Cpu {
 /// A weight (out, in) as [`Cpu`] keeps it.
 #[derive(Clone, Debug)]
 pub struct CpuFrozen {
-    dense: CpuBuf,
+    weight: Weight,
     out: usize,
     inp: usize,
 }
 
-impl CpuFrozen {
-    /// The weight as a matrix view.
-    fn mat(&self) -> Mat<'_, Cpu> {
-        Mat::new(&self.dense, self.out, self.inp)
-    }
+/// The values of a frozen weight.
+#[derive(Clone, Debug)]
+enum Weight {
+    Dense(CpuBuf),
+    Quantized(quant::Stack),
 }
 
 /// A view as a factor of a product, with its sides after `op`.
@@ -128,19 +130,37 @@ impl Backend for Cpu {
 
     fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> CpuFrozen {
         assert_eq!(weight.len(), out * inp);
-        CpuFrozen { dense: CpuBuf::from(weight), out, inp }
+        CpuFrozen { weight: Weight::Dense(CpuBuf::from(weight)), out, inp }
     }
 
     fn thaw(&self, weight: &CpuFrozen) -> Vec<f32> {
-        weight.dense.to_vec()
+        match &weight.weight {
+            Weight::Dense(dense) => dense.to_vec(),
+            Weight::Quantized(stack) => stack.dequantize(),
+        }
     }
 
     fn linear(&self, x: Mat<'_, Self>, w: &CpuFrozen, y: MatMut<'_, Self>, beta: f32) {
-        self.gemm(x, Op::N, w.mat(), Op::T, y, 1.0, beta);
+        match &w.weight {
+            Weight::Dense(dense) => {
+                self.gemm(x, Op::N, Mat::new(dense, w.out, w.inp), Op::T, y, 1.0, beta);
+            }
+            Weight::Quantized(stack) => stack.linear(self, x, y, beta),
+        }
     }
 
     fn linear_dx(&self, dy: Mat<'_, Self>, w: &CpuFrozen, dx: MatMut<'_, Self>, beta: f32) {
-        self.gemm(dy, Op::N, w.mat(), Op::N, dx, 1.0, beta);
+        match &w.weight {
+            Weight::Dense(dense) => {
+                self.gemm(dy, Op::N, Mat::new(dense, w.out, w.inp), Op::N, dx, 1.0, beta);
+            }
+            Weight::Quantized(stack) => stack.linear_dx(self, dy, dx, beta),
+        }
+    }
+
+    fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> CpuFrozen {
+        let stack = quant::Stack::new(parts, inp);
+        CpuFrozen { out: stack.rows(), weight: Weight::Quantized(stack), inp }
     }
 
     fn copy(&self, x: &CpuBuf, y: &mut CpuBuf, n: usize) {

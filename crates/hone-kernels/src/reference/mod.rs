@@ -5,7 +5,9 @@
 //! whole decoder's backward.
 
 mod attention;
+pub mod quant;
 
+use crate::quant::Quantized;
 use crate::shape::{check_heads, check_mask, documents, layout, layout_mut};
 use crate::{AdamW, AttnMask, Backend, Heads, LossSums, Mat, MatMut, Op, rng};
 
@@ -112,6 +114,15 @@ impl Backend for Reference {
 
     fn linear_dx(&self, dy: Mat<'_, Self>, w: &FrozenF64, dx: MatMut<'_, Self>, beta: f32) {
         self.gemm(dy, Op::N, w.mat(), Op::N, dx, 1.0, beta);
+    }
+
+    fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> FrozenF64 {
+        let weight: Vec<f64> = parts
+            .iter()
+            .flat_map(|part| (0..part.len()).map(|i| f64::from(quant::value(part, i))))
+            .collect();
+        assert!(parts.iter().all(|part| inp > 0 && part.len().is_multiple_of(inp)));
+        FrozenF64 { out: weight.len() / inp, weight, inp }
     }
 
     fn copy(&self, x: &Vec<f64>, y: &mut Vec<f64>, n: usize) {

@@ -1,5 +1,6 @@
 //! The table of cases: every operator, at ordinary, odd and extreme shapes and magnitudes.
 
+use crate::quant::{CodeBook, QuantSpec, Quantized, ValueType};
 use crate::{AdamW, AttnMask, Backend, Heads, Mat, MatMut, Op, rng};
 
 /// What of a case is compared: a name, its values, and the error allowed relative to their largest
@@ -22,6 +23,8 @@ pub(super) enum Case {
     Gemm((usize, usize, usize), (Op, Op), (f32, f32), usize),
     /// `linear` and `linear_dx` of (T, out, in).
     Linear(usize, usize, usize),
+    /// The same with a 4-bit weight in two parts: (T, out of each, in).
+    Linear4Bit(usize, usize, usize),
     /// copy, add, scale, bias and its gradient on (rows, cols).
     Pointwise(usize, usize),
     /// (rows, cols), p.
@@ -62,6 +65,10 @@ pub(super) fn all() -> Vec<Case> {
         Case::Linear(3, 70, 33),
         Case::Linear(200, 384, 128),
         Case::Linear(1, 640, 576),
+        Case::Linear4Bit(1, 1, 1),
+        Case::Linear4Bit(3, 70, 33),
+        Case::Linear4Bit(50, 384, 128),
+        Case::Linear4Bit(1, 640, 576),
     ]);
     for (rows, cols) in [(1, 1), (1, 7), (5, 1), (3, 17), (300, 129), (2, 40_000)] {
         cases.push(Case::Pointwise(rows, cols));
@@ -156,6 +163,7 @@ impl Case {
         match *self {
             Case::Gemm(sides, ops, factors, gap) => gemm(b, sides, ops, factors, gap),
             Case::Linear(t, out, inp) => linear(b, t, out, inp),
+            Case::Linear4Bit(t, out, inp) => linear_4bit(b, t, out, inp),
             Case::Pointwise(rows, cols) => pointwise(b, rows, cols),
             Case::Dropout(rows, cols, p) => dropout(b, rows, cols, p),
             Case::Rows(n, v, d) => gather_scatter(b, n, v, d),
@@ -203,6 +211,24 @@ fn gemm<B: Backend>(
 fn linear<B: Backend>(b: &B, t: usize, out: usize, inp: usize) -> Vec<Output> {
     let weight = data(1, out * inp, 1.0);
     let frozen = b.freeze(&weight, out, inp);
+    let (x, dy) = (b.upload(&data(2, t * inp, 1.0)), b.upload(&data(3, t * out, 1.0)));
+    let (mut y, mut dx) = (b.upload(&data(4, t * out, 1.0)), b.zeros(t * inp));
+    b.linear(Mat::new(&x, t, inp), &frozen, MatMut::new(&mut y, t, out), 1.0);
+    b.linear_dx(Mat::new(&dy, t, out), &frozen, MatMut::new(&mut dx, t, inp), 0.0);
+    vec![
+        output("y", b.download(&y), 1e-6),
+        output("dx", b.download(&dx), 1e-6),
+        output("thaw", b.thaw(&frozen), 0.0),
+    ]
+}
+
+fn linear_4bit<B: Backend>(b: &B, t: usize, out: usize, inp: usize) -> Vec<Output> {
+    let part = |seed, book| {
+        let spec = QuantSpec { book, ..QuantSpec::qlora(ValueType::Bf16) };
+        Quantized::quantize(&data(seed, out * inp, 1.0), spec).expect("normal values are finite")
+    };
+    let frozen = b.freeze_4bit(vec![part(1, CodeBook::Nf4), part(5, CodeBook::Fp4)], inp);
+    let out = 2 * out;
     let (x, dy) = (b.upload(&data(2, t * inp, 1.0)), b.upload(&data(3, t * out, 1.0)));
     let (mut y, mut dx) = (b.upload(&data(4, t * out, 1.0)), b.zeros(t * inp));
     b.linear(Mat::new(&x, t, inp), &frozen, MatMut::new(&mut y, t, out), 1.0);

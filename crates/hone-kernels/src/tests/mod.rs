@@ -4,5 +4,6 @@
 mod cases;
 mod gradients;
 mod oracle;
+mod quant;
 mod threads;
 mod twins;

@@ -5,3 +5,4 @@ mod common;
 mod files;
 mod finite_differences;
 mod identities;
+mod quant;
