@@ -126,7 +126,9 @@ def load(folder, **kw):
 
 
 def logits(model):
-    # Training mode keeps bitsandbytes from repacking the weights for its own CPU product.
+    """In f32, 4-bit weights included: training mode keeps bitsandbytes from repacking them for its own product in bf16."""
+    for p in model.parameters():
+        p.data = p.data.float() if p.is_floating_point() else p.data
     with torch.no_grad():
         return model.train()(input_ids=torch.tensor(IDS), use_cache=False).logits[0].float()
 
@@ -141,7 +143,6 @@ def write_checkpoints(folder):
     (source / "generation_config.json").unlink()
     for name, settings in SETTINGS.items():
         quant = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **settings)
-        # f32 around the quantised maps, so that the logits say something about them.
         model = load(source, quantization_config=quant, dtype=torch.bfloat16)
         model.save_pretrained(folder / name)
         (folder / name / "generation_config.json").unlink(missing_ok=True)

@@ -11,7 +11,7 @@
 //! and u is computed again in the backward instead of being kept. Dropout, on the adapters' input
 //! alone, draws one mask for the modules that share an input.
 
-use hone_kernels::quant::Quantized;
+use hone_kernels::quant::{Quantized, ValueType};
 use hone_kernels::{Backend, Mat, MatMut, Op};
 
 use crate::ModelError;
@@ -349,12 +349,18 @@ impl<B: Backend> LoraGroup<B> {
     }
 }
 
-/// The modules' weights in 4 bits, if the source has all of them so.
+/// The modules' weights in 4 bits, if the source has all of them so. Products are f32, and so are
+/// their dequantised values: not rounded to the type that the weight once had (bitsandbytes does
+/// the same for inputs in f32).
 fn quantized(
     source: &dyn TensorSource,
     modules: &[(String, usize)],
 ) -> Result<Option<Vec<Quantized>>, ModelError> {
-    modules.iter().map(|(name, _)| source.quantized(&format!("{name}.weight"))).collect()
+    let part = |(name, _): &(String, usize)| {
+        let part = source.quantized(&format!("{name}.weight"))?;
+        Ok(part.map(|part| part.with_values(ValueType::F32)))
+    };
+    modules.iter().map(part).collect()
 }
 
 /// One tensor, refused if it holds NaN or infinity.

@@ -263,6 +263,11 @@ impl Quantized {
         }
     }
 
+    /// The same codes and scales, dequantised to another type.
+    pub fn with_values(self, values: ValueType) -> Self {
+        Quantized { spec: QuantSpec { values, ..self.spec }, ..self }
+    }
+
     /// How it is quantised.
     pub fn spec(&self) -> QuantSpec {
         self.spec
