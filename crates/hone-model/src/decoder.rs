@@ -1,15 +1,19 @@
 //! The decoder: embedding, layers, head; forward, backward, adapters, export.
 
-use hone_kernels::{Backend, LossSums};
+use hone_kernels::{Backend, LossSums, rng};
 
 use crate::head::{Head, HeadGrad};
 use crate::layer::{Acts, Dims, Layer, Pass};
-use crate::linear::finite;
+use crate::linear::{Linear, LoraNeeds, finite};
+use crate::lora::{EmbedLora, Stash, TokenPatch};
 use crate::param::{Param, ParamInfo, ParamKind};
 use crate::rope;
 use crate::tensors::{TensorSource, Tensors};
 use crate::workspace::{Layout, Workspace};
-use crate::{Adapter, Batch, ModelConfig, ModelError};
+use crate::{Batch, ModelConfig, ModelError};
+
+/// Number of the head's draw of dropout; those of the layers come after one another from 0.
+const HEAD_SITE: u64 = u64::MAX;
 
 /// Whether the base weights are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +44,15 @@ pub struct Decoder<B: Backend> {
     pub(crate) embed: Param<B>,
     pub(crate) layers: Vec<Layer<B>>,
     pub(crate) head: Head<B>,
+    /// What an adapter changes outside the linear maps.
+    pub(crate) embed_lora: Option<EmbedLora<B>>,
+    pub(crate) embed_tokens: Option<TokenPatch<B>>,
+    pub(crate) stash: Stash<B>,
     recompute: Recompute,
     /// Rotary table, for as many positions as were used so far.
     pub(crate) cos_sin: B::Buf,
     n_positions: usize,
-    workspace: Option<Workspace<B>>,
+    pub(crate) workspace: Option<Workspace<B>>,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -69,6 +77,9 @@ impl<B: Backend> Decoder<B> {
             embed,
             layers,
             head,
+            embed_lora: None,
+            embed_tokens: None,
+            stash: Stash::new(),
             recompute: Recompute::None,
             cos_sin: backend.zeros(0),
             n_positions: 0,
@@ -103,29 +114,6 @@ impl<B: Backend> Decoder<B> {
             self.workspace = None;
             let layout = self.layout();
             self.workspace = Some(Workspace::new(&self.backend, &self.dims, layout, n_tokens));
-        }
-    }
-
-    // ------------------------------------------------------------------ adapters
-
-    /// Puts an adapter on, in place of any other; `trained` gives it gradients. The adapter is
-    /// checked first.
-    pub fn attach(&mut self, adapter: &Adapter, trained: bool) -> Result<(), ModelError> {
-        adapter.check(&self.config)?;
-        self.detach();
-        for layer in &mut self.layers {
-            for linear in layer.linears_mut() {
-                linear.attach(&self.backend, adapter, trained)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the adapter off: the base alone computes again.
-    pub fn detach(&mut self) {
-        self.workspace = None;
-        for linear in self.layers.iter_mut().flat_map(Layer::linears_mut) {
-            linear.detach();
         }
     }
 
@@ -208,17 +196,28 @@ impl<B: Backend> Decoder<B> {
         self.embed.export(&self.backend, &self.embed.value, &mut tensors);
         self.layers.iter().for_each(|layer| layer.export(&self.backend, &mut tensors));
         self.head.export(&self.backend, &self.config, &mut tensors);
+        self.stash.undo_export(&self.backend, &mut tensors);
+        let tied = self.head.tokens.as_ref().filter(|_| self.config.tie_word_embeddings);
+        let tokens = self.embed_tokens.as_ref().or(tied);
+        if let (Some(tokens), Some(embed)) = (tokens, tensors.get_mut("model.embed_tokens.weight"))
+        {
+            tokens.undo_export(embed);
+        }
         tensors
     }
 
     fn visit(&self, visit: &mut dyn FnMut(&Param<B>)) {
         visit(&self.embed);
+        self.embed_lora.iter().for_each(|lora| lora.visit(visit));
+        self.embed_tokens.iter().for_each(|tokens| visit(&tokens.rows));
         self.layers.iter().for_each(|layer| layer.visit(visit));
         self.head.visit(visit);
     }
 
-    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Param<B>)) {
+    pub(crate) fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Param<B>)) {
         visit(&mut self.embed);
+        self.embed_lora.iter_mut().for_each(|lora| lora.visit_mut(visit));
+        self.embed_tokens.iter_mut().for_each(|tokens| visit(&mut tokens.rows));
         self.layers.iter_mut().for_each(|layer| layer.visit_mut(visit));
         self.head.visit_mut(visit);
     }
@@ -324,6 +323,10 @@ impl<B: Backend> Decoder<B> {
         let longest = batch.positions.iter().copied().max().map_or(0, |p| p as usize + 1);
         self.prepare_positions(longest);
         self.reserve(batch.n_tokens());
+        if let Some(tokens) = &self.embed_tokens {
+            tokens.apply(&self.backend, &mut self.embed.value);
+        }
+        self.head.write_tokens(&self.backend, &mut self.embed);
     }
 
     /// Makes the rotary table long enough; it at least doubles, so that it is seldom made anew.
@@ -341,19 +344,16 @@ impl<B: Backend> Decoder<B> {
         let n_layers = self.layers.len();
         let mut trains = false;
         self.visit(&mut |param| trains |= param.grad.is_some());
-        let (mut lora_rank, mut drops) = (0, false);
-        for linear in self.layers.iter().flat_map(Layer::linears) {
-            let (rank, dropout) = linear.lora_size();
-            lora_rank = lora_rank.max(rank);
-            drops |= dropout > 0.0;
-        }
-        let widest = self.dims.d.max(self.dims.i).max(self.dims.heads.out_width());
+        let linears = self.layers.iter().flat_map(Layer::linears);
+        let lora = linears.map(Linear::lora_needs).fold(LoraNeeds::default(), LoraNeeds::max);
+        let embed_rank = self.embed_lora.as_ref().map_or(0, |lora| lora.rank);
+        let lora = lora.max(LoraNeeds { rank: embed_rank, ..LoraNeeds::default() });
         Layout {
             n_streams: if trains { n_layers + 1 } else { 2 },
             n_acts: if trains && self.recompute == Recompute::None { n_layers } else { 1 },
             trains,
-            lora_rank,
-            dropout_width: if drops { widest } else { 0 },
+            lora,
+            head_lora: self.head.lora_needs(self.dims.d),
         }
     }
 
@@ -367,7 +367,13 @@ impl<B: Backend> Decoder<B> {
         let pass = self.pass(batch, dropout_seed);
         let embedding = &self.embed.value;
         let d = self.dims.d;
+        workspace.head.dropout_seed = dropout_seed.map(|seed| rng::mix(seed, HEAD_SITE));
         self.backend.gather_rows(embedding, &batch.input_ids, d, &mut workspace.streams[0]);
+        if let Some(lora) = &self.embed_lora {
+            let Workspace { streams, scratch, .. } = workspace;
+            let ids = (batch.input_ids.as_slice(), d);
+            lora.forward(&self.backend, ids, &mut streams[0], &mut scratch.lora);
+        }
         for (idx, layer) in self.layers.iter().enumerate() {
             let ends = [workspace.stream(idx), workspace.stream(idx + 1)];
             let Workspace { streams, acts, scratch, .. } = workspace;
@@ -417,7 +423,9 @@ impl<B: Backend> Decoder<B> {
             cos_sin,
             dropout_seed,
         };
-        let embed_is_trained = self.embed.grad.is_some();
+        let lora_is_trained = self.embed_lora.as_ref().is_some_and(EmbedLora::is_trained);
+        let has_tokens = self.embed_tokens.is_some() || self.head.tied_tokens().is_some();
+        let embed_is_trained = self.embed.grad.is_some() || lora_is_trained || has_tokens;
         for (idx, layer) in layers.iter_mut().enumerate().rev() {
             let acts_idx = idx % acts.len();
             let acts = &mut acts[acts_idx];
@@ -433,6 +441,14 @@ impl<B: Backend> Decoder<B> {
         }
         if let Some(grad) = &mut self.embed.grad {
             self.backend.scatter_add_rows(&back.dx, &batch.input_ids, self.dims.d, grad);
+        }
+        if let Some(lora) = &mut self.embed_lora {
+            let ids = (batch.input_ids.as_slice(), self.dims.d);
+            lora.backward(&self.backend, ids, &back.dx, &mut scratch.lora);
+        }
+        let tokens = self.embed_tokens.as_mut().or(self.head.tied_tokens());
+        if let Some(tokens) = tokens {
+            tokens.embedding_grad(&self.backend, &batch.input_ids, &back.dx);
         }
         sums
     }

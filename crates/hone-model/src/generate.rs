@@ -273,20 +273,23 @@ impl<B: Backend> Cache<B> {
             x: backend.zeros(n * dims.d),
             acts: Acts::new(&backend, &dims, n),
             scratch: scratch(&backend, &dims, layout, n),
-            head: HeadActs::new(&backend, &dims, n),
+            head: HeadActs::new(&backend, &dims, n, layout.head_lora),
         })
     }
 
     /// Takes `ids` through the model at the last of each sequence's `lens` positions; writes the
     /// logits after them.
     fn step(&mut self, decoder: &Decoder<B>, logits: &mut [f32]) {
-        let Decoder { backend: b, dims, embed, layers, head, cos_sin, .. } = decoder;
+        let Decoder { backend: b, dims, embed, embed_lora, layers, head, cos_sin, .. } = decoder;
         let (n, d, heads) = (self.ids.len(), dims.d, dims.heads);
         for (position, len) in self.positions.iter_mut().zip(&self.lens) {
             *position = *len as u32 - 1;
         }
         let Cache { acts, scratch: Scratch { h, lora }, x, .. } = self;
         b.gather_rows(&embed.value, &self.ids, d, x);
+        if let Some(adapter) = embed_lora {
+            adapter.forward(b, (&self.ids, d), x, lora);
+        }
         for (layer, cache) in layers.iter().zip(&mut self.layers) {
             let w = &layer.input_norm.value;
             b.rms_norm(x, w, dims.eps, (n, d), &mut acts.normed, &mut acts.r1);

@@ -50,7 +50,7 @@ pub use generate::{Generation, Generator, Sampling};
 pub use hone_kernels::LossSums;
 pub use hone_kernels::quant::{CodeBook, QuantSpec, ValueType};
 pub use init::{init_weights, reinit_rows};
-pub use lora::{Adapter, LoraConfig};
+pub use lora::{Adapter, BiasMode, InitMethod, LoraConfig, Targets, TokenRows};
 pub use merge::Merge;
 pub use param::{ParamInfo, ParamKind};
 pub use plan::{MemoryPlan, Method};

@@ -102,7 +102,7 @@ impl MemoryPlan {
 /// Number of values of an adapter.
 fn adapter_params(config: &ModelConfig, lora: &LoraConfig) -> u64 {
     let targeted = modules(config).filter(|(module, _)| lora.targets(module));
-    targeted.map(|(_, shape)| (lora.r * (shape.inp + shape.out)) as u64).sum()
+    targeted.map(|(module, shape)| (lora.rank_of(&module) * (shape.inp + shape.out)) as u64).sum()
 }
 
 #[cfg(test)]

@@ -52,6 +52,10 @@ pub trait TensorSource {
     fn quantized(&self, _name: &str) -> Result<Option<Quantized>, ModelError> {
         Ok(None)
     }
+    /// The values that a 4-bit tensor was made of, where the source still has them.
+    fn original(&self, _name: &str) -> Result<Option<NamedTensor>, ModelError> {
+        Ok(None)
+    }
 }
 
 /// A set of named tensors, sorted by name.

@@ -5,6 +5,7 @@
 //! program that calls many small operators does so from inside `ThreadPool::install`, which saves
 //! waking a thread for each.
 
+mod adapter;
 mod attention;
 mod buffer;
 mod decode;
@@ -197,6 +198,67 @@ impl Backend for Cpu {
 
     fn scatter_add_rows(&self, dy: &CpuBuf, ids: &[u32], d: usize, dtable: &mut CpuBuf) {
         pointwise::scatter_add_rows(self.level, &dy[..ids.len() * d], ids, d, dtable);
+    }
+
+    fn gather_columns(&self, table: Mat<'_, Self>, ids: &[u32], y: &mut CpuBuf) {
+        let l = layout(self, &table);
+        assert!(ids.iter().all(|&id| (id as usize) < l.cols), "an id outside of {}", l.cols);
+        adapter::gather_columns(l, table.buf, ids, &mut y[..ids.len() * l.rows]);
+    }
+
+    fn scatter_add_columns(&self, dy: &CpuBuf, ids: &[u32], dtable: MatMut<'_, Self>) {
+        let l = layout_mut(self, &dtable);
+        assert!(ids.iter().all(|&id| (id as usize) < l.cols), "an id outside of {}", l.cols);
+        adapter::scatter_add_columns(&dy[..ids.len() * l.rows], ids, l, dtable.buf);
+    }
+
+    fn add_scaled_columns(
+        &self,
+        x: Mat<'_, Self>,
+        scale: Mat<'_, Self>,
+        shift: f32,
+        y: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        let (lx, ls, ly) = (layout(self, &x), layout(self, &scale), layout_mut(self, &y));
+        assert!(lx.rows == ly.rows && lx.cols == ly.cols && ls.cols == lx.cols && ls.rows == 1);
+        let scale = &scale.buf[ls.row(0)..][..ls.cols];
+        adapter::add_scaled_columns((lx, x.buf), scale, shift, (ly, y.buf), beta);
+    }
+
+    fn columns_dot(
+        &self,
+        a: Mat<'_, Self>,
+        b: Mat<'_, Self>,
+        divisor: Mat<'_, Self>,
+        out: &mut CpuBuf,
+    ) {
+        let (la, lb, ld) = (layout(self, &a), layout(self, &b), layout(self, &divisor));
+        assert!(la.rows == lb.rows && la.cols == lb.cols && ld.cols == la.cols && ld.rows == 1);
+        let divisor = &divisor.buf[ld.row(0)..][..ld.cols];
+        adapter::columns_dot((la, a.buf), (lb, b.buf), divisor, &mut out[..la.cols]);
+    }
+
+    fn dora_scales(
+        &self,
+        squares: &CpuBuf,
+        b: Mat<'_, Self>,
+        c: Mat<'_, Self>,
+        magnitude: &CpuBuf,
+        norms: MatMut<'_, Self>,
+        scales: MatMut<'_, Self>,
+    ) {
+        let (lb, lc) = (layout(self, &b), layout(self, &c));
+        let (ln, ls) = (layout_mut(self, &norms), layout_mut(self, &scales));
+        assert!(
+            lb.rows == lc.cols && lb.cols == lc.rows && ln.cols == lb.rows && ls.cols == lb.rows
+        );
+        let norms = &mut norms.buf[ln.row(0)..][..ln.cols];
+        let scales = &mut scales.buf[ls.row(0)..][..ls.cols];
+        adapter::row_norms(&squares[..lb.rows], (lb, b.buf), (lc, c.buf), norms);
+        for ((scale, norm), magnitude) in scales.iter_mut().zip(norms).zip(magnitude.iter()) {
+            *scale = magnitude / *norm;
+        }
     }
 
     fn rms_norm(
