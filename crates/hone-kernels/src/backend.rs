@@ -294,8 +294,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     );
     /// Row norms of an adapted weight and what its magnitudes make of them (DoRA, Liu et al. 2024):
     /// `norms[j] = sqrt(squares[j] + sum over k of b[j][k] c[k][j])`, `scales[j] = magnitude[j] /
-    /// norms[j]`. `b` is (out, r), `c` (r, out), the rest (1, out). With b = B, c = 2 s A Wt + s^2 A
-    /// At Bt and the squares those of W, the norms are those of W + s B A.
+    /// norms[j]`. `b` is (out, r), `c` (r, out), the rest (1, out). With b = B, c = 2 s A Wt + s^2
+    /// A At Bt and the squares those of W, the norms are those of W + s B A.
     fn dora_scales(
         &self,
         squares: &Self::Buf,

@@ -20,6 +20,7 @@
 //! | `generate` | [`Generator`]: decoding with a key/value cache |
 //! | `bnb` | 4-bit models: quantising on load, bitsandbytes' checkpoints |
 //! | `merge` | [`Merge`]: an adapter folded into its base, tensor by tensor |
+//! | `resize` | [`ResizedVocab`]: a base with room for new tokens |
 //! | `plan` | [`MemoryPlan`]: bytes that a run will hold |
 
 mod batch;
@@ -36,6 +37,7 @@ mod lora;
 mod merge;
 mod param;
 mod plan;
+mod resize;
 mod rope;
 mod safetensors;
 mod tensors;
@@ -54,6 +56,7 @@ pub use lora::{Adapter, BiasMode, InitMethod, LoraConfig, Targets, TokenRows};
 pub use merge::Merge;
 pub use param::{ParamInfo, ParamKind};
 pub use plan::{MemoryPlan, Method};
+pub use resize::ResizedVocab;
 pub use safetensors::{SafetensorsRegions, SafetensorsWriter, StoredType, TensorEntry};
 pub use tensors::{NamedTensor, TensorSource, Tensors};
 

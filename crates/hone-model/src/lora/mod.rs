@@ -173,6 +173,12 @@ impl LoraConfig {
         }
     }
 
+    /// Number of values of such an adapter.
+    pub fn n_params(&self, model: &ModelConfig) -> u64 {
+        let size = |entry: &TensorEntry| entry.shape.iter().product::<usize>() as u64;
+        self.tensors(model).iter().map(size).sum()
+    }
+
     /// Names and shapes of all tensors of such an adapter.
     pub(crate) fn tensors(&self, model: &ModelConfig) -> Vec<TensorEntry> {
         let mut entries = Vec::new();

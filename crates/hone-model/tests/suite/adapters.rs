@@ -7,7 +7,7 @@ use crate::common::*;
 use hone_kernels::{Backend, Cpu, Reference};
 use hone_model::{
     Adapter, Batch, BiasMode, BnbConfig, Decoder, InitMethod, LoraConfig, Merge, ModelConfig,
-    QuantizeOnLoad, Targets, TensorSource, Tensors, Training, ValueType,
+    QuantizeOnLoad, ResizedVocab, Targets, TensorSource, Tensors, Training, ValueType,
 };
 use serde_json::Value;
 
@@ -335,4 +335,47 @@ fn wrong_settings_are_refused() {
     let error = decoder(Cpu::new(), &config, Training::Full).attach(&adapter, true).unwrap_err();
     assert!(error.to_string().contains("frozen base weights"));
     assert_eq!(BiasMode::default(), BiasMode::None);
+}
+
+/// New tokens: the others keep their logits, and the new ones are learnt alone.
+#[test]
+fn a_vocabulary_grows() {
+    for odd in [false, true] {
+        let config = config(odd);
+        let base = weights(&config, 3);
+        let grown = ResizedVocab::new(&config, &base, 70).unwrap();
+        let batch = pack(&documents(&config, &[7, 4, 11]));
+        let rows = every_row(&batch);
+        let before = decoder(Cpu::new(), &config, Training::Frozen).logits(&batch, &rows).unwrap();
+        let mut decoder =
+            Decoder::load(Cpu::new(), grown.config(), &grown, Training::Frozen).unwrap();
+        let after = decoder.logits(&batch, &rows).unwrap();
+        for (before, after) in before.chunks(67).zip(after.chunks(70)) {
+            assert!(distance(before, &after[..67]) < 2e-6);
+            let mean = before.iter().sum::<f32>() / 67.0;
+            assert!(distance(&after[67..], &[mean; 3]) < 2e-6);
+        }
+        // Only the new rows move, and both their matrices where there are two.
+        let mut settings = LoraConfig::all_linear(2, 4.0);
+        settings.target_modules = Targets::Names(vec!["q_proj".to_owned()]);
+        settings.trainable_tokens.embed_tokens = vec![69, 67];
+        if odd {
+            settings.trainable_tokens.lm_head = vec![67, 68, 69];
+        }
+        let adapter = Adapter::init_from(grown.config(), settings, &grown, 1).unwrap();
+        decoder.attach(&adapter, true).unwrap();
+        assert!(distance(&decoder.logits(&batch, &rows).unwrap(), &after) < 2e-6);
+        let mut moved = adapter.clone();
+        let name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+        moved.tensors.get_mut(name).unwrap().data.iter_mut().for_each(|x| *x += 0.5);
+        decoder.set_trained(&moved.tensors).unwrap();
+        let logits = decoder.logits(&batch, &rows).unwrap();
+        // Tied, the logits of 67 and 69 move; no id of the batch is new, so nothing else does.
+        for (now, then) in logits.chunks(70).zip(after.chunks(70)) {
+            assert!(distance(&now[..67], &then[..67]) < 2e-6);
+            assert_eq!((now[67] - then[67]).abs() > 1e-3, !odd);
+        }
+        let error = ResizedVocab::new(&config, &base, 66).err().unwrap().to_string();
+        assert!(error.contains("`vocab_size` = 66 is not from 67"), "{error}");
+    }
 }
