@@ -5,6 +5,7 @@ Results are PEFT's in f32 on one thread; the same model in f64 says how far they
 
   make_adapters.py           writes adapters/
   make_adapters.py --check   writes to a temporary folder and compares with adapters/
+  make_adapters.py --read D  loads adapters that hone wrote, folders named after the cases, and compares their logits with adapters/
 """
 
 import argparse
@@ -22,7 +23,7 @@ import torch
 import transformers
 from llama_cases import LINEARS, VARIANTS, build, make_config, row_terms, weight_sum
 from llama_twin import relative
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -182,11 +183,29 @@ def differences(a, b):
     return sorted(n for n in files[0] if (a / n).read_bytes() != (b / n).read_bytes())
 
 
+def read(folder):
+    """Largest difference of the logits of an adapter in `folder`, as PEFT loads it, from the golden's."""
+    golden = json.loads((HERE / "adapters" / folder.name / "golden.json").read_text())
+    base = golden["base"]
+    rows = json.loads((HERE / "llama" / base / "golden.json").read_text())["rows"]
+    weights = load_file(HERE / "llama" / base / "model.safetensors")
+    model = PeftModel.from_pretrained(build(make_config(VARIANTS[base]), weights), folder).eval()
+    with torch.no_grad():
+        logits = [model(input_ids=torch.tensor([r["input_ids"]]), use_cache=False).logits[0] for r in rows]
+    expected = load_file(HERE / "adapters" / folder.name / "logits.safetensors")["logits"]
+    return float((torch.cat(logits) - expected).abs().max())
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--read", type=pathlib.Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.read:
+        found = {folder.name: read(folder) for folder in sorted(args.read.iterdir())}
+        print("\n".join(f"{name}: logits differ by {apart}" for name, apart in found.items()))
+        sys.exit(set(found) != set(CASES) or max(found.values()) > 1e-5)
     with tempfile.TemporaryDirectory() as tmp:
         folder = pathlib.Path(tmp) if args.check else HERE / "adapters"
         write(folder)

@@ -127,6 +127,9 @@ def load(folder, **kw):
 
 def logits(model):
     """In f32, 4-bit weights included: training mode keeps bitsandbytes from repacking them for its own product in bf16."""
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.compute_dtype = torch.float32
     for p in model.parameters():
         p.data = p.data.float() if p.is_floating_point() else p.data
     with torch.no_grad():

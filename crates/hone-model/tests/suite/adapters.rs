@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use crate::common::*;
 use hone_kernels::{Backend, Cpu, Reference};
 use hone_model::{
-    Adapter, Batch, BiasMode, BnbConfig, Decoder, InitMethod, LoraConfig, Merge, ModelConfig,
-    QuantizeOnLoad, ResizedVocab, Targets, TensorSource, Tensors, Training, ValueType,
+    Adapter, Batch, BiasMode, BnbConfig, Decoder, Generator, InitMethod, LoraConfig, Merge,
+    ModelConfig, QuantizeOnLoad, ResizedVocab, Targets, TensorSource, Tensors, Training, ValueType,
 };
 use serde_json::Value;
 
@@ -137,6 +137,23 @@ fn merged_weights_compute_the_same() {
         }
         let n_changed = merge.entries().iter().filter(|e| merge.changes(&e.name)).count();
         assert!(n_changed > 0, "{}", golden.name);
+    }
+}
+
+/// Generation, which goes through the cache, sees every kind of adapter too.
+#[test]
+fn generation_with_an_adapter_is_that_of_the_merged_model() {
+    for golden in Golden::all() {
+        let merge = Merge::new(&golden.config, &golden.weights, &golden.adapter).unwrap();
+        let mut merged =
+            Decoder::load(Cpu::new(), merge.config(), &merge, Training::Frozen).unwrap();
+        let mut decoder =
+            Decoder::load(Cpu::new(), &golden.config, &golden.weights, Training::Frozen).unwrap();
+        decoder.attach(&golden.adapter, false).unwrap();
+        let prompts = vec![vec![5, 60, 7], vec![1], vec![2, 3, 4, 5, 6, 7, 8]];
+        let generator = Generator::greedy(12, &[]);
+        let expected = generator.run(&mut merged, &prompts).unwrap();
+        assert_eq!(generator.run(&mut decoder, &prompts).unwrap(), expected, "{}", golden.name);
     }
 }
 
