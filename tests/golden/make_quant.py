@@ -25,7 +25,9 @@ import numpy as np
 import torch
 import transformers
 from bitsandbytes.backends.default.ops import _dequantize_4bit_compute, _get_4bit_quantize_bounds
-from llama_cases import make_config, make_weights
+from llama_cases import LINEARS, make_config, make_weights
+from make_adapters import file_names, run, scramble
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
@@ -153,6 +155,30 @@ def write_checkpoints(folder):
         save_file({"logits": logits(again)}, folder / name / "logits.safetensors")
 
 
+def write_qlora(folder):
+    """PEFT's LoRA on bitsandbytes' maps, f32 throughout: the base is quantised from f32, else bitsandbytes' backward would multiply with
+    values rounded to bf16 and its forward with unrounded ones."""
+    folder.mkdir(exist_ok=True)
+    for name, settings in SETTINGS.items():
+        quant = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, **settings)
+        base = load(folder.parent / "source", quantization_config=quant, dtype=torch.float32)
+        lora = LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", target_modules=LINEARS, use_dora=name == "fp4")
+        model = get_peft_model(base, lora).train()
+        scramble(model, np.random.Generator(np.random.PCG64(77)))
+        names = file_names(model)
+        row = dict(input_ids=IDS[0], weights=[1.0] * len(IDS[0]))
+        loss, logits, grads = run(model, [row])
+        with tempfile.TemporaryDirectory() as tmp:
+            model.save_pretrained(tmp, save_embedding_layers=False)
+            text = json.loads(pathlib.Path(tmp, "adapter_config.json").read_text())
+            adapter = load_file(f"{tmp}/adapter_model.safetensors")
+        text |= dict(target_modules=sorted(text["target_modules"]), base_model_name_or_path=None)
+        (folder / f"{name}.adapter_config.json").write_text(json.dumps(text, indent=2, sort_keys=True) + "\n")
+        tensors = {f"adapter/{k}": v for k, v in adapter.items()} | {f"grads/{names[n]}": g for n, g in grads.items()}
+        tensors |= dict(logits=logits[0], loss=torch.tensor([loss]))
+        save_file({k: v.detach().contiguous().clone() for k, v in sorted(tensors.items())}, folder / f"{name}.safetensors")
+
+
 def differences(a, b):
     names = [sorted(str(p.relative_to(x)) for p in x.rglob("*") if p.is_file()) for x in (a, b)]
     if names[0] != names[1]:
@@ -178,6 +204,7 @@ def main():
         folder.mkdir(exist_ok=True)
         write_cases(folder)
         write_checkpoints(folder)
+        write_qlora(folder / "qlora")
         if args.check:
             found = differences(folder, HERE / "quant")
             print("\n".join(found) or "the same bytes")

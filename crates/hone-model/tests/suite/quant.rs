@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::common::*;
 use hone_kernels::{Backend, Cpu, Reference};
 use hone_model::{
-    Batch, BnbConfig, BnbRegions, CodeBook, Decoder, LoraConfig, ModelConfig, NamedTensor,
+    Adapter, Batch, BnbConfig, BnbRegions, CodeBook, Decoder, LoraConfig, ModelConfig, NamedTensor,
     QuantizeOnLoad, StoredType, TensorSource, Tensors, Training, ValueType, write_bnb_checkpoint,
 };
 
@@ -210,4 +210,39 @@ fn broken_checkpoints_are_refused() {
     let source = QuantizeOnLoad::new(&config, &tensors, &quant);
     let error = Decoder::load(Cpu::new(), &config, &source, Training::Frozen).unwrap_err();
     assert!(error.to_string().contains(&format!("`{name}` holds a value that is not finite")));
+}
+
+/// LoRA, and DoRA, on 4-bit weights: logits, loss and gradients are PEFT's with bitsandbytes. Both
+/// compute in f32; bitsandbytes' products go through the same dequantised values.
+#[test]
+fn qlora_is_that_of_peft_with_bitsandbytes() {
+    let (config, original) = source();
+    for (name, book) in [("nf4_double", CodeBook::Nf4), ("fp4", CodeBook::Fp4)] {
+        let golden =
+            Tensors::from_safetensors(&[&file(&format!("qlora/{name}.safetensors"))]).unwrap();
+        let under = |prefix: &str| -> Tensors {
+            let part = golden.iter().filter_map(|t| {
+                let name = t.name.strip_prefix(prefix)?.to_owned();
+                Some(NamedTensor { name, ..t.clone() })
+            });
+            part.collect()
+        };
+        let settings = text(&format!("qlora/{name}.adapter_config.json"));
+        let adapter = Adapter::from_parts(&settings, under("adapter/")).unwrap();
+        assert_eq!(adapter.config.use_dora, book == CodeBook::Fp4);
+        let mut quant = BnbConfig::qlora(ValueType::F32);
+        (quant.spec.book, quant.spec.nested) = (book, book == CodeBook::Nf4);
+        let base = QuantizeOnLoad::new(&config, &original, &quant);
+        let mut decoder = Decoder::load(Cpu::new(), &config, &base, Training::Frozen).unwrap();
+        decoder.attach(&adapter, true).unwrap();
+        let batch = Batch::from_pack(&IDS, &[1.0; 11], &[11]).unwrap();
+        let logits = decoder.logits(&batch, &every_row(&batch)).unwrap();
+        let off = distance(&logits, &golden.get("logits").unwrap().data);
+        assert!(off <= LOGITS, "{name}: logits off by {off:e}");
+        let sums = decoder.accumulate(&batch, (1.0 / batch.weight()) as f32, None).unwrap();
+        let loss = f64::from(golden.get("loss").unwrap().data[0]);
+        assert!((sums.weighted_loss / sums.weight - loss).abs() <= LOGITS, "{name}: loss");
+        let off = relative_distance(&under("grads/"), &decoder.gradients());
+        assert!(off <= 1e-5, "{name}: gradients off by {off:e}");
+    }
 }
