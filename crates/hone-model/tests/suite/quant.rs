@@ -9,6 +9,7 @@ use hone_model::{
     Adapter, Batch, BnbConfig, BnbRegions, CodeBook, Decoder, LoraConfig, ModelConfig, NamedTensor,
     QuantizeOnLoad, StoredType, TensorSource, Tensors, Training, ValueType, write_bnb_checkpoint,
 };
+use proptest::prelude::*;
 
 /// Largest absolute difference of a logit from PyTorch's: logits are of the order of 1.
 const LOGITS: f64 = 1e-5;
@@ -244,5 +245,34 @@ fn qlora_is_that_of_peft_with_bitsandbytes() {
         assert!((sums.weighted_loss / sums.weight - loss).abs() <= LOGITS, "{name}: loss");
         let off = relative_distance(&under("grads/"), &decoder.gradients());
         assert!(off <= 1e-5, "{name}: gradients off by {off:e}");
+    }
+}
+
+proptest! {
+    /// No byte of a checkpoint can make the reader panic: of its header, of its descriptions, of
+    /// its values.
+    #[test]
+    fn damaged_checkpoints_do_not_panic(at in 0_usize..78_501, value: u8, cut in 0_usize..200) {
+        let mut bytes = file("nf4_double/model.safetensors");
+        bytes[at] = value;
+        bytes.truncate(bytes.len() - cut);
+        if let Ok(source) = BnbRegions::new(&[&bytes]) {
+            let (config, _) = BnbConfig::read_model_config(&text("nf4_double/config.json")).unwrap();
+            let _ = Decoder::load(Cpu::new(), &config, &source, Training::Frozen);
+        }
+    }
+
+    /// No number in a description can.
+    #[test]
+    fn damaged_descriptions_do_not_panic(n in "[0-9]{1,3}", from in 0_usize..4) {
+        let from = ["\"blocksize\": 64", "\"shape\": [64, 128]", "_offset\": 0.2287", "32\", \"nested_"][from];
+        let mut bytes = file("nf4_double/model.safetensors");
+        let at = bytes.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
+        let at = at + from.find(|c: char| c.is_ascii_digit()).unwrap();
+        bytes[at..at + n.len()].copy_from_slice(n.as_bytes());
+        if let Ok(source) = BnbRegions::new(&[&bytes]) {
+            let (config, _) = BnbConfig::read_model_config(&text("nf4_double/config.json")).unwrap();
+            let _ = Decoder::load(Cpu::new(), &config, &source, Training::Frozen);
+        }
     }
 }
