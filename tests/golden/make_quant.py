@@ -2,7 +2,7 @@
 """Writes the goldens of 4-bit quantisation into quant/: what bitsandbytes' CPU build makes of awkward tensors, and a checkpoint that
 transformers wrote with it.
 
-Needs bitsandbytes beside the packages of requirements.txt. One thread: PyTorch's mean of the scales depends on their number.
+One thread: PyTorch's mean of the scales depends on their number.
 
   make_quant.py           writes quant/
   make_quant.py --check   writes to a temporary folder and compares with quant/

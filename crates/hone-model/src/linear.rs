@@ -257,6 +257,23 @@ fn quantized(
     modules.iter().map(part).collect()
 }
 
+/// One tensor as products see it: of a 4-bit weight, the values before they are rounded to the type
+/// that it once had.
+pub(crate) fn as_multiplied(
+    source: &dyn TensorSource,
+    name: &str,
+) -> Result<NamedTensor, ModelError> {
+    let tensor = source.tensor(name)?;
+    let tensor = match source.quantized(name)? {
+        Some(weight) => {
+            NamedTensor { data: weight.with_values(ValueType::F32).dequantize(), ..tensor }
+        }
+        None => tensor,
+    };
+    tensor.check_finite()?;
+    Ok(tensor)
+}
+
 /// One tensor, refused if it holds NaN or infinity.
 pub(crate) fn finite(source: &dyn TensorSource, name: &str) -> Result<NamedTensor, ModelError> {
     let tensor = source.tensor(name)?;

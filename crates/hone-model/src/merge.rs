@@ -3,6 +3,7 @@
 
 use candle_core::{Device, Tensor};
 
+use crate::linear::as_multiplied;
 use crate::lora::{EMBED, HEAD, Place, places};
 use crate::tensors::{NamedTensor, TensorSource};
 use crate::{Adapter, ModelConfig, ModelError, TensorEntry};
@@ -120,13 +121,13 @@ impl<'a> Merge<'a> {
         Ok(Some((place, NamedTensor::new(name, shape, data))))
     }
 
-    /// The base's tensor; that of a tied head is the embedding.
+    /// The base's tensor, as the decoder multiplies with it; that of a tied head is the embedding.
     fn base_tensor(&self, name: &str) -> Result<NamedTensor, ModelError> {
         if self.config.tie_word_embeddings && name == "lm_head.weight" {
-            let embedding = self.base.tensor("model.embed_tokens.weight")?;
+            let embedding = as_multiplied(self.base, "model.embed_tokens.weight")?;
             return Ok(NamedTensor { name: name.to_owned(), ..embedding });
         }
-        self.base.tensor(name)
+        as_multiplied(self.base, name)
     }
 }
 

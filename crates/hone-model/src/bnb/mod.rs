@@ -47,6 +47,8 @@ const HARMLESS: &[&str] = &[
     "bnb_4bit_compute_dtype",
     "bnb_4bit_quant_type",
     "bnb_4bit_use_double_quant",
+    "llm_int8_enable_fp32_cpu_offload",
+    "llm_int8_has_fp16_weight",
     "llm_int8_skip_modules",
     "llm_int8_threshold",
     "load_in_4bit",

@@ -1,5 +1,6 @@
 //! Fresh adapters: random ones that change nothing yet, and ones that take over a part of the base.
 
+use hone_kernels::quant::ValueType;
 use hone_kernels::rng;
 
 use super::svd::{Svd, largest};
@@ -8,7 +9,7 @@ use super::{
     EMBED, HEAD, base_tensors, embedding_names, factor_names, magnitude_name, tokens_name,
 };
 use crate::init::named_seed;
-use crate::linear::finite;
+use crate::linear::{as_multiplied, finite};
 use crate::merge::scaled_product;
 use crate::tensors::{NamedTensor, TensorSource, Tensors};
 use crate::{ModelConfig, ModelError};
@@ -165,7 +166,7 @@ fn factors(
     let b = NamedTensor::new(name_b, vec![out, r], b);
     if config.use_dora {
         // Row norms of W + s B A, so that the fresh adapter does what it does without them.
-        let mut rows = finite(base, &weight)?.data;
+        let mut rows = as_multiplied(base, &weight)?.data;
         if config.init == InitMethod::Pissa {
             // W less s B A is what the adapter is put on: together they are W.
         } else if config.init == InitMethod::Loftq {
@@ -188,7 +189,7 @@ fn lost(base: &dyn TensorSource, name: &str) -> Result<Vec<f32>, ModelError> {
         return Err(ModelError::Adapter(what));
     };
     original.check_finite()?;
-    let values = quantized.dequantize();
+    let values = quantized.with_values(ValueType::F32).dequantize();
     Ok(original.data.iter().zip(values).map(|(w, q)| w - q).collect())
 }
 

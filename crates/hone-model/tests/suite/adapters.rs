@@ -279,6 +279,29 @@ fn adapters_on_a_4bit_base() {
     }
 }
 
+/// What was trained on 4-bit weights is what is merged, and starts as the base, though the weights'
+/// own type is bf16.
+#[test]
+fn merging_on_a_4bit_base_computes_the_same() {
+    let golden = Golden::open("dora");
+    let quant = BnbConfig::qlora(ValueType::Bf16);
+    let small = QuantizeOnLoad::new(&golden.config, &golden.weights, &quant);
+    let rows = every_row(&golden.batch);
+    let mut decoder = Decoder::load(Cpu::new(), &golden.config, &small, Training::Frozen).unwrap();
+    let before = decoder.logits(&golden.batch, &rows).unwrap();
+    let settings = golden.adapter.config.clone();
+    let fresh = Adapter::init_from(&golden.config, settings, &small, 5).unwrap();
+    decoder.attach(&fresh, false).unwrap();
+    let off = distance(&decoder.logits(&golden.batch, &rows).unwrap(), &before);
+    assert!(off <= 5e-6, "fresh: {off:e}");
+    decoder.attach(&golden.adapter, false).unwrap();
+    let merge = Merge::new(&golden.config, &small, &golden.adapter).unwrap();
+    let mut merged = Decoder::load(Cpu::new(), merge.config(), &merge, Training::Frozen).unwrap();
+    let expected = decoder.logits(&golden.batch, &rows).unwrap();
+    let off = distance(&merged.logits(&golden.batch, &rows).unwrap(), &expected);
+    assert!(off <= LOGITS, "merged: {off:e}");
+}
+
 /// With dropout on, recomputing gives the same bytes, and DoRA's and the head's masks are drawn.
 #[test]
 fn dropout_reaches_every_kind() {
