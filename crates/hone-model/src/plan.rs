@@ -69,7 +69,11 @@ impl MemoryPlan {
         }
         if let Method::Lora(lora) | Method::Qlora(lora, _) = method {
             // u and du of the widest group, and the two buffers of dropout.
-            per_token += 2 * 3 * lora.r;
+            let ranks = lora.rank_pattern.iter().map(|&(_, r)| r);
+            per_token += 2 * 3 * ranks.fold(lora.r, usize::max);
+            // The unscaled output and the scaled gradient of the widest map.
+            let widest = dims.heads.qkv_width().max(2 * dims.i).max(d);
+            per_token += if lora.use_dora { 2 * widest } else { 0 };
             per_token += if lora.lora_dropout > 0.0 { 2 * d.max(dims.i) } else { 0 };
         }
         let head_width = if trains { 4 * d } else { 2 * d };
