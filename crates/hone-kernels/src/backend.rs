@@ -15,6 +15,7 @@
 
 use std::ops::Range;
 
+use crate::quant::Quantized;
 use crate::{Adafactor, Lion, LossOptions, SecondMoment, Sgd};
 #[allow(unused_imports, reason = "the documentation names them")]
 use crate::{CODE_BLOCK, CodeBook};
@@ -73,6 +74,11 @@ impl<'a, B: Backend> Mat<'a, B> {
 }
 
 impl<'a, B: Backend> MatMut<'a, B> {
+    /// The same view, to be used while this one waits.
+    pub fn again(&mut self) -> MatMut<'_, B> {
+        MatMut { buf: &mut *self.buf, ..*self }
+    }
+
     /// Rows `start .. start + rows` of this view.
     pub fn rows(self, start: usize, rows: usize) -> Self {
         MatMut { offset: self.offset + start * self.stride, rows, ..self }
@@ -251,6 +257,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn linear(&self, x: Mat<'_, Self>, w: &Self::Frozen, y: MatMut<'_, Self>, beta: f32);
     /// `dX (T, in) <- dY (T, out) W + beta * dX`.
     fn linear_dx(&self, dy: Mat<'_, Self>, w: &Self::Frozen, dx: MatMut<'_, Self>, beta: f32);
+    /// [`Backend::freeze`] of a 4-bit weight: matrices (rows, `inp`), each quantised on its own,
+    /// one below the other. It stays 4-bit: products dequantise a part at a time, and
+    /// [`Backend::thaw`] gives the dequantised values.
+    fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> Self::Frozen;
 
     // ------------------------------------------------------------------ elementwise
 
@@ -275,6 +285,45 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn gather_rows(&self, table: &Self::Buf, ids: &[u32], d: usize, y: &mut Self::Buf);
     /// `dtable[ids[i]] <- dtable[ids[i]] + dy[i]`; rows that meet are added in the order of `i`.
     fn scatter_add_rows(&self, dy: &Self::Buf, ids: &[u32], d: usize, dtable: &mut Self::Buf);
+
+    // ------------------------------------------------------------------ adapters
+
+    /// `y (ids.len(), r) <- columns ids of table (r, V)`, one a row.
+    fn gather_columns(&self, table: Mat<'_, Self>, ids: &[u32], y: &mut Self::Buf);
+    /// Column `ids[i]` of `dtable` (r, V) `<-` itself + row i of `dy (ids.len(), r)`; columns that
+    /// meet are added in the order of `i`.
+    fn scatter_add_columns(&self, dy: &Self::Buf, ids: &[u32], dtable: MatMut<'_, Self>);
+    /// `y[i][j] <- beta y[i][j] + (scale[j] + shift) x[i][j]`, with `scale` (1, cols).
+    fn add_scaled_columns(
+        &self,
+        x: Mat<'_, Self>,
+        scale: Mat<'_, Self>,
+        shift: f32,
+        y: MatMut<'_, Self>,
+        beta: f32,
+    );
+    /// `out[j] <- out[j] + (sum over i of a[i][j] b[i][j]) / divisor[j]`, rows in a fixed order;
+    /// `divisor` is (1, cols).
+    fn columns_dot(
+        &self,
+        a: Mat<'_, Self>,
+        b: Mat<'_, Self>,
+        divisor: Mat<'_, Self>,
+        out: &mut Self::Buf,
+    );
+    /// Row norms of an adapted weight and what its magnitudes make of them (DoRA, Liu et al. 2024):
+    /// `norms[j] = sqrt(squares[j] + sum over k of b[j][k] c[k][j])`, `scales[j] = magnitude[j] /
+    /// norms[j]`. `b` is (out, r), `c` (r, out), the rest (1, out). With b = B, c = 2 s A Wt + s^2
+    /// A At Bt and the squares those of W, the norms are those of W + s B A.
+    fn dora_scales(
+        &self,
+        squares: &Self::Buf,
+        b: Mat<'_, Self>,
+        c: Mat<'_, Self>,
+        magnitude: &Self::Buf,
+        norms: MatMut<'_, Self>,
+        scales: MatMut<'_, Self>,
+    );
 
     // ------------------------------------------------------- normalisation, position, activation
 

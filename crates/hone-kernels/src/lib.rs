@@ -7,6 +7,7 @@
 mod backend;
 mod cpu;
 pub mod mapping;
+pub mod quant;
 pub mod reference;
 pub mod rng;
 mod shape;

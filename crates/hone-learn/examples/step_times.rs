@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use std::ops::Range;
 
+use hone_kernels::quant::Quantized;
 use hone_kernels::{
     Adafactor, AdamW, AttnMask, Backend, Cpu, Heads, Lion, LossOptions, LossSums, Mat, MatMut, Op,
     RmsNorm, SecondMoment, Sgd, rng,
@@ -223,6 +224,51 @@ impl<B: Backend> Backend for Timed<B> {
     fn linear_dx(&self, dy: Mat<'_, Self>, w: &B::Frozen, dx: MatMut<'_, Self>, beta: f32) {
         let (dy, dx) = (Self::mat(dy), Self::mat_mut(dx));
         timed("linear_dx", || self.0.linear_dx(dy, w, dx, beta));
+    }
+    fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> B::Frozen {
+        self.0.freeze_4bit(parts, inp)
+    }
+    fn gather_columns(&self, table: Mat<'_, Self>, ids: &[u32], y: &mut B::Buf) {
+        let table = Self::mat(table);
+        timed("gather_columns", || self.0.gather_columns(table, ids, y));
+    }
+    fn scatter_add_columns(&self, dy: &B::Buf, ids: &[u32], dtable: MatMut<'_, Self>) {
+        let dtable = Self::mat_mut(dtable);
+        timed("scatter_add_columns", || self.0.scatter_add_columns(dy, ids, dtable));
+    }
+    fn add_scaled_columns(
+        &self,
+        x: Mat<'_, Self>,
+        scale: Mat<'_, Self>,
+        shift: f32,
+        y: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        let (x, scale, y) = (Self::mat(x), Self::mat(scale), Self::mat_mut(y));
+        timed("add_scaled_columns", || self.0.add_scaled_columns(x, scale, shift, y, beta));
+    }
+    fn columns_dot(
+        &self,
+        a: Mat<'_, Self>,
+        b: Mat<'_, Self>,
+        divisor: Mat<'_, Self>,
+        out: &mut B::Buf,
+    ) {
+        let (a, b, divisor) = (Self::mat(a), Self::mat(b), Self::mat(divisor));
+        timed("columns_dot", || self.0.columns_dot(a, b, divisor, out));
+    }
+    fn dora_scales(
+        &self,
+        squares: &B::Buf,
+        b: Mat<'_, Self>,
+        c: Mat<'_, Self>,
+        magnitude: &B::Buf,
+        norms: MatMut<'_, Self>,
+        scales: MatMut<'_, Self>,
+    ) {
+        let (b, c) = (Self::mat(b), Self::mat(c));
+        let (norms, scales) = (Self::mat_mut(norms), Self::mat_mut(scales));
+        timed("dora_scales", || self.0.dora_scales(squares, b, c, magnitude, norms, scales));
     }
     fn copy(&self, x: &B::Buf, y: &mut B::Buf, n: usize) {
         timed("copy", || self.0.copy(x, y, n));

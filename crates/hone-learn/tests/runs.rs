@@ -7,8 +7,8 @@ use hone_learn::{
     ScheduleKind, Warmup,
 };
 use hone_model::{
-    Adapter, Batch, CpuDecoder, Decoder, Generator, LoraConfig, ModelConfig, StoredType, Tensors,
-    Training, init_weights,
+    Adapter, Batch, BnbConfig, CpuDecoder, Decoder, Generator, LoraConfig, ModelConfig,
+    QuantizeOnLoad, StoredType, Targets, Tensors, TokenRows, Training, ValueType, init_weights,
 };
 
 /// Wide enough that products and attention are cut into several blocks.
@@ -214,4 +214,61 @@ fn bad_settings_are_refused() {
     let frozen = Decoder::load(Cpu::new(), &config(), &weights, Training::Frozen).unwrap();
     let refused = Learner::new(frozen, good, schedule(), 0);
     assert!(matches!(refused.err(), Some(LearnError::NothingTrained)));
+}
+
+/// Adapters of every kind on a 4-bit base.
+fn kinds() -> Vec<(&'static str, LoraConfig)> {
+    let plain = || LoraConfig { lora_dropout: 0.1, ..LoraConfig::all_linear(4, 8.0) };
+    let names = |names: &[&str]| -> Targets {
+        names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>().into()
+    };
+    let tokens = TokenRows { embed_tokens: vec![300, 7, 8], lm_head: vec![] };
+    vec![
+        ("plain", plain()),
+        ("dora", LoraConfig { use_dora: true, ..plain() }),
+        ("head", LoraConfig { target_modules: names(&["lm_head", "q_proj"]), ..plain() }),
+        (
+            "embedding",
+            LoraConfig { target_modules: names(&["embed_tokens", "up_proj"]), ..plain() },
+        ),
+        ("saved", LoraConfig { modules_to_save: vec!["lm_head".to_owned()], ..plain() }),
+        ("tokens", LoraConfig { trainable_tokens: tokens, ..plain() }),
+    ]
+}
+
+/// On 4-bit weights, every kind learns, passes the self-test at step 0, and gives the same bytes
+/// with any number of threads.
+#[test]
+fn every_kind_learns_on_4bit_weights() {
+    let config = config();
+    let weights = init_weights(&config, 4);
+    for (name, settings) in kinds() {
+        let all = || {
+            let quant = BnbConfig::qlora(ValueType::F32);
+            let base = QuantizeOnLoad::new(&config, &weights, &quant);
+            let adapter = Adapter::init_from(&config, settings.clone(), &base, 2).unwrap();
+            let mut decoder = Decoder::load(Cpu::new(), &config, &base, Training::Frozen).unwrap();
+            decoder.attach(&adapter, true).unwrap();
+            let mut learner =
+                Learner::new(decoder, OptimizerConfig::default(), schedule(), 9).unwrap();
+            let micro = batches(0);
+            let weight = micro.iter().map(Batch::weight).sum();
+            for batch in &micro {
+                learner.accumulate(batch, weight).unwrap();
+            }
+            let test = learner.self_test();
+            assert!(test.passed(), "{name}: {:?}", test.failures().collect::<Vec<_>>());
+            learner.decoder_mut().zero_gradients();
+            let losses: Vec<f64> =
+                (0..8).map(|_| learner.train_step(&batches(0)).unwrap().loss).collect();
+            assert!(losses[7] < losses[0], "{name}: {losses:?}");
+            (losses, bytes(&learner.decoder().trained()))
+        };
+        let with =
+            |n: usize| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(all);
+        let one = with(1);
+        for n in [2, 8] {
+            assert!(with(n) == one, "{name}: {n} threads");
+        }
+    }
 }

@@ -1,16 +1,20 @@
 //! The decoder: embedding, layers, head; forward, backward, adapters, export.
 
-use hone_kernels::{Backend, LossOptions, LossSums};
+use hone_kernels::{Backend, LossOptions, LossSums, rng};
 
 use crate::buffers::{Acts, Dims};
 use crate::head::{Head, HeadGrad};
 use crate::layer::{Layer, Pass};
-use crate::linear::finite;
+use crate::linear::{Linear, LoraNeeds, LoraScratch, finite};
+use crate::lora::{EmbedLora, Stash, TokenPatch};
 use crate::param::{Param, ParamInfo, ParamKind};
 use crate::rope::Ropes;
 use crate::tensors::{TensorSource, Tensors};
 use crate::workspace::{Layout, Workspace};
-use crate::{Adapter, Batch, EmbeddingNoise, ModelConfig, ModelError, PassOptions};
+use crate::{Batch, EmbeddingNoise, ModelConfig, ModelError, PassOptions};
+
+/// Number of the head's draw of dropout; those of the layers come after one another from 0.
+const HEAD_SITE: u64 = u64::MAX;
 
 /// Whether the base weights are trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +45,13 @@ pub struct Decoder<B: Backend> {
     pub(crate) embed: Param<B>,
     pub(crate) layers: Vec<Layer<B>>,
     pub(crate) head: Head<B>,
+    /// What an adapter changes outside the linear maps.
+    pub(crate) embed_lora: Option<EmbedLora<B>>,
+    pub(crate) embed_tokens: Option<TokenPatch<B>>,
+    pub(crate) stash: Stash<B>,
     recompute: Recompute,
     pub(crate) ropes: Ropes<B>,
-    workspace: Option<Workspace<B>>,
+    pub(crate) workspace: Option<Workspace<B>>,
     /// Noise of the training pass under way.
     noise: Option<EmbeddingNoise>,
 }
@@ -70,6 +78,9 @@ impl<B: Backend> Decoder<B> {
             embed,
             layers,
             head,
+            embed_lora: None,
+            embed_tokens: None,
+            stash: Stash::new(),
             recompute: Recompute::None,
             ropes: Ropes::new(&backend, config),
             workspace: None,
@@ -111,29 +122,6 @@ impl<B: Backend> Decoder<B> {
     /// changes what the model computes: [`Decoder::loss`] has it too.
     pub fn set_loss_options(&mut self, options: LossOptions) {
         self.head.set_options(options);
-    }
-
-    // ------------------------------------------------------------------ adapters
-
-    /// Puts an adapter on, in place of any other; `trained` gives it gradients. The adapter is
-    /// checked first.
-    pub fn attach(&mut self, adapter: &Adapter, trained: bool) -> Result<(), ModelError> {
-        adapter.check(&self.config)?;
-        self.detach();
-        for layer in &mut self.layers {
-            for linear in layer.linears_mut() {
-                linear.attach(&self.backend, adapter, trained)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the adapter off: the base alone computes again.
-    pub fn detach(&mut self) {
-        self.workspace = None;
-        for linear in self.layers.iter_mut().flat_map(Layer::linears_mut) {
-            linear.detach();
-        }
     }
 
     // ------------------------------------------------------------------ parameters
@@ -215,17 +203,28 @@ impl<B: Backend> Decoder<B> {
         self.embed.export(&self.backend, &self.embed.value, &mut tensors);
         self.layers.iter().for_each(|layer| layer.export(&self.backend, &mut tensors));
         self.head.export(&self.backend, &self.config, &mut tensors);
+        self.stash.undo_export(&self.backend, &mut tensors);
+        let tied = self.head.tokens.as_ref().filter(|_| self.config.tie_word_embeddings);
+        let tokens = self.embed_tokens.as_ref().or(tied);
+        if let (Some(tokens), Some(embed)) = (tokens, tensors.get_mut("model.embed_tokens.weight"))
+        {
+            tokens.undo_export(embed);
+        }
         tensors
     }
 
     fn visit(&self, visit: &mut dyn FnMut(&Param<B>)) {
         visit(&self.embed);
+        self.embed_lora.iter().for_each(|lora| lora.visit(visit));
+        self.embed_tokens.iter().for_each(|tokens| visit(&tokens.rows));
         self.layers.iter().for_each(|layer| layer.visit(visit));
         self.head.visit(visit);
     }
 
-    fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Param<B>)) {
+    pub(crate) fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Param<B>)) {
         visit(&mut self.embed);
+        self.embed_lora.iter_mut().for_each(|lora| lora.visit_mut(visit));
+        self.embed_tokens.iter_mut().for_each(|tokens| visit(&mut tokens.rows));
         self.layers.iter_mut().for_each(|layer| layer.visit_mut(visit));
         self.head.visit_mut(visit);
     }
@@ -342,6 +341,10 @@ impl<B: Backend> Decoder<B> {
     fn prepare(&mut self, batch: &Batch) {
         self.ropes.prepare(&self.backend, batch);
         self.reserve(batch.n_tokens());
+        if let Some(tokens) = &self.embed_tokens {
+            tokens.apply(&self.backend, &mut self.embed.value);
+        }
+        self.head.write_tokens(&self.backend, &mut self.embed);
     }
 
     /// The buffers that the passes need as things stand.
@@ -349,19 +352,16 @@ impl<B: Backend> Decoder<B> {
         let n_layers = self.layers.len();
         let mut trains = false;
         self.visit(&mut |param| trains |= param.grad.is_some());
-        let (mut lora_rank, mut drops) = (0, false);
-        for linear in self.layers.iter().flat_map(Layer::linears) {
-            let (rank, dropout) = linear.lora_size();
-            lora_rank = lora_rank.max(rank);
-            drops |= dropout > 0.0;
-        }
-        let widest = self.dims.d.max(self.dims.i).max(self.dims.heads.out_width());
+        let linears = self.layers.iter().flat_map(Layer::linears);
+        let lora = linears.map(Linear::lora_needs).fold(LoraNeeds::default(), LoraNeeds::max);
+        let embed_rank = self.embed_lora.as_ref().map_or(0, |lora| lora.rank);
+        let lora = lora.max(LoraNeeds { rank: embed_rank, ..LoraNeeds::default() });
         Layout {
             n_streams: if trains { n_layers + 1 } else { 2 },
             n_acts: if trains && self.recompute == Recompute::None { n_layers } else { 1 },
             trains,
-            lora_rank,
-            dropout_width: if drops { widest } else { 0 },
+            lora,
+            head_lora: self.head.lora_needs(self.dims.d),
         }
     }
 
@@ -373,16 +373,14 @@ impl<B: Backend> Decoder<B> {
         after_layer: &mut dyn FnMut(usize, &Acts<B>),
     ) {
         let pass = self.pass(batch, dropout_seed);
-        let embedding = &self.embed.value;
         let d = self.dims.d;
-        let first = &mut workspace.streams[0];
-        self.backend.gather_rows(embedding, &batch.input_ids, d, first);
-        if let Some(factor) = self.dims.embedding {
-            self.backend.scale(first, factor, batch.n_tokens() * d);
-        }
+        workspace.head.dropout_seed = dropout_seed.map(|seed| rng::mix(seed, HEAD_SITE));
+        let Workspace { streams, scratch, .. } = workspace;
+        let ids = batch.input_ids.as_slice();
+        self.embed_rows(ids, &mut streams[0], &mut scratch.lora);
         if let Some(EmbeddingNoise { alpha, seed, first_document }) = self.noise {
             let place = (seed, first_document);
-            self.backend.add_noise(first, d, &batch.seq_lens, alpha, place);
+            self.backend.add_noise(&mut streams[0], d, &batch.seq_lens, alpha, place);
         }
         for (idx, layer) in self.layers.iter().enumerate() {
             let ends = [workspace.stream(idx), workspace.stream(idx + 1)];
@@ -391,6 +389,18 @@ impl<B: Backend> Decoder<B> {
             let acts_idx = idx % acts.len();
             layer.forward(&pass, x, &mut acts[acts_idx], scratch, out);
             after_layer(idx, &acts[acts_idx]);
+        }
+    }
+
+    /// `y (ids.len(), D) <-` embeddings, an adapter's part and then the model's factor on them.
+    pub(crate) fn embed_rows(&self, ids: &[u32], y: &mut B::Buf, scratch: &mut LoraScratch<B>) {
+        let d = self.dims.d;
+        self.backend.gather_rows(&self.embed.value, ids, d, y);
+        if let Some(lora) = &self.embed_lora {
+            lora.forward(&self.backend, (ids, d), y, scratch);
+        }
+        if let Some(factor) = self.dims.embedding {
+            self.backend.scale(y, factor, ids.len() * d);
         }
     }
 
@@ -435,7 +445,9 @@ impl<B: Backend> Decoder<B> {
             rope_rows: None,
             dropout_seed,
         };
-        let embed_is_trained = self.embed.grad.is_some();
+        let lora_is_trained = self.embed_lora.as_ref().is_some_and(EmbedLora::is_trained);
+        let has_tokens = self.embed_tokens.is_some() || self.head.tied_tokens().is_some();
+        let embed_is_trained = self.embed.grad.is_some() || lora_is_trained || has_tokens;
         for (idx, layer) in layers.iter_mut().enumerate().rev() {
             let acts_idx = idx % acts.len();
             let acts = &mut acts[acts_idx];
@@ -449,11 +461,19 @@ impl<B: Backend> Decoder<B> {
             }
             layer.backward(&pass, x, acts, scratch, &mut back.layer, &mut back.dx, needs_dx);
         }
+        if let (Some(factor), true) = (self.dims.embedding, embed_is_trained) {
+            self.backend.scale(&mut back.dx, factor, batch.n_tokens() * self.dims.d);
+        }
         if let Some(grad) = &mut self.embed.grad {
-            if let Some(factor) = self.dims.embedding {
-                self.backend.scale(&mut back.dx, factor, batch.n_tokens() * self.dims.d);
-            }
             self.backend.scatter_add_rows(&back.dx, &batch.input_ids, self.dims.d, grad);
+        }
+        if let Some(lora) = &mut self.embed_lora {
+            let ids = (batch.input_ids.as_slice(), self.dims.d);
+            lora.backward(&self.backend, ids, &back.dx, &mut scratch.lora);
+        }
+        let tokens = self.embed_tokens.as_mut().or(self.head.tied_tokens());
+        if let Some(tokens) = tokens {
+            tokens.embedding_grad(&self.backend, &batch.input_ids, &back.dx);
         }
         sums
     }

@@ -253,7 +253,7 @@ impl<B: Backend> Cache<B> {
             streams: [backend.zeros(n * dims.d), backend.zeros(n * dims.d)],
             acts: Acts::new(&backend, &dims, n),
             scratch: scratch(&backend, &dims, layout, n),
-            head: HeadActs::new(&backend, &dims, n),
+            head: HeadActs::new(&backend, &dims, n, layout.head_lora),
         };
         let all: Vec<usize> = (0..n).collect();
         cache.read(decoder, &all, logits)?;
@@ -315,8 +315,11 @@ impl<B: Backend> Cache<B> {
     /// A step of all sequences at the last of their `lens` positions.
     fn step_all(&mut self, decoder: &mut Decoder<B>, lens: &[usize], logits: &mut [f32]) {
         decoder.ropes.reserve(&decoder.backend, lens);
+        let ids: Vec<u32> = self.texts.iter().zip(lens).map(|(text, len)| text[len - 1]).collect();
+        let Cache { acts, scratch, streams: [x, out], .. } = self;
+        decoder.embed_rows(&ids, x, &mut scratch.lora);
         let Decoder { backend: b, dims, embed, layers, head, ropes, .. } = decoder;
-        let (n, d, heads) = (lens.len(), dims.d, dims.heads);
+        let (n, heads) = (lens.len(), dims.heads);
         let rope_rows = ropes.last_rows(lens);
         let pass = Pass {
             backend: &*b,
@@ -327,12 +330,6 @@ impl<B: Backend> Cache<B> {
             rope_rows: Some(&rope_rows),
             dropout_seed: None,
         };
-        let ids: Vec<u32> = self.texts.iter().zip(lens).map(|(text, len)| text[len - 1]).collect();
-        let Cache { acts, scratch, streams: [x, out], .. } = self;
-        b.gather_rows(&embed.value, &ids, d, x);
-        if let Some(factor) = dims.embedding {
-            b.scale(x, factor, n * d);
-        }
         for (layer, cache) in layers.iter().zip(&mut self.layers) {
             layer.project(&pass, x, acts, scratch);
             for (i, &len) in lens.iter().enumerate() {
@@ -413,7 +410,7 @@ mod tests {
         let training = crate::Training::Frozen;
         let mut decoder = Decoder::load(backend, &config, &weights, training).unwrap();
         let mut adapter = crate::LoraConfig::all_linear(2, 4.0);
-        adapter.target_modules = config.linear_names().into_iter().map(str::to_owned).collect();
+        adapter.target_modules = crate::Targets::AllLinear;
         let mut adapter = crate::Adapter::init(&config, adapter, 1).unwrap();
         let names: Vec<String> = adapter.tensors.iter().map(|t| t.name.clone()).collect();
         for name in names.iter().filter(|name| name.contains("lora_B")) {

@@ -5,10 +5,11 @@
 //! in place, which is multiplied back at once, so that of all logits only one chunk ever exists
 //! (the fused linear cross-entropy of Liger, kernels.md 5.2).
 
-use hone_kernels::{Backend, LossOptions, LossSums, Mat, MatMut, Op};
+use hone_kernels::{Backend, LossOptions, LossSums, Mat, MatMut, Op, rng};
 
 use crate::buffers::Dims;
-use crate::linear::finite;
+use crate::linear::{LoraGroup, LoraNeeds, LoraScratch, finite};
+use crate::lora::{Adapter, EMBED, HEAD, TokenPatch};
 use crate::param::{Param, ParamKind};
 use crate::tensors::{TensorSource, Tensors};
 use crate::{Batch, ModelConfig, ModelError};
@@ -39,6 +40,11 @@ pub(crate) struct Head<B: Backend> {
     weight: HeadWeight<B>,
     /// What is added to the loss of training; its soft cap holds for every loss.
     options: LossOptions,
+    lora: Option<LoraGroup<B>>,
+    /// Rows trained by themselves: of this matrix, and of the embedding too where it is tied.
+    pub(crate) tokens: Option<TokenPatch<B>>,
+    /// The base's matrix while an adapter's takes its place.
+    stash: Option<HeadWeight<B>>,
 }
 
 /// Buffers of the head for up to N rows.
@@ -54,6 +60,10 @@ pub(crate) struct HeadActs<B: Backend> {
     /// Targets and weights of the rows.
     targets: Vec<u32>,
     weights: Vec<f32>,
+    /// Buffers of its adapter.
+    lora: LoraScratch<B>,
+    /// Turns the adapter's dropout on for this pass.
+    pub(crate) dropout_seed: Option<u64>,
 }
 
 /// Buffers of the head's backward.
@@ -65,7 +75,7 @@ pub(crate) struct HeadBack<B: Backend> {
 }
 
 impl<B: Backend> HeadActs<B> {
-    pub(crate) fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
+    pub(crate) fn new(backend: &B, dims: &Dims, rows: usize, lora: LoraNeeds) -> Self {
         let chunk = chunk_rows(dims.v).min(rows) * dims.v;
         HeadActs {
             gathered: backend.zeros(rows * dims.d),
@@ -74,7 +84,14 @@ impl<B: Backend> HeadActs<B> {
             logits: backend.zeros(chunk),
             targets: Vec::with_capacity(rows),
             weights: Vec::with_capacity(rows),
+            lora: LoraScratch::new(backend, chunk_rows(dims.v).min(rows), lora),
+            dropout_seed: None,
         }
+    }
+
+    /// The seed of the chunk of rows from `start`.
+    fn chunk_seed(&self, start: usize) -> Option<u64> {
+        self.dropout_seed.map(|seed| rng::mix(seed, start as u64))
     }
 }
 
@@ -124,12 +141,92 @@ impl<B: Backend> Head<B> {
             let weight = finite(source, name)?;
             HeadWeight::Frozen(backend.freeze(&weight.data, config.vocab_size, config.hidden_size))
         };
-        Ok(Head { norm, weight, options: LossOptions::default() })
+        Ok(Head {
+            norm,
+            weight,
+            options: LossOptions::default(),
+            lora: None,
+            tokens: None,
+            stash: None,
+        })
     }
 
     /// Sets what is added to the loss.
     pub(crate) fn set_options(&mut self, options: LossOptions) {
         self.options = options;
+    }
+
+    /// Puts on what the adapter has for the head; `embed` is the base's embedding.
+    pub(crate) fn attach(
+        &mut self,
+        backend: &B,
+        config: &ModelConfig,
+        embed: &Param<B>,
+        adapter: &Adapter,
+        trained: bool,
+    ) -> Result<(), ModelError> {
+        let (v, d) = (config.vocab_size, config.hidden_size);
+        let plain = |tensor, trained| {
+            HeadWeight::Trained(Param::new(backend, ParamKind::Head, vec![tensor], trained))
+        };
+        let is_tied = matches!(self.weight, HeadWeight::Tied);
+        let new = if let Some(tensor) = adapter.whole("lm_head.weight") {
+            Some(plain(tensor.clone(), trained))
+        } else if is_tied && adapter.whole("model.embed_tokens.weight").is_some() {
+            Some(HeadWeight::Frozen(backend.freeze(&backend.download(&embed.value), v, d)))
+        } else if let (HeadWeight::Frozen(w), false) =
+            (&self.weight, adapter.config.token_ids(HEAD).is_empty())
+        {
+            // Rows are written into it, so it must be a plain buffer.
+            let values = crate::NamedTensor::new("lm_head.weight", vec![v, d], backend.thaw(w));
+            Some(plain(values, false))
+        } else {
+            None
+        };
+        if let Some(new) = new {
+            self.stash = Some(std::mem::replace(&mut self.weight, new));
+        }
+        let module = [(HEAD.to_owned(), v)];
+        // Magnitudes of the head are refused.
+        self.lora = LoraGroup::new(backend, adapter, &module, d, trained, Vec::new)?;
+        self.tokens = match &self.weight {
+            HeadWeight::Tied => TokenPatch::new(backend, adapter, EMBED, &embed.value, trained),
+            HeadWeight::Trained(w) => TokenPatch::new(backend, adapter, HEAD, &w.value, trained),
+            HeadWeight::Frozen(_) => None,
+        };
+        Ok(())
+    }
+
+    /// Takes it off again.
+    pub(crate) fn detach(&mut self, backend: &B, embed: &mut Param<B>) {
+        self.lora = None;
+        if let (Some(tokens), HeadWeight::Tied) = (&self.tokens, &self.weight) {
+            tokens.undo(backend, &mut embed.value);
+        }
+        self.tokens = None;
+        if let Some(base) = self.stash.take() {
+            self.weight = base;
+        }
+    }
+
+    /// Writes rows that are trained by themselves into their matrix.
+    pub(crate) fn write_tokens(&mut self, backend: &B, embed: &mut Param<B>) {
+        let Some(tokens) = &self.tokens else { return };
+        match &mut self.weight {
+            HeadWeight::Tied => tokens.apply(backend, &mut embed.value),
+            HeadWeight::Trained(w) => tokens.apply(backend, &mut w.value),
+            HeadWeight::Frozen(_) => {}
+        }
+    }
+
+    /// The rows of the embedding that are trained by themselves, where the head is tied to it.
+    pub(crate) fn tied_tokens(&mut self) -> Option<&mut TokenPatch<B>> {
+        self.tokens.as_mut().filter(|_| matches!(self.weight, HeadWeight::Tied))
+    }
+
+    /// Buffers that its adapter needs.
+    pub(crate) fn lora_needs(&self, d: usize) -> LoraNeeds {
+        self.lora.as_ref().map_or(LoraNeeds::default(), |lora| lora.needs(d))
     }
 
     /// Takes `rows` of `x` (T, D) through the norm.
@@ -162,6 +259,10 @@ impl<B: Backend> Head<B> {
                 let w = Mat::new(&param.value, dims.v, dims.d);
                 backend.gemm(x, Op::N, w, Op::T, y, 1.0, 0.0);
             }
+        }
+        if let Some(lora) = &self.lora {
+            let seed = acts.chunk_seed(start);
+            lora.forward(backend, x, &mut acts.logits, &mut acts.lora, seed);
         }
         if let Some(factor) = dims.logit_factor {
             backend.scale(&mut acts.logits, factor, rows * dims.v);
@@ -264,30 +365,43 @@ impl<B: Backend> Head<B> {
         (backend, dims): (&B, &Dims),
         embed: &mut Param<B>,
         (start, rows): (usize, usize),
-        acts: &HeadActs<B>,
+        acts: &mut HeadActs<B>,
         back: &mut HeadBack<B>,
     ) {
         let (v, d) = (dims.v, dims.d);
         let dlogits = Mat::new(&acts.logits, rows, v);
         let dnormed =
             MatMut { buf: &mut back.dnormed, offset: start * d, rows, cols: d, stride: d };
+        let x = Mat::new(&acts.normed, start, d).rows(start, rows);
+        let mut dnormed = dnormed;
         let param = match &mut self.weight {
-            HeadWeight::Frozen(w) => return backend.linear_dx(dlogits, w, dnormed, 0.0),
-            HeadWeight::Tied => embed,
-            HeadWeight::Trained(param) => param,
+            HeadWeight::Frozen(w) => {
+                backend.linear_dx(dlogits, w, dnormed.again(), 0.0);
+                None
+            }
+            HeadWeight::Tied => Some(embed),
+            HeadWeight::Trained(param) => Some(param),
         };
-        let w = Mat::new(&param.value, v, d);
-        backend.gemm(dlogits, Op::N, w, Op::N, dnormed, 1.0, 0.0);
-        if let Some(grad) = &mut param.grad {
-            let x = Mat::new(&acts.normed, start, d).rows(start, rows);
-            backend.gemm(dlogits, Op::T, x, Op::N, MatMut::new(grad, v, d), 1.0, 1.0);
+        if let Some(param) = param {
+            let w = Mat::new(&param.value, v, d);
+            backend.gemm(dlogits, Op::N, w, Op::N, dnormed.again(), 1.0, 0.0);
+            if let Some(grad) = &mut param.grad {
+                backend.gemm(dlogits, Op::T, x, Op::N, MatMut::new(grad, v, d), 1.0, 1.0);
+            }
+        }
+        if let Some(tokens) = &mut self.tokens {
+            tokens.head_grad(backend, dlogits, x);
+        }
+        if let Some(lora) = &mut self.lora {
+            let seed = acts.chunk_seed(start);
+            lora.backward(backend, x, dlogits, Some(dnormed), &mut acts.lora, seed);
         }
     }
 
     /// The base tensors under their own names; a tied head has none of its own.
     pub(crate) fn export(&self, backend: &B, config: &ModelConfig, into: &mut Tensors) {
         self.norm.export(backend, &self.norm.value, into);
-        match &self.weight {
+        match self.stash.as_ref().unwrap_or(&self.weight) {
             HeadWeight::Tied => {}
             HeadWeight::Trained(param) => param.export(backend, &param.value, into),
             HeadWeight::Frozen(w) => {
@@ -304,6 +418,8 @@ impl<B: Backend> Head<B> {
         if let HeadWeight::Trained(param) = &self.weight {
             visit(param);
         }
+        self.lora.iter().for_each(|lora| lora.visit(visit));
+        self.tokens.iter().for_each(|tokens| visit(&tokens.rows));
     }
 
     /// [`Head::visit`], to change them; the same order.
@@ -312,5 +428,7 @@ impl<B: Backend> Head<B> {
         if let HeadWeight::Trained(param) = &mut self.weight {
             visit(param);
         }
+        self.lora.iter_mut().for_each(|lora| lora.visit_mut(visit));
+        self.tokens.iter_mut().for_each(|tokens| visit(&mut tokens.rows));
     }
 }

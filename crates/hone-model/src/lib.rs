@@ -19,10 +19,13 @@
 //! | `decoder`, `layer`, `head`, `linear`, `param`, `buffers`, `workspace` | the model |
 //! | `lora` | [`LoraConfig`], [`Adapter`]: PEFT's adapter layout |
 //! | `generate` | [`Generator`]: decoding with a key/value cache |
+//! | `bnb` | 4-bit models: quantising on load, bitsandbytes' checkpoints |
 //! | `merge` | [`Merge`]: an adapter folded into its base, tensor by tensor |
+//! | `resize` | [`ResizedVocab`]: a base with room for new tokens |
 //! | `plan` | [`MemoryPlan`]: bytes that a run will hold |
 
 mod batch;
+mod bnb;
 mod buffers;
 mod config;
 mod decoder;
@@ -37,12 +40,14 @@ mod merge;
 mod param;
 mod pass;
 mod plan;
+mod resize;
 mod rope;
 mod safetensors;
 mod tensors;
 mod workspace;
 
 pub use batch::Batch;
+pub use bnb::{BnbConfig, BnbRegions, QuantizeOnLoad, write_bnb_checkpoint};
 pub use config::{
     Activation, Family, Knobs, LayerKnobs, LayerRope, ModelConfig, NormPlaces, QkNorm, Rope,
     RopeScaling, ScoreScale,
@@ -50,13 +55,15 @@ pub use config::{
 pub use decoder::{Decoder, Recompute, Training};
 pub use error::ModelError;
 pub use generate::{Generation, Generator, Sampling};
+pub use hone_kernels::quant::{CodeBook, QuantSpec, ValueType};
 pub use hone_kernels::{LossOptions, LossSums};
 pub use init::{init_weights, reinit_rows};
-pub use lora::{Adapter, LoraConfig};
+pub use lora::{Adapter, BiasMode, InitMethod, LoraConfig, Targets, TokenRows};
 pub use merge::Merge;
 pub use param::{ParamInfo, ParamKind};
 pub use pass::{EmbeddingNoise, PassOptions};
 pub use plan::{MemoryPlan, Method};
+pub use resize::ResizedVocab;
 pub use safetensors::{SafetensorsRegions, SafetensorsWriter, StoredType, TensorEntry};
 pub use tensors::{NamedTensor, TensorSource, Tensors};
 

@@ -2,86 +2,66 @@
 //! it.
 //!
 //! Maps that read the same input (q, k, v; gate, up) are one map here whose rows lie one below the
-//! other, and their adapters share one product with X. A frozen W gets no gradient: with u = X At
-//! and du_m = s dY_m B_m for each module m,
-//!
-//!   dB_m = s dY_mt u_m,   dA = dut X,   dX = dY W + du A
-//!
-//! so that everything goes through the r-wide side first (Hu et al. 2021; the order is Unsloth's),
-//! and u is computed again in the backward instead of being kept. Dropout, on the adapters' input
-//! alone, draws one mask for the modules that share an input.
+//! other, and their adapters share one product with X. A frozen W gets no gradient.
 
+use hone_kernels::quant::{Quantized, ValueType};
 use hone_kernels::{Backend, Mat, MatMut, Op};
 
 use crate::ModelError;
 use crate::lora::Adapter;
+pub(crate) use crate::lora::{LoraGroup, LoraNeeds, LoraScratch};
 use crate::param::{Param, ParamKind};
 use crate::tensors::{NamedTensor, TensorSource, Tensors};
 
 /// The matrix of a map: packed for multiplication when frozen, a buffer with its gradient when
 /// trained.
-enum Weight<B: Backend> {
+pub(crate) enum Weight<B: Backend> {
     Frozen(B::Frozen),
     Trained(Param<B>),
+}
+
+impl<B: Backend> Weight<B> {
+    /// Y <- X Wt + beta Y.
+    pub(crate) fn linear(&self, backend: &B, x: Mat<'_, B>, y: MatMut<'_, B>, beta: f32) {
+        match self {
+            Weight::Frozen(w) => backend.linear(x, w, y, beta),
+            Weight::Trained(w) => {
+                let w = Mat::new(&w.value, y.cols, x.cols);
+                backend.gemm(x, Op::N, w, Op::T, y, 1.0, beta);
+            }
+        }
+    }
+
+    /// dX <- dY W + beta dX.
+    pub(crate) fn linear_dx(&self, backend: &B, dy: Mat<'_, B>, dx: MatMut<'_, B>, beta: f32) {
+        match self {
+            Weight::Frozen(w) => backend.linear_dx(dy, w, dx, beta),
+            Weight::Trained(w) => {
+                let w = Mat::new(&w.value, dy.cols, dx.cols);
+                backend.gemm(dy, Op::N, w, Op::N, dx, 1.0, beta);
+            }
+        }
+    }
+
+    /// Its values, (out, in).
+    pub(crate) fn values(&self, backend: &B) -> Vec<f32> {
+        match self {
+            Weight::Frozen(w) => backend.thaw(w),
+            Weight::Trained(w) => backend.download(&w.value),
+        }
+    }
 }
 
 /// A linear map (in) -> (out).
 pub(crate) struct Linear<B: Backend> {
     weight: Weight<B>,
-    bias: Option<Param<B>>,
+    /// One a module, or none.
+    biases: Vec<Param<B>>,
     lora: Option<LoraGroup<B>>,
     /// The modules whose rows are stacked here, with their number of rows.
     modules: Vec<(String, usize)>,
     out: usize,
     inp: usize,
-}
-
-/// The adapters of the modules of one map.
-struct LoraGroup<B: Backend> {
-    /// The modules' A one below the other, (R, in).
-    a: Param<B>,
-    members: Vec<LoraMember<B>>,
-    /// R, the sum of the ranks.
-    rank: usize,
-    scaling: f32,
-    dropout: f32,
-}
-
-/// The adapter of one module.
-struct LoraMember<B: Backend> {
-    /// (out, r) of the module.
-    b: Param<B>,
-    /// First of its rows in the group's A.
-    rank_start: usize,
-    rank: usize,
-    /// First of its columns in the map's output.
-    out_start: usize,
-    out: usize,
-}
-
-/// Buffers that adapters share over all layers. Empty where there are none.
-pub(crate) struct LoraScratch<B: Backend> {
-    /// X At, (T, R).
-    u: B::Buf,
-    /// Its gradient, (T, R).
-    du: B::Buf,
-    /// X after dropout, then the adapter's part of dX, (T, in). Empty without dropout.
-    dropped: B::Buf,
-    /// That part after the same mask, (T, in). Empty without dropout.
-    masked: B::Buf,
-}
-
-impl<B: Backend> LoraScratch<B> {
-    /// Room for `rows` tokens of adapters of summed rank `rank`; `width` is the widest input, 0
-    /// without dropout.
-    pub(crate) fn new(backend: &B, rows: usize, rank: usize, width: usize) -> Self {
-        LoraScratch {
-            u: backend.zeros(rows * rank),
-            du: backend.zeros(rows * rank),
-            dropped: backend.zeros(rows * width),
-            masked: backend.zeros(rows * width),
-        }
-    }
 }
 
 impl<B: Backend> Linear<B> {
@@ -98,8 +78,11 @@ impl<B: Backend> Linear<B> {
             modules.iter().map(|(name, _)| finite(source, &format!("{name}.{suffix}"))).collect()
         };
         let out = modules.iter().map(|(_, out)| out).sum();
-        let weights = read("weight")?;
-        let weight = if trained {
+        let quantized = if trained { None } else { quantized(source, &modules)? };
+        let weights = if quantized.is_none() { read("weight")? } else { Vec::new() };
+        let weight = if let Some(parts) = quantized {
+            Weight::Frozen(backend.freeze_4bit(parts, inp))
+        } else if trained {
             Weight::Trained(Param::new(backend, ParamKind::Matrix, weights, true))
         } else if let [only] = weights.as_slice() {
             Weight::Frozen(backend.freeze(&only.data, out, inp))
@@ -107,11 +90,10 @@ impl<B: Backend> Linear<B> {
             let stacked: Vec<f32> = weights.into_iter().flat_map(|t| t.data).collect();
             Weight::Frozen(backend.freeze(&stacked, out, inp))
         };
-        let bias = match has_bias {
-            true => Some(Param::new(backend, ParamKind::Bias, read("bias")?, trained)),
-            false => None,
-        };
-        Ok(Linear { weight, bias, lora: None, modules, out, inp })
+        let biases = if has_bias { read("bias")? } else { Vec::new() };
+        let bias = |tensor| Param::new(backend, ParamKind::Bias, vec![tensor], trained);
+        let biases = biases.into_iter().map(bias).collect();
+        Ok(Linear { weight, biases, lora: None, modules, out, inp })
     }
 
     /// Whether the backward reads the input.
@@ -119,9 +101,19 @@ impl<B: Backend> Linear<B> {
         matches!(self.weight, Weight::Trained(_)) || self.lora.is_some()
     }
 
-    /// R and the dropout of the adapters here; zeros without.
-    pub(crate) fn lora_size(&self) -> (usize, f32) {
-        self.lora.as_ref().map_or((0, 0.0), |lora| (lora.rank, lora.dropout))
+    /// Buffers that the adapters here need.
+    pub(crate) fn lora_needs(&self) -> LoraNeeds {
+        self.lora.as_ref().map_or(LoraNeeds::default(), |lora| lora.needs(self.inp))
+    }
+
+    /// Each bias with the first of its columns and their number.
+    fn bias_columns(&self) -> impl Iterator<Item = (usize, usize)> + use<B> {
+        let mut start = 0;
+        let columns = self.biases.iter().zip(&self.modules).map(|(_, &(_, out))| {
+            start += out;
+            (start - out, out)
+        });
+        columns.collect::<Vec<_>>().into_iter()
     }
 
     /// Y (rows, out) <- X Wt + b + adapter + beta Y. `seed` turns dropout on.
@@ -134,23 +126,17 @@ impl<B: Backend> Linear<B> {
         seed: Option<u64>,
     ) {
         let input = Mat::new(x, rows, self.inp);
-        match &self.weight {
-            Weight::Frozen(w) => backend.linear(input, w, MatMut::new(y, rows, self.out), beta),
-            Weight::Trained(w) => {
-                let w = Mat::new(&w.value, self.out, self.inp);
-                backend.gemm(input, Op::N, w, Op::T, MatMut::new(y, rows, self.out), 1.0, beta);
+        match &self.lora {
+            Some(lora) if lora.has_dora() => {
+                lora.forward_dora(backend, &self.weight, input, (y, beta), scratch, seed);
             }
+            _ => self.weight.linear(backend, input, MatMut::new(y, rows, self.out), beta),
         }
-        if let Some(bias) = &self.bias {
-            backend.add_bias(MatMut::new(y, rows, self.out), &bias.value);
+        for (bias, (start, out)) in self.biases.iter().zip(self.bias_columns()) {
+            backend.add_bias(MatMut::columns(y, rows, start, out, self.out), &bias.value);
         }
-        let Some(lora) = &self.lora else { return };
-        lora.project(backend, input, scratch, seed);
-        for m in &lora.members {
-            let u = Mat::columns(&scratch.u, rows, m.rank_start, m.rank, lora.rank);
-            let b = Mat::new(&m.b.value, m.out, m.rank);
-            let y = MatMut::columns(y, rows, m.out_start, m.out, self.out);
-            backend.gemm(u, Op::N, b, Op::T, y, lora.scaling, 1.0);
+        if let Some(lora) = self.lora.as_ref().filter(|lora| !lora.has_dora()) {
+            lora.forward(backend, input, y, scratch, seed);
         }
     }
 
@@ -160,72 +146,54 @@ impl<B: Backend> Linear<B> {
         &mut self,
         backend: &B,
         (x, dy, rows): (&B::Buf, &B::Buf, usize),
-        mut dx: Option<&mut B::Buf>,
+        dx: Option<&mut B::Buf>,
         scratch: &mut LoraScratch<B>,
         seed: Option<u64>,
     ) {
         let (out, inp) = (self.out, self.inp);
-        let dy_mat = Mat::new(dy, rows, out);
-        match &mut self.weight {
-            Weight::Frozen(w) => {
-                if let Some(dx) = dx.as_deref_mut() {
-                    backend.linear_dx(dy_mat, w, MatMut::new(dx, rows, inp), 0.0);
-                }
-            }
-            Weight::Trained(w) => {
-                if let Some(dx) = dx.as_deref_mut() {
-                    let value = Mat::new(&w.value, out, inp);
-                    let dx = MatMut::new(dx, rows, inp);
-                    backend.gemm(dy_mat, Op::N, value, Op::N, dx, 1.0, 0.0);
-                }
-                let grad = w.grad.as_mut().expect("a trained weight is made with a gradient");
-                let dw = MatMut::new(grad, out, inp);
-                backend.gemm(dy_mat, Op::T, Mat::new(x, rows, inp), Op::N, dw, 1.0, 1.0);
+        let (input, dy_mat) = (Mat::new(x, rows, inp), Mat::new(dy, rows, out));
+        if let Weight::Trained(Param { grad: Some(grad), .. }) = &mut self.weight {
+            let dw = MatMut::new(grad, out, inp);
+            backend.gemm(dy_mat, Op::T, input, Op::N, dw, 1.0, 1.0);
+        }
+        let columns = self.bias_columns();
+        for (bias, (start, n)) in self.biases.iter_mut().zip(columns) {
+            if let Some(grad) = &mut bias.grad {
+                backend.bias_grad(Mat::columns(dy, rows, start, n, out), grad);
             }
         }
-        if let Some(grad) = self.bias.as_mut().and_then(|bias| bias.grad.as_mut()) {
-            backend.bias_grad(dy_mat, grad);
-        }
-        if let Some(lora) = &mut self.lora {
-            lora.backward(backend, Mat::new(x, rows, inp), dy_mat, dx, scratch, seed);
+        let mut dx = dx.map(|dx| MatMut::new(dx, rows, inp));
+        match &mut self.lora {
+            Some(lora) if lora.has_dora() => {
+                let (weight, both) = (&self.weight, (input, dy_mat));
+                lora.backward_dora(backend, weight, both, dx, scratch, seed);
+            }
+            lora => {
+                if let Some(dx) = &mut dx {
+                    self.weight.linear_dx(backend, dy_mat, dx.again(), 0.0);
+                }
+                if let Some(lora) = lora {
+                    lora.backward(backend, input, dy_mat, dx, scratch, seed);
+                }
+            }
         }
     }
 
-    /// Puts the adapter's factors for these modules in place; returns how many modules have some.
+    /// Puts the adapter's factors for these modules in place. Errors: DoRA on weights that are
+    /// trained.
     pub(crate) fn attach(
         &mut self,
         backend: &B,
         adapter: &Adapter,
         trained: bool,
-    ) -> Result<usize, ModelError> {
-        let mut factors_a = Vec::new();
-        let mut members = Vec::new();
-        let (mut rank_start, mut out_start) = (0, 0);
-        for (name, out) in &self.modules {
-            if let Some((a, b)) = adapter.factors(name, *out, self.inp)? {
-                let rank = adapter.config.r;
-                let kind = ParamKind::LoraB;
-                members.push(LoraMember {
-                    b: Param::new(backend, kind, vec![b.clone()], trained),
-                    rank_start,
-                    rank,
-                    out_start,
-                    out: *out,
-                });
-                factors_a.push(a.clone());
-                rank_start += rank;
-            }
-            out_start += out;
+    ) -> Result<(), ModelError> {
+        if adapter.config.use_dora && matches!(self.weight, Weight::Trained(_)) {
+            let what = "`use_dora` needs frozen base weights".to_owned();
+            return Err(ModelError::Adapter(what));
         }
-        let n_modules = members.len();
-        self.lora = (n_modules > 0).then(|| LoraGroup {
-            a: Param::new(backend, ParamKind::LoraA, factors_a, trained),
-            members,
-            rank: rank_start,
-            scaling: adapter.config.scaling(),
-            dropout: adapter.config.lora_dropout,
-        });
-        Ok(n_modules)
+        let weight = || self.weight.values(backend);
+        self.lora = LoraGroup::new(backend, adapter, &self.modules, self.inp, trained, weight)?;
+        Ok(())
     }
 
     /// Takes the adapter off.
@@ -249,9 +217,7 @@ impl<B: Backend> Linear<B> {
                 }
             }
         }
-        if let Some(bias) = &self.bias {
-            bias.export(backend, &bias.value, into);
-        }
+        self.biases.iter().for_each(|bias| bias.export(backend, &bias.value, into));
     }
 
     /// Calls `visit` with every parameter that lives as a plain buffer.
@@ -259,10 +225,9 @@ impl<B: Backend> Linear<B> {
         if let Weight::Trained(w) = &self.weight {
             visit(w);
         }
-        self.bias.iter().for_each(&mut *visit);
+        self.biases.iter().for_each(&mut *visit);
         if let Some(lora) = &self.lora {
-            visit(&lora.a);
-            lora.members.iter().for_each(|m| visit(&m.b));
+            lora.visit(visit);
         }
     }
 
@@ -271,78 +236,42 @@ impl<B: Backend> Linear<B> {
         if let Weight::Trained(w) = &mut self.weight {
             visit(w);
         }
-        self.bias.iter_mut().for_each(&mut *visit);
+        self.biases.iter_mut().for_each(&mut *visit);
         if let Some(lora) = &mut self.lora {
-            visit(&mut lora.a);
-            lora.members.iter_mut().for_each(|m| visit(&mut m.b));
+            lora.visit_mut(visit);
         }
     }
 }
 
-impl<B: Backend> LoraGroup<B> {
-    /// The seed, if there is any dropout to do with it.
-    fn dropout_seed(&self, seed: Option<u64>) -> Option<u64> {
-        seed.filter(|_| self.dropout > 0.0)
-    }
+/// The modules' weights in 4 bits, if the source has all of them so. Products are f32, and so are
+/// their dequantised values: not rounded to the type that the weight once had (bitsandbytes does
+/// the same for inputs in f32).
+fn quantized(
+    source: &dyn TensorSource,
+    modules: &[(String, usize)],
+) -> Result<Option<Vec<Quantized>>, ModelError> {
+    let part = |(name, _): &(String, usize)| {
+        let part = source.quantized(&format!("{name}.weight"))?;
+        Ok(part.map(|part| part.with_values(ValueType::F32)))
+    };
+    modules.iter().map(part).collect()
+}
 
-    /// `scratch.u` <- X At, X after dropout.
-    fn project(&self, backend: &B, x: Mat<'_, B>, scratch: &mut LoraScratch<B>, seed: Option<u64>) {
-        let LoraScratch { u, dropped, .. } = scratch;
-        let x = match self.dropout_seed(seed) {
-            None => x,
-            Some(seed) => {
-                let y = MatMut::new(dropped, x.rows, x.cols);
-                backend.dropout(x, y, self.dropout, seed);
-                Mat::new(dropped, x.rows, x.cols)
-            }
-        };
-        let a = Mat::new(&self.a.value, self.rank, x.cols);
-        backend.gemm(x, Op::N, a, Op::T, MatMut::new(u, x.rows, self.rank), 1.0, 0.0);
-    }
-
-    fn backward(
-        &mut self,
-        backend: &B,
-        x: Mat<'_, B>,
-        dy: Mat<'_, B>,
-        dx: Option<&mut B::Buf>,
-        scratch: &mut LoraScratch<B>,
-        seed: Option<u64>,
-    ) {
-        let (rows, inp, rank) = (x.rows, x.cols, self.rank);
-        self.project(backend, x, scratch, seed);
-        let LoraScratch { u, du, dropped, masked } = scratch;
-        for m in &mut self.members {
-            let dy = Mat::columns(dy.buf, rows, m.out_start, m.out, dy.stride);
-            let b = Mat::new(&m.b.value, m.out, m.rank);
-            let du = MatMut::columns(du, rows, m.rank_start, m.rank, rank);
-            backend.gemm(dy, Op::N, b, Op::N, du, self.scaling, 0.0);
-            if let Some(grad) = &mut m.b.grad {
-                let u = Mat::columns(u, rows, m.rank_start, m.rank, rank);
-                let db = MatMut::new(grad, m.out, m.rank);
-                backend.gemm(dy, Op::T, u, Op::N, db, self.scaling, 1.0);
-            }
+/// One tensor as products see it: of a 4-bit weight, the values before they are rounded to the type
+/// that it once had.
+pub(crate) fn as_multiplied(
+    source: &dyn TensorSource,
+    name: &str,
+) -> Result<NamedTensor, ModelError> {
+    let tensor = source.tensor(name)?;
+    let tensor = match source.quantized(name)? {
+        Some(weight) => {
+            NamedTensor { data: weight.with_values(ValueType::F32).dequantize(), ..tensor }
         }
-        let seed = self.dropout_seed(seed);
-        if let Some(grad) = &mut self.a.grad {
-            let x = if seed.is_some() { Mat::new(dropped, rows, inp) } else { x };
-            let da = MatMut::new(grad, rank, inp);
-            backend.gemm(Mat::new(du, rows, rank), Op::T, x, Op::N, da, 1.0, 1.0);
-        }
-        let Some(dx) = dx else { return };
-        let a = Mat::new(&self.a.value, rank, inp);
-        let du = Mat::new(du, rows, rank);
-        match seed {
-            None => backend.gemm(du, Op::N, a, Op::N, MatMut::new(dx, rows, inp), 1.0, 1.0),
-            Some(seed) => {
-                // The gradient at the dropped input goes through the same mask before it is added.
-                backend.gemm(du, Op::N, a, Op::N, MatMut::new(dropped, rows, inp), 1.0, 0.0);
-                let y = MatMut::new(masked, rows, inp);
-                backend.dropout(Mat::new(dropped, rows, inp), y, self.dropout, seed);
-                backend.add(masked, dx, rows * inp);
-            }
-        }
-    }
+        None => tensor,
+    };
+    tensor.check_finite()?;
+    Ok(tensor)
 }
 
 /// One tensor, refused if it holds NaN or infinity.

@@ -91,6 +91,14 @@ impl<B: Backend> Param<B> {
         Param { value: backend.upload(&data), grad, kind, pieces }
     }
 
+    /// The name of the tensor, if there is only one.
+    pub(crate) fn name(&self) -> Option<&str> {
+        match self.pieces.as_slice() {
+            [only] => Some(&only.name),
+            _ => None,
+        }
+    }
+
     /// Names and places of the tensors, this being trained buffer number `buffer`.
     pub(crate) fn infos(&self, buffer: usize) -> impl Iterator<Item = ParamInfo> + '_ {
         let mut offset = 0;

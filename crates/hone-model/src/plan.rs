@@ -3,7 +3,7 @@
 use crate::buffers::{Acts, BackScratch, Dims};
 use crate::head::chunk_rows;
 use crate::lora::modules;
-use crate::{LoraConfig, ModelConfig, Recompute};
+use crate::{LoraConfig, ModelConfig, QuantSpec, Recompute};
 
 /// Bytes of a value: everything is f32.
 const VALUE_BYTES: u64 = 4;
@@ -17,6 +17,8 @@ pub enum Method<'a> {
     Full,
     /// An adapter.
     Lora(&'a LoraConfig),
+    /// An adapter on linear maps of 4 bits.
+    Qlora(&'a LoraConfig, QuantSpec),
 }
 
 /// Bytes held during a run, by purpose. The source of the weights (a mapped file) and the program
@@ -46,13 +48,13 @@ impl MemoryPlan {
         let dims = Dims::new(config);
         let n_base = config.n_params() as u64;
         let n_adapter = match method {
-            Method::Lora(lora) => adapter_params(config, lora),
+            Method::Lora(lora) | Method::Qlora(lora, _) => lora.n_params(config),
             _ => 0,
         };
         let n_trained = match method {
             Method::Inference => 0,
             Method::Full => n_base,
-            Method::Lora(_) => n_adapter,
+            Method::Lora(_) | Method::Qlora(..) => n_adapter,
         };
         let trains = n_trained > 0;
         let n_layers = config.num_hidden_layers;
@@ -65,9 +67,13 @@ impl MemoryPlan {
         if trains {
             per_token += d + BackScratch::<hone_kernels::Cpu>::values_per_token(&dims);
         }
-        if let Method::Lora(lora) = method {
+        if let Method::Lora(lora) | Method::Qlora(lora, _) = method {
             // u and du of the widest group, and the two buffers of dropout.
-            per_token += 2 * 3 * lora.r;
+            let ranks = lora.rank_pattern.iter().map(|&(_, r)| r);
+            per_token += 2 * 3 * ranks.fold(lora.r, usize::max);
+            // The unscaled output and the scaled gradient of the widest map.
+            let widest = dims.heads.qkv_width().max(2 * dims.i).max(d);
+            per_token += if lora.use_dora { 2 * widest } else { 0 };
             per_token += if lora.lora_dropout > 0.0 { 2 * d.max(dims.i) } else { 0 };
         }
         let head_width = if trains { 4 * d } else { 2 * d };
@@ -76,7 +82,7 @@ impl MemoryPlan {
         let chunk = chunk_rows(dims.v).min(n_tokens.max(1)) * dims.v;
         let head = n_tokens * head_width + n_chunks * chunk;
         MemoryPlan {
-            weights: VALUE_BYTES * (n_base + n_adapter),
+            weights: base_bytes(config, method) + VALUE_BYTES * n_adapter,
             gradients: VALUE_BYTES * n_trained,
             moments: 2 * VALUE_BYTES * n_trained,
             activations: VALUE_BYTES * (per_token * n_tokens) as u64,
@@ -102,15 +108,18 @@ impl MemoryPlan {
     }
 }
 
-/// Number of values of an adapter.
-fn adapter_params(config: &ModelConfig, lora: &LoraConfig) -> u64 {
-    let targeted = modules(config).filter(|(module, _)| lora.targets(module));
-    targeted.map(|(_, shape)| (lora.r * (shape.inp + shape.out)) as u64).sum()
+/// Bytes of the base's weights.
+fn base_bytes(config: &ModelConfig, method: Method<'_>) -> u64 {
+    let full = VALUE_BYTES * config.n_params() as u64;
+    let Method::Qlora(_, spec) = method else { return full };
+    let sizes = modules(config).map(|(_, shape)| shape.inp * shape.out);
+    sizes.fold(full, |bytes, n| bytes - VALUE_BYTES * n as u64 + spec.n_bytes(n) as u64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ValueType;
 
     #[test]
     fn smollm2_fits_as_counted_by_hand() {
@@ -123,6 +132,15 @@ mod tests {
         assert_eq!(plan.weights, 4 * (134_515_008 + 4_884_480));
         assert_eq!(plan.gradients, 4 * 4_884_480);
         assert_eq!(plan.moments, 2 * plan.gradients);
+        // QLoRA: 106,168,320 values of the linear maps in 4 bits, blocks of 64 with double
+        // quantisation: 4.127 bits each and a map of 1 KiB for each of 210 matrices.
+        let small = Method::Qlora(&lora, QuantSpec::qlora(ValueType::Bf16));
+        let small = MemoryPlan::new(&config, small, 2048, Recompute::None);
+        let saved = plan.weights - small.weights;
+        let bits =
+            8.0 * (4.0 - saved as f64 / 106_168_320.0) - 8.0 * 1028.0 * 210.0 / 106_168_320.0;
+        assert!((bits - 4.127).abs() < 1e-3, "{bits}");
+        assert_eq!(small.gradients, plan.gradients);
         let layer = MemoryPlan::new(&config, Method::Lora(&lora), 2048, Recompute::Layer);
         assert!(layer.activations * 5 < plan.activations, "{layer:?} {plan:?}");
         let choose =

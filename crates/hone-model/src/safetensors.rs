@@ -68,12 +68,17 @@ impl<'a> SafetensorsRegions<'a> {
     /// Reads the headers. Errors: a malformed file, a value type other than f32, bf16 and f16, one
     /// name in two files.
     pub fn new(regions: &[&'a [u8]]) -> Result<Self, ModelError> {
+        Self::with_types(regions, &[Dtype::F32, Dtype::BF16, Dtype::F16])
+    }
+
+    /// [`SafetensorsRegions::new`] of files whose values have one of the given types.
+    pub(crate) fn with_types(regions: &[&'a [u8]], types: &[Dtype]) -> Result<Self, ModelError> {
         let mut files = Vec::with_capacity(regions.len());
         let mut file_of = BTreeMap::new();
         for (file_idx, bytes) in regions.iter().enumerate() {
             let file = parse(bytes)?;
             for (name, view) in file.iter() {
-                if !matches!(view.dtype(), Dtype::F32 | Dtype::BF16 | Dtype::F16) {
+                if !types.contains(&view.dtype()) {
                     let what = format!("tensor `{name}` is stored as {:?}", view.dtype());
                     return Err(ModelError::Format(format!("{what}, not as F32, BF16 or F16")));
                 }
@@ -84,6 +89,13 @@ impl<'a> SafetensorsRegions<'a> {
             files.push(file);
         }
         Ok(SafetensorsRegions { files, file_of })
+    }
+
+    /// A tensor's type and bytes as they are stored.
+    pub(crate) fn raw(&self, name: &str) -> Option<(Dtype, &[u8])> {
+        let file = *self.file_of.get(name)?;
+        let view = self.files[file].tensor(name).expect("`file_of` was read from this file");
+        Some((view.dtype(), view.data()))
     }
 
     /// Whether every tensor is stored as bfloat16.
@@ -132,13 +144,33 @@ impl TensorSource for SafetensorsRegions<'_> {
 }
 
 /// Little-endian values of a file as f32; exact for all three types.
-fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let pairs = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     match dtype {
         Dtype::BF16 => pairs().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
         Dtype::F16 => pairs().map(|bits| f16::from_bits(bits).to_f32()).collect(),
         _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
     }
+}
+
+/// Writes values as they lie in a file.
+pub(crate) fn encode(
+    data: &[f32],
+    stored: StoredType,
+    out: &mut impl Write,
+) -> Result<(), ModelError> {
+    let mut bytes = Vec::with_capacity(CHUNK_VALUES.min(data.len()) * 4);
+    for chunk in data.chunks(CHUNK_VALUES) {
+        bytes.clear();
+        match stored {
+            StoredType::F32 => bytes.extend(chunk.iter().flat_map(|v| v.to_le_bytes())),
+            StoredType::Bf16 => {
+                bytes.extend(chunk.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()));
+            }
+        }
+        out.write_all(&bytes)?;
+    }
+    Ok(())
 }
 
 /// Writes a safetensors file one tensor at a time: same tensors, same bytes.
@@ -191,18 +223,7 @@ impl<W: Write> SafetensorsWriter<W> {
                 return Err(ModelError::Format(what));
             }
         }
-        let mut bytes = Vec::with_capacity(CHUNK_VALUES.min(tensor.data.len()) * 4);
-        for chunk in tensor.data.chunks(CHUNK_VALUES) {
-            bytes.clear();
-            match self.stored {
-                StoredType::F32 => bytes.extend(chunk.iter().flat_map(|v| v.to_le_bytes())),
-                StoredType::Bf16 => {
-                    bytes.extend(chunk.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()));
-                }
-            }
-            self.out.write_all(&bytes)?;
-        }
-        Ok(())
+        encode(&tensor.data, self.stored, &mut self.out)
     }
 
     /// Checks that every tensor was written, and flushes.

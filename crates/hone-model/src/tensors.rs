@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use hone_kernels::quant::Quantized;
+
 use crate::ModelError;
 use crate::safetensors::{SafetensorsRegions, SafetensorsWriter, StoredType, TensorEntry};
 
@@ -44,6 +46,15 @@ pub trait TensorSource {
     /// Whether there is such a tensor.
     fn has(&self, name: &str) -> bool {
         self.entries().iter().any(|entry| entry.name == name)
+    }
+    /// One tensor in 4 bits, where the source has it so; [`TensorSource::tensor`] then gives its
+    /// dequantised values.
+    fn quantized(&self, _name: &str) -> Result<Option<Quantized>, ModelError> {
+        Ok(None)
+    }
+    /// The values that a 4-bit tensor was made of, where the source still has them.
+    fn original(&self, _name: &str) -> Result<Option<NamedTensor>, ModelError> {
+        Ok(None)
     }
 }
 

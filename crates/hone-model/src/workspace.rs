@@ -4,7 +4,7 @@ use hone_kernels::Backend;
 
 use crate::buffers::{Acts, BackScratch, Dims, Scratch};
 use crate::head::{HeadActs, HeadBack};
-use crate::linear::LoraScratch;
+use crate::linear::{LoraNeeds, LoraScratch};
 
 /// How many of the buffers a decoder needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,10 +16,10 @@ pub(crate) struct Layout {
     pub(crate) n_acts: usize,
     /// Whether there is a backward.
     pub(crate) trains: bool,
-    /// Largest summed rank of the adapters of one map.
-    pub(crate) lora_rank: usize,
-    /// Widest input of a map with dropout; 0 without dropout.
-    pub(crate) dropout_width: usize,
+    /// Sizes of the adapters' buffers.
+    pub(crate) lora: LoraNeeds,
+    /// Those of the head's.
+    pub(crate) head_lora: LoraNeeds,
 }
 
 /// Buffers of the backward.
@@ -48,7 +48,7 @@ impl<B: Backend> Workspace<B> {
             streams: (0..layout.n_streams).map(stream).collect(),
             acts: (0..layout.n_acts).map(|_| Acts::new(backend, dims, rows)).collect(),
             scratch: scratch(backend, dims, layout, rows),
-            head: HeadActs::new(backend, dims, rows),
+            head: HeadActs::new(backend, dims, rows, layout.head_lora),
             back: layout.trains.then(|| Back {
                 dx: backend.zeros(rows * dims.d),
                 layer: BackScratch::new(backend, dims, rows),
@@ -70,8 +70,5 @@ pub(crate) fn scratch<B: Backend>(
     layout: Layout,
     rows: usize,
 ) -> Scratch<B> {
-    Scratch {
-        h: backend.zeros(rows * dims.i),
-        lora: LoraScratch::new(backend, rows, layout.lora_rank, layout.dropout_width),
-    }
+    Scratch { h: backend.zeros(rows * dims.i), lora: LoraScratch::new(backend, rows, layout.lora) }
 }

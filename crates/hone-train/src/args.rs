@@ -321,9 +321,9 @@ impl TrainPlan {
             r: config.rank,
             lora_alpha: config.alpha.unwrap_or(2.0 * config.rank as f64),
             lora_dropout: config.dropout,
-            target_modules,
+            target_modules: target_modules.into(),
             use_rslora: config.rslora,
-            base_model_name_or_path: None,
+            ..LoraConfig::all_linear(config.rank, 1.0)
         }
     }
 }

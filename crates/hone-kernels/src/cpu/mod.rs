@@ -5,6 +5,7 @@
 //! program that calls many small operators does so from inside `ThreadPool::install`, which saves
 //! waking a thread for each.
 
+mod adapter;
 mod attention;
 mod buffer;
 mod decode;
@@ -15,6 +16,7 @@ mod optim;
 mod options;
 mod par;
 mod pointwise;
+mod quant;
 pub(crate) mod simd;
 mod tile;
 
@@ -26,6 +28,7 @@ use decode::Cache;
 use matmul::Factor;
 use simd::Level;
 
+use crate::quant::Quantized;
 use crate::shape::{Layout, check_heads, check_mask, check_rotary, documents, layout, layout_mut};
 use crate::{Adafactor, AdamW, AttnMask, Backend, CODE_BLOCK, Heads, Lion};
 use crate::{LossOptions, LossSums, Mat, MatMut, Op, RmsNorm, SecondMoment, Sgd};
@@ -60,16 +63,16 @@ impl Default for Cpu {
 /// A weight (out, in) as [`Cpu`] keeps it.
 #[derive(Clone, Debug)]
 pub struct CpuFrozen {
-    dense: CpuBuf,
+    weight: Weight,
     out: usize,
     inp: usize,
 }
 
-impl CpuFrozen {
-    /// The weight as a matrix view.
-    fn mat(&self) -> Mat<'_, Cpu> {
-        Mat::new(&self.dense, self.out, self.inp)
-    }
+/// The values of a frozen weight.
+#[derive(Clone, Debug)]
+enum Weight {
+    Dense(CpuBuf),
+    Quantized(quant::Stack),
 }
 
 /// A view as a factor of a product, with its sides after `op`.
@@ -133,19 +136,37 @@ impl Backend for Cpu {
 
     fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> CpuFrozen {
         assert_eq!(weight.len(), out * inp);
-        CpuFrozen { dense: CpuBuf::from(weight), out, inp }
+        CpuFrozen { weight: Weight::Dense(CpuBuf::from(weight)), out, inp }
     }
 
     fn thaw(&self, weight: &CpuFrozen) -> Vec<f32> {
-        weight.dense.to_vec()
+        match &weight.weight {
+            Weight::Dense(dense) => dense.to_vec(),
+            Weight::Quantized(stack) => stack.dequantize(),
+        }
     }
 
     fn linear(&self, x: Mat<'_, Self>, w: &CpuFrozen, y: MatMut<'_, Self>, beta: f32) {
-        self.gemm(x, Op::N, w.mat(), Op::T, y, 1.0, beta);
+        match &w.weight {
+            Weight::Dense(dense) => {
+                self.gemm(x, Op::N, Mat::new(dense, w.out, w.inp), Op::T, y, 1.0, beta);
+            }
+            Weight::Quantized(stack) => stack.linear(self, x, y, beta),
+        }
     }
 
     fn linear_dx(&self, dy: Mat<'_, Self>, w: &CpuFrozen, dx: MatMut<'_, Self>, beta: f32) {
-        self.gemm(dy, Op::N, w.mat(), Op::N, dx, 1.0, beta);
+        match &w.weight {
+            Weight::Dense(dense) => {
+                self.gemm(dy, Op::N, Mat::new(dense, w.out, w.inp), Op::N, dx, 1.0, beta);
+            }
+            Weight::Quantized(stack) => stack.linear_dx(self, dy, dx, beta),
+        }
+    }
+
+    fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> CpuFrozen {
+        let stack = quant::Stack::new(parts, inp);
+        CpuFrozen { out: stack.rows(), weight: Weight::Quantized(stack), inp }
     }
 
     fn copy(&self, x: &CpuBuf, y: &mut CpuBuf, n: usize) {
@@ -182,6 +203,67 @@ impl Backend for Cpu {
 
     fn scatter_add_rows(&self, dy: &CpuBuf, ids: &[u32], d: usize, dtable: &mut CpuBuf) {
         pointwise::scatter_add_rows(self.level, &dy[..ids.len() * d], ids, d, dtable);
+    }
+
+    fn gather_columns(&self, table: Mat<'_, Self>, ids: &[u32], y: &mut CpuBuf) {
+        let l = layout(self, &table);
+        assert!(ids.iter().all(|&id| (id as usize) < l.cols), "an id outside of {}", l.cols);
+        adapter::gather_columns(l, table.buf, ids, &mut y[..ids.len() * l.rows]);
+    }
+
+    fn scatter_add_columns(&self, dy: &CpuBuf, ids: &[u32], dtable: MatMut<'_, Self>) {
+        let l = layout_mut(self, &dtable);
+        assert!(ids.iter().all(|&id| (id as usize) < l.cols), "an id outside of {}", l.cols);
+        adapter::scatter_add_columns(&dy[..ids.len() * l.rows], ids, l, dtable.buf);
+    }
+
+    fn add_scaled_columns(
+        &self,
+        x: Mat<'_, Self>,
+        scale: Mat<'_, Self>,
+        shift: f32,
+        y: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        let (lx, ls, ly) = (layout(self, &x), layout(self, &scale), layout_mut(self, &y));
+        assert!(lx.rows == ly.rows && lx.cols == ly.cols && ls.cols == lx.cols && ls.rows == 1);
+        let scale = &scale.buf[ls.row(0)..][..ls.cols];
+        adapter::add_scaled_columns((lx, x.buf), scale, shift, (ly, y.buf), beta);
+    }
+
+    fn columns_dot(
+        &self,
+        a: Mat<'_, Self>,
+        b: Mat<'_, Self>,
+        divisor: Mat<'_, Self>,
+        out: &mut CpuBuf,
+    ) {
+        let (la, lb, ld) = (layout(self, &a), layout(self, &b), layout(self, &divisor));
+        assert!(la.rows == lb.rows && la.cols == lb.cols && ld.cols == la.cols && ld.rows == 1);
+        let divisor = &divisor.buf[ld.row(0)..][..ld.cols];
+        adapter::columns_dot((la, a.buf), (lb, b.buf), divisor, &mut out[..la.cols]);
+    }
+
+    fn dora_scales(
+        &self,
+        squares: &CpuBuf,
+        b: Mat<'_, Self>,
+        c: Mat<'_, Self>,
+        magnitude: &CpuBuf,
+        norms: MatMut<'_, Self>,
+        scales: MatMut<'_, Self>,
+    ) {
+        let (lb, lc) = (layout(self, &b), layout(self, &c));
+        let (ln, ls) = (layout_mut(self, &norms), layout_mut(self, &scales));
+        assert!(
+            lb.rows == lc.cols && lb.cols == lc.rows && ln.cols == lb.rows && ls.cols == lb.rows
+        );
+        let norms = &mut norms.buf[ln.row(0)..][..ln.cols];
+        let scales = &mut scales.buf[ls.row(0)..][..ls.cols];
+        adapter::row_norms(&squares[..lb.rows], (lb, b.buf), (lc, c.buf), norms);
+        for ((scale, norm), magnitude) in scales.iter_mut().zip(norms).zip(magnitude.iter()) {
+            *scale = magnitude / *norm;
+        }
     }
 
     fn rms_norm(

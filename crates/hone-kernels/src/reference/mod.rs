@@ -7,9 +7,11 @@
 mod attention;
 mod norm;
 mod optim;
+pub mod quant;
 
 use std::ops::Range;
 
+use crate::quant::Quantized;
 use crate::shape::{check_heads, check_mask, check_rotary, documents, layout, layout_mut};
 use crate::{Adafactor, AdamW, AttnMask, Backend, Heads, Lion, LossOptions};
 use crate::{LossSums, Mat, MatMut, Op, RmsNorm, SecondMoment, Sgd, rng};
@@ -125,6 +127,15 @@ impl Backend for Reference {
         self.gemm(dy, Op::N, w.mat(), Op::N, dx, 1.0, beta);
     }
 
+    fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> FrozenF64 {
+        let weight: Vec<f64> = parts
+            .iter()
+            .flat_map(|part| (0..part.len()).map(|i| f64::from(quant::value(part, i))))
+            .collect();
+        assert!(parts.iter().all(|part| inp > 0 && part.len().is_multiple_of(inp)));
+        FrozenF64 { out: weight.len() / inp, weight, inp }
+    }
+
     fn copy(&self, x: &Vec<f64>, y: &mut Vec<f64>, n: usize) {
         y[..n].copy_from_slice(&x[..n]);
     }
@@ -175,6 +186,81 @@ impl Backend for Reference {
         for (i, &id) in ids.iter().enumerate() {
             let to = &mut dtable[id as usize * d..(id as usize + 1) * d];
             to.iter_mut().zip(&dy[i * d..]).for_each(|(t, y)| *t += y);
+        }
+    }
+
+    fn gather_columns(&self, table: Mat<'_, Self>, ids: &[u32], y: &mut Vec<f64>) {
+        let l = layout(self, &table);
+        for (i, &id) in ids.iter().enumerate() {
+            for k in 0..l.rows {
+                y[i * l.rows + k] = table.buf[l.row(k) + id as usize];
+            }
+        }
+    }
+
+    fn scatter_add_columns(&self, dy: &Vec<f64>, ids: &[u32], dtable: MatMut<'_, Self>) {
+        let l = layout_mut(self, &dtable);
+        for (i, &id) in ids.iter().enumerate() {
+            for k in 0..l.rows {
+                dtable.buf[l.row(k) + id as usize] += dy[i * l.rows + k];
+            }
+        }
+    }
+
+    fn add_scaled_columns(
+        &self,
+        x: Mat<'_, Self>,
+        scale: Mat<'_, Self>,
+        shift: f32,
+        y: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        let (lx, ls, ly) = (layout(self, &x), layout(self, &scale), layout_mut(self, &y));
+        assert!(lx.rows == ly.rows && lx.cols == ly.cols && ls.cols == lx.cols && ls.rows == 1);
+        for i in 0..lx.rows {
+            for j in 0..lx.cols {
+                let factor = scale.buf[ls.row(0) + j] + f64::from(shift);
+                let at = &mut y.buf[ly.row(i) + j];
+                let kept = if beta == 0.0 { 0.0 } else { f64::from(beta) * *at };
+                *at = kept + factor * x.buf[lx.row(i) + j];
+            }
+        }
+    }
+
+    fn columns_dot(
+        &self,
+        a: Mat<'_, Self>,
+        b: Mat<'_, Self>,
+        divisor: Mat<'_, Self>,
+        out: &mut Vec<f64>,
+    ) {
+        let (la, lb, ld) = (layout(self, &a), layout(self, &b), layout(self, &divisor));
+        assert!(la.rows == lb.rows && la.cols == lb.cols && ld.cols == la.cols && ld.rows == 1);
+        for (j, out) in out.iter_mut().enumerate().take(la.cols) {
+            let dot: f64 = (0..la.rows).map(|i| a.buf[la.row(i) + j] * b.buf[lb.row(i) + j]).sum();
+            *out += dot / divisor.buf[ld.row(0) + j];
+        }
+    }
+
+    fn dora_scales(
+        &self,
+        squares: &Vec<f64>,
+        b: Mat<'_, Self>,
+        c: Mat<'_, Self>,
+        magnitude: &Vec<f64>,
+        norms: MatMut<'_, Self>,
+        scales: MatMut<'_, Self>,
+    ) {
+        let (lb, lc) = (layout(self, &b), layout(self, &c));
+        let (ln, ls) = (layout_mut(self, &norms), layout_mut(self, &scales));
+        assert!(
+            lb.rows == lc.cols && lb.cols == lc.rows && ln.cols == lb.rows && ls.cols == lb.rows
+        );
+        for j in 0..lb.rows {
+            let dot: f64 = (0..lb.cols).map(|k| b.buf[lb.row(j) + k] * c.buf[lc.row(k) + j]).sum();
+            let norm = (squares[j] + dot).sqrt();
+            norms.buf[ln.row(0) + j] = norm;
+            scales.buf[ls.row(0) + j] = magnitude[j] / norm;
         }
     }
 

@@ -1,6 +1,7 @@
 //! The table of cases: every operator, at ordinary, odd and extreme shapes and magnitudes.
 
 use super::further::{self, further_cases};
+use crate::quant::{CodeBook, QuantSpec, Quantized, ValueType};
 use crate::{AdamW, AttnMask, Backend, Heads, LossOptions, Mat, MatMut, Op, RmsNorm, rng};
 
 /// What of a case is compared: a name, its values, and the error allowed relative to their largest
@@ -23,6 +24,10 @@ pub(super) enum Case {
     Gemm((usize, usize, usize), (Op, Op), (f32, f32), usize),
     /// `linear` and `linear_dx` of (T, out, in).
     Linear(usize, usize, usize),
+    /// The same with a 4-bit weight in two parts: (T, out of each, in).
+    Linear4Bit(usize, usize, usize),
+    /// Columns gathered, scattered, scaled and multiplied, and row norms: (rows, columns, rank).
+    Adapter(usize, usize, usize),
     /// copy, add, scale, bias and its gradient on (rows, cols).
     Pointwise(usize, usize),
     /// (rows, cols), p.
@@ -75,9 +80,14 @@ pub(super) fn all() -> Vec<Case> {
         Case::Linear(3, 70, 33),
         Case::Linear(200, 384, 128),
         Case::Linear(1, 640, 576),
+        Case::Linear4Bit(1, 1, 1),
+        Case::Linear4Bit(3, 70, 33),
+        Case::Linear4Bit(50, 384, 128),
+        Case::Linear4Bit(1, 640, 576),
     ]);
     for (rows, cols) in [(1, 1), (1, 7), (5, 1), (3, 17), (300, 129), (2, 40_000)] {
         cases.push(Case::Pointwise(rows, cols));
+        cases.push(Case::Adapter(rows, cols, 1 + rows % 7));
         cases.push(Case::Dropout(rows, cols, 0.0));
         cases.push(Case::Dropout(rows, cols, 0.3));
     }
@@ -187,6 +197,8 @@ impl Case {
         match *self {
             Case::Gemm(sides, ops, factors, gap) => gemm(b, sides, ops, factors, gap),
             Case::Linear(t, out, inp) => linear(b, t, out, inp),
+            Case::Linear4Bit(t, out, inp) => linear_4bit(b, t, out, inp),
+            Case::Adapter(rows, cols, rank) => adapter(b, rows, cols, rank),
             Case::Pointwise(rows, cols) => pointwise(b, rows, cols),
             Case::Dropout(rows, cols, p) => dropout(b, rows, cols, p),
             Case::Rows(n, v, d) => gather_scatter(b, n, v, d),
@@ -254,6 +266,65 @@ fn linear<B: Backend>(b: &B, t: usize, out: usize, inp: usize) -> Vec<Output> {
         output("y", b.download(&y), 1e-6),
         output("dx", b.download(&dx), 1e-6),
         output("thaw", b.thaw(&frozen), 0.0),
+    ]
+}
+
+fn linear_4bit<B: Backend>(b: &B, t: usize, out: usize, inp: usize) -> Vec<Output> {
+    let part = |seed, book| {
+        let spec = QuantSpec { book, ..QuantSpec::qlora(ValueType::Bf16) };
+        Quantized::quantize(&data(seed, out * inp, 1.0), spec).expect("normal values are finite")
+    };
+    let frozen = b.freeze_4bit(vec![part(1, CodeBook::Nf4), part(5, CodeBook::Fp4)], inp);
+    let out = 2 * out;
+    let (x, dy) = (b.upload(&data(2, t * inp, 1.0)), b.upload(&data(3, t * out, 1.0)));
+    let (mut y, mut dx) = (b.upload(&data(4, t * out, 1.0)), b.zeros(t * inp));
+    b.linear(Mat::new(&x, t, inp), &frozen, MatMut::new(&mut y, t, out), 1.0);
+    b.linear_dx(Mat::new(&dy, t, out), &frozen, MatMut::new(&mut dx, t, inp), 0.0);
+    vec![
+        output("y", b.download(&y), 1e-6),
+        output("dx", b.download(&dx), 1e-6),
+        output("thaw", b.thaw(&frozen), 0.0),
+    ]
+}
+
+fn adapter<B: Backend>(b: &B, rows: usize, cols: usize, rank: usize) -> Vec<Output> {
+    let n = rows * cols;
+    let (x, z) = (b.upload(&data(1, n + 2 * rows, 1.0)), b.upload(&data(2, n, 1.0)));
+    let x = Mat::columns(&x, rows, 1, cols, cols + 2);
+    let positive: Vec<f32> = data(3, cols, 1.0).iter().map(|v| v.abs() + 0.5).collect();
+    let scale = b.upload(&positive);
+    let scale = Mat::new(&scale, 1, cols);
+    // With beta = 0 the old values must not matter.
+    let (mut y, mut fresh) = (b.upload(&data(4, n, 1.0)), b.upload(&vec![f32::NAN; n]));
+    b.add_scaled_columns(x, scale, -1.0, MatMut::new(&mut y, rows, cols), 0.3);
+    b.add_scaled_columns(x, scale, 0.0, MatMut::new(&mut fresh, rows, cols), 0.0);
+    let mut dots = b.upload(&data(5, cols, 1.0));
+    b.columns_dot(x, Mat::new(&z, rows, cols), scale, &mut dots);
+
+    let ids: Vec<u32> = (0..rows as u64).map(|i| (rng::mix(5, i) % cols as u64) as u32).collect();
+    let (table, mut gathered) = (b.upload(&data(6, rank * cols, 1.0)), b.zeros(rows * rank));
+    b.gather_columns(Mat::new(&table, rank, cols), &ids, &mut gathered);
+    let mut scattered = b.upload(&data(7, rank * cols, 1.0));
+    b.scatter_add_columns(&gathered, &ids, MatMut::new(&mut scattered, rank, cols));
+
+    let (factor, squares) = (b.upload(&data(8, cols * rank, 0.1)), vec![4.0; cols]);
+    let (mut norms, mut scales) = (b.zeros(cols + 1), b.zeros(cols));
+    b.dora_scales(
+        &b.upload(&squares),
+        Mat::new(&factor, cols, rank),
+        Mat::new(&table, rank, cols),
+        &b.upload(&positive),
+        MatMut::columns(&mut norms, 1, 1, cols, cols + 1),
+        MatMut::new(&mut scales, 1, cols),
+    );
+    vec![
+        output("y", b.download(&y), 5e-7),
+        output("fresh", b.download(&fresh), 5e-7),
+        output("dots", b.download(&dots), 1e-6),
+        output("gathered", b.download(&gathered), 0.0),
+        output("scattered", b.download(&scattered), 1e-6),
+        output("norms", b.download(&norms), 5e-7),
+        output("scales", b.download(&scales), 5e-7),
     ]
 }
 

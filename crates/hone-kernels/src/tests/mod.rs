@@ -5,5 +5,6 @@ mod cases;
 mod further;
 mod gradients;
 mod oracle;
+mod quant;
 mod threads;
 mod twins;

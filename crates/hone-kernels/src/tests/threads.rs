@@ -15,6 +15,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     let mut cases = cases::all();
     // Large enough to be cut, along rows and along columns.
     cases.extend([Case::Linear(600, 1152, 576), Case::Linear(8, 20_000, 128)]);
+    cases.extend([Case::Linear4Bit(600, 1152, 576), Case::Linear4Bit(8, 10_000, 128)]);
     cases.push(Case::CrossEntropy(300, 5000, 1.0));
     for case in cases {
         let one = bits(&case, 1);

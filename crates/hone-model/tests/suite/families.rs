@@ -5,7 +5,8 @@ use crate::common::*;
 use crate::finite_differences;
 use hone_kernels::{Cpu, Reference};
 use hone_model::{
-    Decoder, Generator, LoraConfig, MemoryPlan, Merge, Method, ModelConfig, Recompute, Training,
+    Decoder, Generator, LoraConfig, MemoryPlan, Merge, Method, ModelConfig, Recompute, Targets,
+    Training,
 };
 use proptest::prelude::*;
 
@@ -61,10 +62,10 @@ fn each(check: impl Fn(&ModelConfig, &str)) {
 }
 
 /// An adapter on every linear map, with dropout.
-fn lora(config: &ModelConfig, dropout: f32) -> LoraConfig {
+fn lora(dropout: f32) -> LoraConfig {
     LoraConfig {
         lora_dropout: dropout,
-        target_modules: config.linear_names().into_iter().map(str::to_owned).collect(),
+        target_modules: Targets::AllLinear,
         ..LoraConfig::all_linear(3, 6.0)
     }
 }
@@ -96,7 +97,7 @@ fn recomputation_and_threads_do_not_change_a_byte() {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
             pool.install(|| {
                 let mut decoder = decoder(Cpu::new(), config, training);
-                decoder.attach(&adapter(config, lora(config, 0.25)), true).unwrap();
+                decoder.attach(&adapter(config, lora(0.25)), true).unwrap();
                 decoder.set_recompute(recompute);
                 for part in documents.chunks(3) {
                     decoder.accumulate(&pack(part), 0.1, Some(7)).unwrap();
@@ -131,7 +132,7 @@ fn merged_is_unmerged() {
     each(|config, family| {
         let base = weights(config, 3);
         let batch = pack(&documents(config, &LENS));
-        let adapter = adapter(config, lora(config, 0.0));
+        let adapter = adapter(config, lora(0.0));
         let mut unmerged = decoder(Cpu::new(), config, Training::Frozen);
         let before = unmerged.logits(&batch, &every_row(&batch)).unwrap();
         unmerged.attach(&adapter, false).unwrap();

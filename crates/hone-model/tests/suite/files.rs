@@ -4,7 +4,7 @@ use crate::common::*;
 use hone_kernels::Cpu;
 use hone_model::{
     Adapter, Decoder, LoraConfig, NamedTensor, SafetensorsRegions, SafetensorsWriter, StoredType,
-    TensorEntry, TensorSource, Tensors, Training,
+    Targets, TensorEntry, TensorSource, Tensors, Training,
 };
 use proptest::prelude::*;
 
@@ -95,8 +95,10 @@ fn wrong_adapters_are_refused() {
     check(&|a| drop(a.tensors.remove(name)), "has no `lora_A.weight`");
     check(&|a| drop(a.tensors.remove(&name.replace("_A", "_B"))), "lora_B.weight");
     check(&|a| a.config.r = 4, "has shape [3,");
-    check(&|a| a.config.target_modules.push("c_attn".into()), "`c_attn` names no linear map");
-    check(&|a| a.config.target_modules.retain(|m| m != "q_proj"), "its targets need");
+    let targets = |names: &[&str]| Targets::Names(names.iter().map(|&n| n.into()).collect());
+    let near = "`c_attn` in `target_modules` names no module";
+    check(&|a| a.config.target_modules = targets(&["q_proj", "c_attn"]), near);
+    check(&|a| a.config.target_modules = targets(&["q_proj"]), "its targets need");
     let stranger = NamedTensor::new("x", vec![1], vec![0.0]);
     check(&|a| a.tensors.insert(stranger.clone()), "it has 43 tensors");
 }

@@ -3,7 +3,10 @@
 
 use crate::common::*;
 use hone_kernels::{Reference, rng};
-use hone_model::{Batch, Decoder, LoraConfig, Tensors, Training};
+use hone_model::{
+    Adapter, Batch, BiasMode, BnbConfig, Decoder, LoraConfig, QuantizeOnLoad, Tensors, Training,
+    ValueType,
+};
 
 /// Difference of the two slopes allowed, over the larger of the slope and [`FLOOR`]. The loss is
 /// summed in f64 from f32 activations, so a slope has an error of about 1e-6 / h.
@@ -72,5 +75,48 @@ fn adapters() {
         let mut decoder = decoder(Reference, &config, Training::Frozen);
         decoder.attach(&adapter(&config, LoraConfig::all_linear(3, 6.0)), true).unwrap();
         check(decoder, &batch, 3 * 7 * 2);
+    }
+}
+
+/// What adapters train outside the linear maps' factors, on 4-bit weights: embeddings, heads, rows
+/// of tokens, biases, whole modules, with ranks of their own. (The norms of DoRA are constants for
+/// its gradient, so that its slopes are others by design: PEFT's gradients are its test.)
+#[test]
+fn adapters_of_every_part() {
+    let names = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
+    for odd in [false, true] {
+        let config = config(odd);
+        let batch = pack(&documents(&config, &[7, 4, 11]));
+        let plain = weights(&config, 3);
+        let quant = BnbConfig::qlora(ValueType::F32);
+        let base = QuantizeOnLoad::new(&config, &plain, &quant);
+        let mut factors = LoraConfig::all_linear(3, 6.0);
+        factors.target_modules = names(&["lm_head", "embed_tokens", "k_proj", "down_proj"]).into();
+        factors.rank_pattern = vec![("embed_tokens".to_owned(), 2), ("k_proj".to_owned(), 5)];
+        factors.bias = BiasMode::All;
+        let mut whole = LoraConfig::all_linear(2, 6.0);
+        whole.target_modules = names(&["q_proj"]).into();
+        whole.modules_to_save = names(&["lm_head", "embed_tokens", "input_layernorm"]);
+        whole.bias = BiasMode::LoraOnly;
+        let mut tokens = LoraConfig::all_linear(2, 6.0);
+        tokens.target_modules = names(&["v_proj"]).into();
+        let ids = &documents(&config, &[7])[0].0;
+        tokens.trainable_tokens.embed_tokens = vec![ids[3], 66];
+        if odd {
+            tokens.trainable_tokens.lm_head = vec![66, ids[2], ids[5]];
+        }
+        for settings in [factors, whole, tokens] {
+            let mut adapter = Adapter::init_from(&config, settings, &base, 11).unwrap();
+            let names: Vec<String> = adapter.tensors.iter().map(|t| t.name.clone()).collect();
+            for (n, name) in names.iter().enumerate() {
+                let values = &mut adapter.tensors.get_mut(name).unwrap().data;
+                for (i, value) in values.iter_mut().enumerate() {
+                    *value += 0.2 * rng::normal(n as u64, i as u64) as f32;
+                }
+            }
+            let mut decoder = Decoder::load(Reference, &config, &base, Training::Frozen).unwrap();
+            decoder.attach(&adapter, true).unwrap();
+            check(decoder, &batch, names.len());
+        }
     }
 }

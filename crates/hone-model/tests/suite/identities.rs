@@ -146,7 +146,8 @@ fn merged_is_unmerged() {
         let batch = pack(&documents(&config, &LENS));
         for targets in targets {
             let mut lora = LoraConfig::all_linear(3, 6.0);
-            lora.target_modules = targets.iter().map(|&name| name.to_owned()).collect();
+            let names: Vec<String> = targets.iter().map(|&name| name.to_owned()).collect();
+            lora.target_modules = names.into();
             lora.use_rslora = odd;
             let adapter = adapter(&config, lora);
             let mut unmerged = decoder(Cpu::new(), &config, Training::Frozen);

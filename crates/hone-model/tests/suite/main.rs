@@ -1,5 +1,6 @@
 //! Tests of the model as a whole, in one binary so that it is linked once.
 
+mod adapters;
 mod candle_llama;
 mod common;
 mod families;
@@ -7,3 +8,4 @@ mod files;
 mod finite_differences;
 mod identities;
 mod objective;
+mod quant;

@@ -1,0 +1,453 @@
+//! The adapters of the modules that read one input, on the device: forward and backward.
+//!
+//! With u = X At and du_m = s_m dY_m B_m for each module m,
+//!
+//!   dB_m = s_m dY_mt u_m,   dA = dut X,   dX = dY W + du A
+//!
+//! so that everything goes through the r-wide side first (Hu et al. 2021; the order is Unsloth's),
+//! and u is computed again in the backward instead of being kept. Dropout, on the adapters' input
+//! alone, draws one mask for the modules that share an input.
+//!
+//! DoRA (Liu et al. 2024) gives row j of the adapted weight a trained length: with the factor c_j =
+//! magnitude_j / |row j of W + s B A|, whose norm is a constant for the gradient as in PEFT,
+//!
+//!   Y = X Wt + (c - 1) X' Wt + c s (X' At) Bt + b
+//!
+//! where X' is X after dropout. Norms need no adapted weight: the square of row j is that of W plus
+//! B_j . (2 s A Wt + s^2 A At Bt)_j, columns of an r-wide product.
+
+use hone_kernels::{Backend, Mat, MatMut, Op};
+
+use super::Adapter;
+use crate::ModelError;
+use crate::linear::Weight;
+use crate::param::{Param, ParamKind};
+
+/// The adapters of the modules of one map.
+pub(crate) struct LoraGroup<B: Backend> {
+    /// The modules' A one below the other, (R, in).
+    a: Param<B>,
+    members: Vec<LoraMember<B>>,
+    /// R, the sum of the ranks.
+    rank: usize,
+    /// Columns of the map's output.
+    out: usize,
+    dropout: f32,
+}
+
+/// The adapter of one module.
+struct LoraMember<B: Backend> {
+    /// (out, r) of the module.
+    b: Param<B>,
+    dora: Option<Dora<B>>,
+    /// First of its rows in the group's A.
+    rank_start: usize,
+    rank: usize,
+    scaling: f32,
+    /// First of its columns in the map's output.
+    out_start: usize,
+    out: usize,
+}
+
+/// Lengths of a module's rows.
+struct Dora<B: Backend> {
+    /// Trained, (out).
+    magnitude: Param<B>,
+    /// Squared lengths of the base's rows, (out).
+    squares: B::Buf,
+}
+
+/// Buffers that adapters share over all layers. Empty where there are none.
+pub(crate) struct LoraScratch<B: Backend> {
+    /// X At, (T, R).
+    pub(super) u: B::Buf,
+    /// Its gradient, (T, R).
+    pub(super) du: B::Buf,
+    /// X after dropout, then the adapter's part of dX, (T, in). Empty without dropout.
+    dropped: B::Buf,
+    /// That part after the same mask, (T, in). Empty without dropout.
+    masked: B::Buf,
+    /// Zeros, (in). Empty without dropout.
+    zeros: B::Buf,
+    dora: DoraScratch<B>,
+}
+
+/// Buffers of DoRA; empty without.
+struct DoraScratch<B: Backend> {
+    /// Unscaled output, (T, out).
+    z: B::Buf,
+    /// Scaled gradient, (T, out).
+    gs: B::Buf,
+    /// Norms of the rows, (out).
+    norms: B::Buf,
+    /// The factors c, 1 where a module has no adapter, (out).
+    scales: B::Buf,
+    /// A Wt, (R, out).
+    p: B::Buf,
+    /// A At of one module, (r, r).
+    m: B::Buf,
+}
+
+/// Sizes of the shared buffers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LoraNeeds {
+    /// Largest R of a map.
+    pub(crate) rank: usize,
+    /// Widest input of a map with dropout; 0 without.
+    pub(crate) dropout_width: usize,
+    /// Widest output of a map with DoRA; 0 without.
+    pub(crate) dora_width: usize,
+}
+
+impl LoraNeeds {
+    /// What serves both.
+    pub(crate) fn max(self, other: Self) -> Self {
+        LoraNeeds {
+            rank: self.rank.max(other.rank),
+            dropout_width: self.dropout_width.max(other.dropout_width),
+            dora_width: self.dora_width.max(other.dora_width),
+        }
+    }
+}
+
+impl<B: Backend> LoraScratch<B> {
+    /// Room for `rows` tokens.
+    pub(crate) fn new(backend: &B, rows: usize, needs: LoraNeeds) -> Self {
+        let LoraNeeds { rank, dropout_width, dora_width } = needs;
+        let dora_rank = if dora_width > 0 { rank } else { 0 };
+        LoraScratch {
+            u: backend.zeros(rows * rank),
+            du: backend.zeros(rows * rank),
+            dropped: backend.zeros(rows * dropout_width),
+            masked: backend.zeros(rows * dropout_width),
+            zeros: backend.zeros(dropout_width),
+            dora: DoraScratch {
+                z: backend.zeros(rows * dora_width),
+                gs: backend.zeros(rows * dora_width),
+                norms: backend.zeros(dora_width),
+                scales: backend.zeros(dora_width),
+                p: backend.zeros(dora_rank * dora_width),
+                m: backend.zeros(dora_rank * dora_rank),
+            },
+        }
+    }
+}
+
+impl<B: Backend> LoraGroup<B> {
+    /// The adapter's factors for the modules `(full name, out)` that have some; `weight` is called
+    /// for the base's values (out of all modules, in) when magnitudes need them.
+    pub(crate) fn new(
+        backend: &B,
+        adapter: &Adapter,
+        modules: &[(String, usize)],
+        inp: usize,
+        trained: bool,
+        weight: impl FnOnce() -> Vec<f32>,
+    ) -> Result<Option<Self>, ModelError> {
+        let (mut factors_a, mut members) = (Vec::new(), Vec::new());
+        let (mut rank_start, mut out_start) = (0, 0);
+        let values = if adapter.config.use_dora { weight() } else { Vec::new() };
+        for (name, out) in modules {
+            if let Some((a, b)) = adapter.factors(name, *out, inp)? {
+                let rank = adapter.config.rank_of(name);
+                let dora = adapter.magnitude(name).map(|magnitude| {
+                    let rows = values[out_start * inp..][..out * inp].chunks(inp);
+                    let square = |row: &[f32]| row.iter().map(|&w| f64::from(w).powi(2)).sum();
+                    let squares: Vec<f32> = rows
+                        .map(|row| {
+                            let s: f64 = square(row);
+                            s as f32
+                        })
+                        .collect();
+                    let kind = ParamKind::LoraB;
+                    Dora {
+                        magnitude: Param::new(backend, kind, vec![magnitude.clone()], trained),
+                        squares: backend.upload(&squares),
+                    }
+                });
+                members.push(LoraMember {
+                    b: Param::new(backend, ParamKind::LoraB, vec![b.clone()], trained),
+                    dora,
+                    rank_start,
+                    rank,
+                    scaling: adapter.config.scaling_of(name),
+                    out_start,
+                    out: *out,
+                });
+                factors_a.push(a.clone());
+                rank_start += rank;
+            }
+            out_start += out;
+        }
+        let dropout = adapter.config.lora_dropout;
+        Ok((!members.is_empty()).then(|| LoraGroup {
+            a: Param::new(backend, ParamKind::LoraA, factors_a, trained),
+            members,
+            rank: rank_start,
+            out: out_start,
+            dropout,
+        }))
+    }
+
+    /// Buffers that it needs, for an input of `inp`.
+    pub(crate) fn needs(&self, inp: usize) -> LoraNeeds {
+        LoraNeeds {
+            rank: self.rank,
+            dropout_width: if self.dropout > 0.0 { inp } else { 0 },
+            dora_width: if self.has_dora() { self.out } else { 0 },
+        }
+    }
+
+    /// Whether rows have trained lengths.
+    pub(crate) fn has_dora(&self) -> bool {
+        self.members.iter().any(|m| m.dora.is_some())
+    }
+
+    /// Calls `visit` with its parameters.
+    pub(crate) fn visit(&self, visit: &mut dyn FnMut(&Param<B>)) {
+        visit(&self.a);
+        for m in &self.members {
+            visit(&m.b);
+            m.dora.iter().for_each(|dora| visit(&dora.magnitude));
+        }
+    }
+
+    /// [`LoraGroup::visit`], to change them; the same order.
+    pub(crate) fn visit_mut(&mut self, visit: &mut dyn FnMut(&mut Param<B>)) {
+        visit(&mut self.a);
+        for m in &mut self.members {
+            visit(&mut m.b);
+            m.dora.iter_mut().for_each(|dora| visit(&mut dora.magnitude));
+        }
+    }
+
+    /// The seed, if there is any dropout to do with it.
+    fn dropout_seed(&self, seed: Option<u64>) -> Option<u64> {
+        seed.filter(|_| self.dropout > 0.0)
+    }
+
+    /// `scratch.u` <- X At, X after dropout.
+    fn project(&self, backend: &B, x: Mat<'_, B>, scratch: &mut LoraScratch<B>, seed: Option<u64>) {
+        let LoraScratch { u, dropped, .. } = scratch;
+        let x = match self.dropout_seed(seed) {
+            None => x,
+            Some(seed) => {
+                let y = MatMut::new(dropped, x.rows, x.cols);
+                backend.dropout(x, y, self.dropout, seed);
+                Mat::new(dropped, x.rows, x.cols)
+            }
+        };
+        let a = Mat::new(&self.a.value, self.rank, x.cols);
+        backend.gemm(x, Op::N, a, Op::T, MatMut::new(u, x.rows, self.rank), 1.0, 0.0);
+    }
+
+    /// Y <- Y + adapters, Y (T, out of the map) being at the start of `y`. Without DoRA.
+    pub(crate) fn forward(
+        &self,
+        backend: &B,
+        x: Mat<'_, B>,
+        y: &mut B::Buf,
+        scratch: &mut LoraScratch<B>,
+        seed: Option<u64>,
+    ) {
+        self.project(backend, x, scratch, seed);
+        for m in &self.members {
+            let y = MatMut::columns(y, x.rows, m.out_start, m.out, self.out);
+            m.add(backend, &scratch.u, self.rank, y, 1.0);
+        }
+    }
+
+    /// Y <- X Wt + adapters + beta Y, with DoRA.
+    pub(crate) fn forward_dora(
+        &self,
+        backend: &B,
+        weight: &Weight<B>,
+        x: Mat<'_, B>,
+        (y, beta): (&mut B::Buf, f32),
+        scratch: &mut LoraScratch<B>,
+        seed: Option<u64>,
+    ) {
+        let (rows, out) = (x.rows, self.out);
+        self.find_scales(backend, weight, x.cols, scratch);
+        self.project(backend, x, scratch, seed);
+        let LoraScratch { u, dropped, dora, .. } = scratch;
+        let DoraScratch { z, scales, .. } = dora;
+        if self.dropout_seed(seed).is_none() {
+            weight.linear(backend, x, MatMut::new(z, rows, out), 0.0);
+            let (z, scales) = (Mat::new(z, rows, out), Mat::new(scales, 1, out));
+            backend.add_scaled_columns(z, scales, 0.0, MatMut::new(y, rows, out), beta);
+        } else {
+            weight.linear(backend, x, MatMut::new(y, rows, out), beta);
+            let dropped = Mat::new(dropped, rows, x.cols);
+            weight.linear(backend, dropped, MatMut::new(z, rows, out), 0.0);
+            let (z, scales) = (Mat::new(z, rows, out), Mat::new(scales, 1, out));
+            backend.add_scaled_columns(z, scales, -1.0, MatMut::new(y, rows, out), 1.0);
+        }
+        for m in &self.members {
+            m.add(backend, u, self.rank, MatMut::columns(z, rows, m.out_start, m.out, out), 0.0);
+            let z = Mat::columns(z, rows, m.out_start, m.out, out);
+            let scales = Mat::columns(scales, 1, m.out_start, m.out, out);
+            let y = MatMut::columns(y, rows, m.out_start, m.out, out);
+            backend.add_scaled_columns(z, scales, 0.0, y, 1.0);
+        }
+    }
+
+    /// `norms` and `scales` as the factors are now.
+    fn find_scales(
+        &self,
+        backend: &B,
+        weight: &Weight<B>,
+        inp: usize,
+        scratch: &mut LoraScratch<B>,
+    ) {
+        let DoraScratch { norms, scales, p, m: square, .. } = &mut scratch.dora;
+        let (rank, out) = (self.rank, self.out);
+        let a = Mat::new(&self.a.value, rank, inp);
+        weight.linear(backend, a, MatMut::new(p, rank, out), 0.0);
+        backend.fill(scales, 1.0);
+        for m in &self.members {
+            let Some(dora) = &m.dora else { continue };
+            let (a, s) = (a.rows(m.rank_start, m.rank), m.scaling);
+            backend.gemm(a, Op::N, a, Op::T, MatMut::new(square, m.rank, m.rank), 1.0, 0.0);
+            let b = Mat::new(&m.b.value, m.out, m.rank);
+            let at = m.rank_start * out + m.out_start;
+            let c = MatMut { buf: &mut *p, offset: at, rows: m.rank, cols: m.out, stride: out };
+            let square = Mat::new(square, m.rank, m.rank);
+            backend.gemm(square, Op::N, b, Op::T, c, s * s, 2.0 * s);
+            let c = Mat { buf: &*p, offset: at, rows: m.rank, cols: m.out, stride: out };
+            let norms = MatMut::columns(norms, 1, m.out_start, m.out, out);
+            let scales = MatMut::columns(scales, 1, m.out_start, m.out, out);
+            backend.dora_scales(&dora.squares, b, c, &dora.magnitude.value, norms, scales);
+        }
+    }
+
+    /// Adds to the adapters' gradients, and to `dx` (T, in) when it is asked for. Without DoRA.
+    pub(crate) fn backward(
+        &mut self,
+        backend: &B,
+        x: Mat<'_, B>,
+        dy: Mat<'_, B>,
+        dx: Option<MatMut<'_, B>>,
+        scratch: &mut LoraScratch<B>,
+        seed: Option<u64>,
+    ) {
+        self.project(backend, x, scratch, seed);
+        let LoraScratch { u, du, dropped, masked, zeros, .. } = scratch;
+        self.factor_grads(backend, x, dy, (u, du, dropped), seed);
+        let Some(dx) = dx else { return };
+        let (rows, inp, rank) = (x.rows, x.cols, self.rank);
+        let (a, du) = (Mat::new(&self.a.value, rank, inp), Mat::new(du, rows, rank));
+        match self.dropout_seed(seed) {
+            None => backend.gemm(du, Op::N, a, Op::N, dx, 1.0, 1.0),
+            Some(seed) => {
+                // The gradient at the dropped input goes through the same mask before it is added.
+                backend.gemm(du, Op::N, a, Op::N, MatMut::new(dropped, rows, inp), 1.0, 0.0);
+                self.add_masked(backend, (dropped, masked, zeros), dx, seed);
+            }
+        }
+    }
+
+    /// The whole backward of a map with DoRA: `dx` is overwritten.
+    pub(crate) fn backward_dora(
+        &mut self,
+        backend: &B,
+        weight: &Weight<B>,
+        (x, dy): (Mat<'_, B>, Mat<'_, B>),
+        dx: Option<MatMut<'_, B>>,
+        scratch: &mut LoraScratch<B>,
+        seed: Option<u64>,
+    ) {
+        let (rows, inp, out) = (x.rows, x.cols, self.out);
+        self.find_scales(backend, weight, inp, scratch);
+        self.project(backend, x, scratch, seed);
+        let LoraScratch { u, du, dropped, masked, zeros, dora } = scratch;
+        let DoraScratch { z, gs, norms, scales, .. } = dora;
+        let drops = self.dropout_seed(seed);
+        let input = if drops.is_some() { Mat::new(dropped, rows, inp) } else { x };
+        weight.linear(backend, input, MatMut::new(z, rows, out), 0.0);
+        for m in &mut self.members {
+            m.add(backend, u, self.rank, MatMut::columns(z, rows, m.out_start, m.out, out), 1.0);
+            let grad = m.dora.as_mut().and_then(|dora| dora.magnitude.grad.as_mut());
+            if let Some(grad) = grad {
+                let dy = Mat::columns(dy.buf, rows, m.out_start, m.out, dy.stride);
+                let z = Mat::columns(z, rows, m.out_start, m.out, out);
+                let norms = Mat::columns(norms, 1, m.out_start, m.out, out);
+                backend.columns_dot(dy, z, norms, grad);
+            }
+        }
+        let scales = Mat::new(scales, 1, out);
+        backend.add_scaled_columns(dy, scales, 0.0, MatMut::new(gs, rows, out), 0.0);
+        self.factor_grads(backend, x, Mat::new(gs, rows, out), (u, du, dropped), seed);
+        let Some(mut dx) = dx else { return };
+        let a = Mat::new(&self.a.value, self.rank, inp);
+        let du = Mat::new(du, rows, self.rank);
+        match drops {
+            None => {
+                weight.linear_dx(backend, Mat::new(gs, rows, out), dx.again(), 0.0);
+                backend.gemm(du, Op::N, a, Op::N, dx, 1.0, 1.0);
+            }
+            Some(seed) => {
+                weight.linear_dx(backend, dy, dx.again(), 0.0);
+                backend.add_scaled_columns(dy, scales, -1.0, MatMut::new(gs, rows, out), 0.0);
+                let part = Mat::new(gs, rows, out);
+                weight.linear_dx(backend, part, MatMut::new(dropped, rows, inp), 0.0);
+                backend.gemm(du, Op::N, a, Op::N, MatMut::new(dropped, rows, inp), 1.0, 1.0);
+                self.add_masked(backend, (dropped, masked, zeros), dx, seed);
+            }
+        }
+    }
+
+    /// dB, du and dA, from u and the input after dropout.
+    fn factor_grads(
+        &mut self,
+        backend: &B,
+        x: Mat<'_, B>,
+        dy: Mat<'_, B>,
+        (u, du, dropped): (&B::Buf, &mut B::Buf, &B::Buf),
+        seed: Option<u64>,
+    ) {
+        let (rows, inp, rank) = (x.rows, x.cols, self.rank);
+        for m in &mut self.members {
+            let dy = Mat { offset: dy.offset + m.out_start, cols: m.out, ..dy };
+            let b = Mat::new(&m.b.value, m.out, m.rank);
+            let du = MatMut::columns(du, rows, m.rank_start, m.rank, rank);
+            backend.gemm(dy, Op::N, b, Op::N, du, m.scaling, 0.0);
+            if let Some(grad) = &mut m.b.grad {
+                let u = Mat::columns(u, rows, m.rank_start, m.rank, rank);
+                let db = MatMut::new(grad, m.out, m.rank);
+                backend.gemm(dy, Op::T, u, Op::N, db, m.scaling, 1.0);
+            }
+        }
+        let drops = self.dropout_seed(seed).is_some();
+        if let Some(grad) = &mut self.a.grad {
+            let x = if drops { Mat::new(dropped, rows, inp) } else { x };
+            let da = MatMut::new(grad, rank, inp);
+            backend.gemm(Mat::new(du, rows, rank), Op::T, x, Op::N, da, 1.0, 1.0);
+        }
+    }
+
+    /// dX <- dX + the gradient at the dropped input, through its mask.
+    fn add_masked(
+        &self,
+        backend: &B,
+        (dropped, masked, zeros): (&B::Buf, &mut B::Buf, &B::Buf),
+        dx: MatMut<'_, B>,
+        seed: u64,
+    ) {
+        let (rows, inp) = (dx.rows, dx.cols);
+        let dropped = Mat::new(dropped, rows, inp);
+        backend.dropout(dropped, MatMut::new(masked, rows, inp), self.dropout, seed);
+        // Each column once: zeros and a shift of one.
+        let (masked, once) = (Mat::new(masked, rows, inp), Mat::new(zeros, 1, inp));
+        backend.add_scaled_columns(masked, once, 1.0, dx, 1.0);
+    }
+}
+
+impl<B: Backend> LoraMember<B> {
+    /// Y (T, out) <- s u Bt + beta Y, u being this module's columns of (T, R).
+    fn add(&self, backend: &B, u: &B::Buf, group_rank: usize, y: MatMut<'_, B>, beta: f32) {
+        let u = Mat::columns(u, y.rows, self.rank_start, self.rank, group_rank);
+        let b = Mat::new(&self.b.value, self.out, self.rank);
+        backend.gemm(u, Op::N, b, Op::T, y, self.scaling, beta);
+    }
+}
