@@ -311,17 +311,11 @@ impl TrainPlan {
     /// The adapter's settings.
     pub(crate) fn lora(&self) -> LoraConfig {
         let config = &self.config;
-        let is_all = config.target_modules.iter().any(|target| target == "all-linear");
-        let target_modules = if is_all {
-            LoraConfig::ALL_LINEAR.map(str::to_owned).to_vec()
-        } else {
-            config.target_modules.clone()
-        };
         LoraConfig {
             r: config.rank,
             lora_alpha: config.alpha.unwrap_or(2.0 * config.rank as f64),
             lora_dropout: config.dropout,
-            target_modules: target_modules.into(),
+            target_modules: config.target_modules.clone().into(),
             use_rslora: config.rslora,
             ..LoraConfig::all_linear(config.rank, 1.0)
         }

@@ -137,17 +137,13 @@ pub struct LoraConfig {
 }
 
 impl LoraConfig {
-    /// The linear maps of every layer, which `all-linear` stands for.
-    pub const ALL_LINEAR: [&'static str; 7] =
-        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-
-    /// An adapter of rank `r` on all linear maps, with no other setting.
+    /// An adapter of rank `r` on all linear maps of the layers, with no other setting.
     pub fn all_linear(r: usize, lora_alpha: f64) -> Self {
         LoraConfig {
             r,
             lora_alpha,
             lora_dropout: 0.0,
-            target_modules: Targets::Names(Self::ALL_LINEAR.map(str::to_owned).to_vec()),
+            target_modules: Targets::AllLinear,
             exclude_modules: None,
             layers_to_transform: None,
             layers_pattern: Vec::new(),

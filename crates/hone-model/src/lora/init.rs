@@ -45,6 +45,7 @@ impl Adapter {
         seed: u64,
     ) -> Result<Self, ModelError> {
         config.check_against(model)?;
+        let config = LoraConfig { target_modules: config.target_modules.named(model), ..config };
         let mut tensors = Tensors::new();
         for place in places(model).filter(|place| config.targets(&place.name)) {
             match place.name == EMBED {

@@ -8,7 +8,7 @@
 use fancy_regex::Regex;
 
 use super::{LoraConfig, bad};
-use crate::ModelError;
+use crate::{ModelConfig, ModelError};
 
 /// What `target_modules` and `exclude_modules` hold.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,7 +17,9 @@ pub enum Targets {
     Names(Vec<String>),
     /// A regular expression for the whole name.
     Pattern(String),
-    /// Every linear map of the layers; not the head.
+    /// Every linear map of the layers, by whatever names the family has them
+    /// ([`ModelConfig::linear_names`]); not the head. A fresh adapter has those names in its place,
+    /// as PEFT writes them.
     AllLinear,
 }
 
@@ -47,6 +49,17 @@ impl Targets {
             Targets::Names(names) => names.iter().any(|name| ends_with(module, name)),
             Targets::Pattern(pattern) => whole(pattern, module),
             Targets::AllLinear => !matches!(module, "lm_head" | "model.embed_tokens"),
+        }
+    }
+
+    /// The same with the names of `model`'s linear maps in place of `all-linear`.
+    pub(super) fn named(self, model: &ModelConfig) -> Self {
+        match self {
+            Targets::AllLinear => {
+                let names = model.linear_names();
+                Targets::Names(names.into_iter().map(str::to_owned).collect())
+            }
+            other => other,
         }
     }
 
