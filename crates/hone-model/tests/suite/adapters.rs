@@ -7,7 +7,8 @@ use crate::common::*;
 use hone_kernels::{Backend, Cpu, Reference};
 use hone_model::{
     Adapter, Batch, BiasMode, BnbConfig, Decoder, Generator, InitMethod, LoraConfig, Merge,
-    ModelConfig, QuantizeOnLoad, ResizedVocab, Targets, TensorSource, Tensors, Training, ValueType,
+    ModelConfig, NamedTensor, QuantizeOnLoad, ResizedVocab, Targets, TensorSource, Tensors,
+    Training, ValueType,
 };
 use serde_json::Value;
 
@@ -16,7 +17,7 @@ const LOGITS: f64 = 1e-5;
 /// Largest difference of a gradient over the tensor's largest; PEFT's own is up to 3e-6.
 const GRADIENTS: f64 = 1e-5;
 
-const N_CASES: usize = 20;
+const N_CASES: usize = 32;
 
 fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden"))
@@ -33,6 +34,15 @@ fn json(path: &str) -> Value {
 fn tensors(path: &str) -> Tensors {
     let bytes = std::fs::read(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
     Tensors::from_safetensors(&[&bytes]).unwrap()
+}
+
+/// The tensors whose names begin so, without that.
+fn part(all: &Tensors, prefix: &str) -> Tensors {
+    let named = all.iter().filter_map(|t| {
+        let name = t.name.strip_prefix(prefix)?;
+        Some(NamedTensor::new(name, t.shape.clone(), t.data.clone()))
+    });
+    named.collect()
 }
 
 /// One case: its base, its adapter, and what PEFT found.
@@ -52,7 +62,14 @@ impl Golden {
         let case = |file: &str| format!("adapters/{name}/{file}");
         let golden = json(&case("golden.json"));
         let base = golden["base"].as_str().unwrap();
-        let rows = &json(&format!("llama/{base}/golden.json"))["rows"];
+        let is_llama = root().join("llama").join(base).exists();
+        let dir = format!("{}/{base}", if is_llama { "llama" } else { "families" });
+        let weights = if is_llama {
+            tensors(&format!("{dir}/model.safetensors"))
+        } else {
+            part(&tensors(&format!("{dir}/tensors.safetensors")), "model/")
+        };
+        let rows = &json(&format!("{dir}/golden.json"))["rows"];
         let mut batch = Batch::new();
         for row in rows.as_array().unwrap() {
             let numbers = |key: &str| row[key].as_array().unwrap().iter();
@@ -64,8 +81,8 @@ impl Golden {
         let file = tensors(&case("adapter_model.safetensors"));
         Golden {
             name: name.to_owned(),
-            config: ModelConfig::from_json(&text(&format!("llama/{base}/config.json"))).unwrap(),
-            weights: tensors(&format!("llama/{base}/model.safetensors")),
+            config: ModelConfig::from_json(&text(&format!("{dir}/config.json"))).unwrap(),
+            weights,
             adapter: Adapter::from_parts(&text(&case("adapter_config.json")), file).unwrap(),
             batch,
             loss: golden["loss"].as_f64().unwrap(),
@@ -150,7 +167,7 @@ fn generation_with_an_adapter_is_that_of_the_merged_model() {
         let mut decoder =
             Decoder::load(Cpu::new(), &golden.config, &golden.weights, Training::Frozen).unwrap();
         decoder.attach(&golden.adapter, false).unwrap();
-        let prompts = vec![vec![5, 60, 7], vec![1], vec![2, 3, 4, 5, 6, 7, 8]];
+        let prompts = vec![vec![5, 36, 7], vec![1], vec![2, 3, 4, 5, 6, 7, 8]];
         let generator = Generator::greedy(12, &[]);
         let expected = generator.run(&mut merged, &prompts).unwrap();
         assert_eq!(generator.run(&mut decoder, &prompts).unwrap(), expected, "{}", golden.name);
@@ -261,7 +278,20 @@ fn loftq_takes_back_what_quantisation_took() {
 /// An adapter of every kind on a 4-bit base has the gradients of one on the dequantised weights.
 #[test]
 fn adapters_on_a_4bit_base() {
-    for name in ["dora", "saved", "embedding_tied", "tokens", "bias_all"] {
+    for name in [
+        "dora",
+        "saved",
+        "embedding_tied",
+        "tokens",
+        "bias_all",
+        "gemma3_dora",
+        "gemma3_embedding",
+        "phi3_dora",
+        "phi3_saved",
+        "granite_dora",
+        "granite_head",
+        "granite_saved",
+    ] {
         let golden = Golden::open(name);
         let quant = BnbConfig::qlora(ValueType::F32);
         let small = QuantizeOnLoad::new(&golden.config, &golden.weights, &quant);
@@ -283,7 +313,12 @@ fn adapters_on_a_4bit_base() {
 /// own type is bf16.
 #[test]
 fn merging_on_a_4bit_base_computes_the_same() {
-    let golden = Golden::open("dora");
+    for name in ["dora", "gemma3_dora", "phi3_dora", "granite_dora"] {
+        check_merging_on_a_4bit_base(&Golden::open(name));
+    }
+}
+
+fn check_merging_on_a_4bit_base(golden: &Golden) {
     let quant = BnbConfig::qlora(ValueType::Bf16);
     let small = QuantizeOnLoad::new(&golden.config, &golden.weights, &quant);
     let rows = every_row(&golden.batch);
@@ -293,19 +328,28 @@ fn merging_on_a_4bit_base_computes_the_same() {
     let fresh = Adapter::init_from(&golden.config, settings, &small, 5).unwrap();
     decoder.attach(&fresh, false).unwrap();
     let off = distance(&decoder.logits(&golden.batch, &rows).unwrap(), &before);
-    assert!(off <= 5e-6, "fresh: {off:e}");
+    assert!(off <= 5e-6, "{}, fresh: {off:e}", golden.name);
     decoder.attach(&golden.adapter, false).unwrap();
     let merge = Merge::new(&golden.config, &small, &golden.adapter).unwrap();
     let mut merged = Decoder::load(Cpu::new(), merge.config(), &merge, Training::Frozen).unwrap();
     let expected = decoder.logits(&golden.batch, &rows).unwrap();
     let off = distance(&merged.logits(&golden.batch, &rows).unwrap(), &expected);
-    assert!(off <= LOGITS, "merged: {off:e}");
+    assert!(off <= LOGITS, "{}, merged: {off:e}", golden.name);
 }
 
 /// With dropout on, recomputing gives the same bytes, and DoRA's and the head's masks are drawn.
 #[test]
 fn dropout_reaches_every_kind() {
-    for name in ["dora", "head", "head_tied", "embedding", "bias_lora_only"] {
+    for name in [
+        "dora",
+        "head",
+        "head_tied",
+        "embedding",
+        "bias_lora_only",
+        "gemma3_dora",
+        "phi3_dora",
+        "granite_head",
+    ] {
         let mut golden = Golden::open(name);
         golden.adapter.config.lora_dropout = 0.4;
         let mut decoder =

@@ -4,8 +4,8 @@
 use crate::common::*;
 use hone_kernels::{Reference, rng};
 use hone_model::{
-    Adapter, Batch, BiasMode, BnbConfig, Decoder, LoraConfig, QuantizeOnLoad, Tensors, Training,
-    ValueType,
+    Adapter, Batch, BiasMode, BnbConfig, Decoder, LoraConfig, ModelConfig, QuantizeOnLoad, Targets,
+    Tensors, Training, ValueType,
 };
 
 /// Difference of the two slopes allowed, over the larger of the slope and [`FLOOR`]. The loss is
@@ -83,40 +83,67 @@ fn adapters() {
 /// its gradient, so that its slopes are others by design: PEFT's gradients are its test.)
 #[test]
 fn adapters_of_every_part() {
-    let names = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
-    for odd in [false, true] {
-        let config = config(odd);
-        let batch = pack(&documents(&config, &[7, 4, 11]));
-        let plain = weights(&config, 3);
-        let quant = BnbConfig::qlora(ValueType::F32);
-        let base = QuantizeOnLoad::new(&config, &plain, &quant);
-        let mut factors = LoraConfig::all_linear(3, 6.0);
-        factors.target_modules = names(&["lm_head", "embed_tokens", "k_proj", "down_proj"]).into();
-        factors.rank_pattern = vec![("embed_tokens".to_owned(), 2), ("k_proj".to_owned(), 5)];
-        factors.bias = BiasMode::All;
-        let mut whole = LoraConfig::all_linear(2, 6.0);
-        whole.target_modules = names(&["q_proj"]).into();
-        whole.modules_to_save = names(&["lm_head", "embed_tokens", "input_layernorm"]);
-        whole.bias = BiasMode::LoraOnly;
-        let mut tokens = LoraConfig::all_linear(2, 6.0);
-        tokens.target_modules = names(&["v_proj"]).into();
-        let ids = &documents(&config, &[7])[0].0;
-        tokens.trainable_tokens.embed_tokens = vec![ids[3], 66];
-        if odd {
-            tokens.trainable_tokens.lm_head = vec![66, ids[2], ids[5]];
-        }
-        for settings in [factors, whole, tokens] {
-            let mut adapter = Adapter::init_from(&config, settings, &base, 11).unwrap();
-            let names: Vec<String> = adapter.tensors.iter().map(|t| t.name.clone()).collect();
-            for (n, name) in names.iter().enumerate() {
-                let values = &mut adapter.tensors.get_mut(name).unwrap().data;
-                for (i, value) in values.iter_mut().enumerate() {
-                    *value += 0.2 * rng::normal(n as u64, i as u64) as f32;
-                }
+    let small = |more: &str| {
+        let text = format!(
+            r#"{{"vocab_size": 67, "hidden_size": 20, "intermediate_size": 28,
+                "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "head_dim": 8, "max_position_embeddings": 64, "initializer_range": 0.3, {more}}}"#
+        );
+        ModelConfig::from_json(&text).unwrap()
+    };
+    check_every_part(&config(false));
+    check_every_part(&config(true));
+    // Factors on embeddings and logits, and a cap, are inside of what adapters add to or outside.
+    check_every_part(&small(
+        r#""model_type": "gemma3_text", "sliding_window": 6, "sliding_window_pattern": 2,
+           "final_logit_softcapping": 4"#,
+    ));
+    check_every_part(&small(r#""model_type": "phi3", "sliding_window": 6"#));
+    check_every_part(&small(
+        r#""model_type": "granite", "attention_bias": true, "mlp_bias": true,
+           "attention_multiplier": 0.3, "embedding_multiplier": 2, "residual_multiplier": 0.5,
+           "logits_scaling": 0.7, "tie_word_embeddings": true"#,
+    ));
+}
+
+fn check_every_part(config: &ModelConfig) {
+    let targets = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|&n| n.to_owned()).collect();
+        Targets::from(names)
+    };
+    let is_fused = config.linear_names().contains(&"qkv_proj");
+    let qkv = |name: &'static str| if is_fused { "qkv_proj" } else { name };
+    let batch = pack(&documents(config, &[7, 4, 11]));
+    let plain = weights(config, 3);
+    let quant = BnbConfig::qlora(ValueType::F32);
+    let base = QuantizeOnLoad::new(config, &plain, &quant);
+    let mut factors = LoraConfig::all_linear(3, 6.0);
+    factors.target_modules = targets(&["lm_head", "embed_tokens", qkv("k_proj"), "down_proj"]);
+    factors.rank_pattern = vec![("embed_tokens".to_owned(), 2), (qkv("k_proj").to_owned(), 5)];
+    factors.bias = BiasMode::All;
+    let mut whole = LoraConfig::all_linear(2, 6.0);
+    whole.target_modules = targets(&[qkv("q_proj")]);
+    whole.modules_to_save =
+        ["lm_head", "embed_tokens", "input_layernorm"].map(str::to_owned).to_vec();
+    whole.bias = BiasMode::LoraOnly;
+    let mut tokens = LoraConfig::all_linear(2, 6.0);
+    tokens.target_modules = targets(&[qkv("v_proj")]);
+    let ids = &documents(config, &[7])[0].0;
+    tokens.trainable_tokens.embed_tokens = vec![ids[3], 66];
+    if !config.tie_word_embeddings {
+        tokens.trainable_tokens.lm_head = vec![66, ids[2], ids[5]];
+    }
+    for settings in [factors, whole, tokens] {
+        let mut adapter = Adapter::init_from(config, settings, &base, 11).unwrap();
+        let names: Vec<String> = adapter.tensors.iter().map(|t| t.name.clone()).collect();
+        for (n, name) in names.iter().enumerate() {
+            let values = &mut adapter.tensors.get_mut(name).unwrap().data;
+            for (i, value) in values.iter_mut().enumerate() {
+                *value += 0.2 * rng::normal(n as u64, i as u64) as f32;
             }
-            let mut decoder = Decoder::load(Reference, &config, &base, Training::Frozen).unwrap();
-            decoder.attach(&adapter, true).unwrap();
-            check(decoder, &batch, names.len());
         }
+        let mut decoder = Decoder::load(Reference, config, &base, Training::Frozen).unwrap();
+        decoder.attach(&adapter, true).unwrap();
+        check(decoder, &batch, names.len());
     }
 }
