@@ -58,6 +58,11 @@ impl Tokens {
         found
     }
 
+    /// Whether a text could hold a token: whether it has the first character of one.
+    pub(crate) fn may_be_in(&self, text: &str) -> bool {
+        text.chars().any(|c| self.first.contains(&c))
+    }
+
     /// Whether a name could be a piece of a token, begin with the end of one, or end with the
     /// beginning of one.
     fn has_piece(&self, name: &str) -> bool {

@@ -20,6 +20,7 @@
 //! that makes long texts from short ones in one instruction is bounded by itself (module `python`).
 
 mod builtin;
+mod context;
 mod date;
 mod engine;
 mod filters;

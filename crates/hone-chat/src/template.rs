@@ -2,13 +2,15 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use hone_schema::{Message, Span};
 use minijinja::{Environment, ErrorKind};
 use serde_json::{Map, Value};
 
+use crate::context::{Context, Fixed};
 use crate::date::Date;
-use crate::engine::{self, MARKS, NAME, OUTPUT_BYTES_MAX, Raised};
+use crate::engine::{self, NAME, OUTPUT_BYTES_MAX, Raised};
 use crate::forged::Tokens;
 use crate::source;
 use crate::symbols;
@@ -167,6 +169,7 @@ pub struct ChatTemplate {
     /// Names of attributes and literals of the template: what it looks up.
     pub(crate) own_names: HashSet<String>,
     pub(crate) control: Tokens,
+    fixed: Arc<Fixed>,
     pub(crate) has_generation: bool,
     pub(crate) reserved: HashSet<char>,
     pub(crate) turns: Turns,
@@ -197,6 +200,7 @@ impl ChatTemplate {
         }
         symbols::private_use(&Value::Object(dialect.variables.clone()).to_string(), &mut reserved);
         let control = Tokens::new(dialect.added_tokens.iter().chain(dialect.tokens.values()));
+        let fixed = Arc::new(Fixed::new(&dialect));
         let mut chat = ChatTemplate {
             env,
             dialect,
@@ -204,6 +208,7 @@ impl ChatTemplate {
             has_generation: scanned.has_generation,
             own_names: scanned.attributes.into_iter().chain(scanned.literals).collect(),
             control,
+            fixed,
             reserved,
             turns: Turns::default(),
         };
@@ -272,27 +277,11 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         marks: Option<[char; 2]>,
     ) -> Result<String, TemplateError> {
-        let mut context = BTreeMap::new();
-        for (name, token) in &self.dialect.tokens {
-            context.insert(name.as_str(), minijinja::Value::from(token.as_str()));
-        }
-        context.insert("documents", minijinja::Value::from(()));
-        let own = given.variables.into_iter().flatten();
-        for (name, variable) in self.dialect.variables.iter().chain(own) {
-            context.insert(name.as_str(), value(variable));
-        }
-        context.insert("messages", minijinja::Value::from(messages));
-        context.insert("tools", value(given.tools.unwrap_or(&Value::Null)));
-        given.documents.map(|documents| context.insert("documents", value(documents)));
-        context.insert("add_generation_prompt", minijinja::Value::from(add_generation_prompt));
-        if let Some(marks) = marks {
-            for (name, mark) in MARKS.into_iter().zip(marks) {
-                context.insert(name, minijinja::Value::from(mark.to_string()));
-            }
-        }
+        let fixed = &self.fixed;
+        let context = Context::new(fixed, messages, given, add_generation_prompt, marks);
         let template = self.env.get_template(NAME).map_err(failure)?;
         let mut out = Bounded::default();
-        match template.render_captured_to(minijinja::Value::from(context), &mut out) {
+        match template.render_captured_to(minijinja::Value::from_object(context), &mut out) {
             Ok(_) => {}
             Err(_) if out.is_full => return Err(TemplateError::Limit("output bytes")),
             Err(e) => return Err(failure(e)),
@@ -300,11 +289,6 @@ impl ChatTemplate {
         String::from_utf8(out.bytes)
             .map_err(|e| TemplateError::Failed { line: 0, message: e.to_string() })
     }
-}
-
-/// A value of the engine.
-fn value(value: &Value) -> minijinja::Value {
-    minijinja::Value::from(minijinja::value::Serde(value))
 }
 
 /// Messages as values of the engine, with thoughts under all their names.
