@@ -2,7 +2,7 @@
 
 use hone_cli::{Context, Failure};
 use hone_kernels::{Cpu, mapping};
-use hone_model::{Decoder, ModelConfig, ModelError, SafetensorsRegions, Training};
+use hone_model::{BnbConfig, BnbRegions, Decoder, ModelError, Training};
 use hone_schema::{ArtefactKind, InputRef, Manifest, Pack, Prompt, Split};
 use hone_store::{ModelDir, Sealed};
 use hone_tokens::Vocab;
@@ -127,7 +127,7 @@ pub(crate) fn load(dir: &ModelDir) -> Result<Decoder<Cpu>, Failure> {
     let text = String::from_utf8(dir.read("config.json", CONFIG_BYTES_MAX)?).map_err(|_| {
         Failure::input(format!("`{}`: config.json is not UTF-8", dir.dir().display()))
     })?;
-    let model = ModelConfig::from_json(&text).map_err(refused)?;
+    let (model, _) = BnbConfig::read_model_config(&text).map_err(refused)?;
     let files = dir.weights()?;
     let maps = files
         .iter()
@@ -137,6 +137,7 @@ pub(crate) fn load(dir: &ModelDir) -> Result<Decoder<Cpu>, Failure> {
         })
         .collect::<Result<Vec<_>, _>>()?;
     let regions: Vec<&[u8]> = maps.iter().map(AsRef::as_ref).collect();
-    let source = SafetensorsRegions::new(&regions).map_err(refused)?;
+    // A directory whose weights are not in 4 bits is read by it too.
+    let source = BnbRegions::new(&regions).map_err(refused)?;
     Decoder::load(Cpu::new(), &model, &source, Training::Frozen).map_err(refused)
 }

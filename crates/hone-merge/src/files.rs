@@ -27,10 +27,11 @@ pub(crate) struct Templates {
     tool_use: Option<String>,
 }
 
-/// Writes configuration, tokenizer, template and stop tokens; returns the stop tokens.
+/// Writes configuration, tokenizer, template and stop tokens; returns the stop tokens. The
+/// configuration is that of the base, and whether its tied head has become a matrix of its own.
 pub(crate) fn write(
     draft: &Draft,
-    config_json: &str,
+    (config_json, unties): (&str, bool),
     stored: StoredType,
     base: &ModelDir,
     packs: &Sealed,
@@ -38,6 +39,9 @@ pub(crate) fn write(
 ) -> Result<Vec<u32>, Failure> {
     let mut config = object("config.json", config_json.as_bytes())?;
     set_dtype(&mut config, stored);
+    if unties {
+        config.insert("tie_word_embeddings".to_owned(), false.into());
+    }
     write_object(draft, "config.json", &config)?;
 
     let stops = stop_ids(packs)?;

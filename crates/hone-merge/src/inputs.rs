@@ -5,7 +5,7 @@ use std::path::Path;
 
 use hone_cli::Failure;
 use hone_kernels::mapping::{self, Mapped};
-use hone_model::{Adapter, ModelConfig, ModelError, Tensors};
+use hone_model::{Adapter, BnbConfig, ModelConfig, ModelError, Tensors};
 use hone_schema::{ArtefactKind, InputRef, Kind, Pack, Sha256Hex};
 use hone_store::{ModelDir, Sealed};
 
@@ -66,7 +66,9 @@ impl Inputs {
         let config_json = String::from_utf8(config).map_err(|_| {
             Failure::input(format!("`{}`: config.json is not UTF-8", base.dir().display()))
         })?;
-        let model = ModelConfig::from_json(&config_json).map_err(|e| refused(base.dir(), &e))?;
+        // Whether the weights lie in 4 bits, their own files say.
+        let (model, _) =
+            BnbConfig::read_model_config(&config_json).map_err(|e| refused(base.dir(), &e))?;
         Ok(Inputs { base, trained, model, config_json, packs, rendered, sealed })
     }
 

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use hone_cli::{Context, Exit, Failure, Outcome, StagePlan, run_stage};
 use hone_model::{
-    Merge, ModelConfig, ModelError, SafetensorsRegions, SafetensorsWriter, StoredType, TensorSource,
+    BnbRegions, Merge, ModelConfig, ModelError, SafetensorsRegions, SafetensorsWriter, StoredType,
+    TensorSource,
 };
 use hone_schema::{ArtefactKind, Ledger};
 use hone_store::{Draft, StoreError};
@@ -41,37 +42,43 @@ fn work(
     let bad = |e: ModelError| refused(inputs.base.dir(), &e);
     let maps = inputs.weights()?;
     let regions: Vec<&[u8]> = maps.iter().map(AsRef::as_ref).collect();
-    let source = SafetensorsRegions::new(&regions).map_err(bad)?;
+    let source = BnbRegions::new(&regions).map_err(bad)?;
     let stored = plan.config.dtype.stored(source.is_all_bf16());
+    let merged = match &inputs.trained {
+        Trained::Adapter(adapter) => {
+            Some(Merge::new(&inputs.model, &source, adapter).map_err(bad)?)
+        }
+        Trained::Weights => None,
+    };
+    // An adapter may give a tied head a matrix of its own.
+    let model = merged.as_ref().map_or(&inputs.model, Merge::config);
     let (documents, is_chat) = inputs.documents()?;
     let templates = if is_chat { Some(files::templates(&inputs.rendered)?) } else { None };
     let (base, packs) = (&inputs.base, &inputs.packs);
-    let stop_ids =
-        files::write(draft, &inputs.config_json, stored, base, packs, templates.as_ref())?;
-    let found = match &inputs.trained {
-        Trained::Adapter(adapter) => {
-            let merged = Merge::new(&inputs.model, &source, adapter).map_err(bad)?;
-            let n_changed =
-                inputs.model.tensors().iter().filter(|t| merged.changes(&t.name)).count();
-            let file = write(ctx, draft, &inputs.model, &merged, stored)?;
-            let rows = choose(documents, plan.config.check_rows);
+    let unties = model.tie_word_embeddings != inputs.model.tie_word_embeddings;
+    let config = (inputs.config_json.as_str(), unties);
+    let stop_ids = files::write(draft, config, stored, base, packs, templates.as_ref())?;
+    let rows = choose(documents, plan.config.check_rows);
+    let found = match (&inputs.trained, &merged) {
+        (Trained::Adapter(adapter), Some(merged)) => {
+            let n_changed = model.tensors().iter().filter(|t| merged.changes(&t.name)).count();
+            let file = write(ctx, draft, model, merged, stored)?;
             let reference =
                 Reference::new(&inputs.model, &source, Some(adapter), rows).map_err(bad)?;
-            let written = compare_file(&reference, &inputs.model, &file)?;
+            let written = compare_file(&reference, model, &file)?;
             // A file of f32 is the exact merge; a rounded one is measured beside it.
             let exact = match stored {
                 StoredType::F32 => written,
-                StoredType::Bf16 => reference.compare(&inputs.model, &merged).map_err(bad)?,
+                StoredType::Bf16 => reference.compare(model, merged).map_err(bad)?,
             };
-            Found { exact: Some(exact), written, reference, n_changed }
+            Found { model, exact: Some(exact), written, reference, n_changed }
         }
-        Trained::Weights => {
-            inputs.model.check_source(&source).map_err(bad)?;
-            let file = write(ctx, draft, &inputs.model, &source, stored)?;
-            let rows = choose(documents, plan.config.check_rows);
-            let reference = Reference::new(&inputs.model, &source, None, rows).map_err(bad)?;
-            let written = compare_file(&reference, &inputs.model, &file)?;
-            Found { exact: None, written, reference, n_changed: 0 }
+        _ => {
+            model.check_source(&source).map_err(bad)?;
+            let file = write(ctx, draft, model, &source, stored)?;
+            let reference = Reference::new(model, &source, None, rows).map_err(bad)?;
+            let written = compare_file(&reference, model, &file)?;
+            Found { model, exact: None, written, reference, n_changed: 0 }
         }
     };
     let faults = found.faults(&plan.config, stored);
@@ -83,7 +90,7 @@ fn work(
     draft.write("merge.json", format!("{text}\n").as_bytes(), None)?;
     Ok(Outcome {
         ledger: ledger(inputs),
-        summary: summary(inputs, &found, stored),
+        summary: summary(&found, stored),
         exit: if faults.is_empty() { Exit::Done } else { Exit::GateFailed },
         report,
     })
@@ -135,7 +142,9 @@ fn compare_file(
 }
 
 /// What was measured.
-struct Found {
+struct Found<'a> {
+    /// Shape of what was written.
+    model: &'a ModelConfig,
     /// The merge before any rounding; nothing is merged into full weights.
     exact: Option<Difference>,
     /// The file.
@@ -144,7 +153,7 @@ struct Found {
     n_changed: usize,
 }
 
-impl Found {
+impl Found<'_> {
     /// What lies above its bound, in words.
     fn faults(&self, config: &MergeConfig, stored: StoredType) -> Vec<String> {
         let mut faults = Vec::new();
@@ -172,7 +181,7 @@ fn dtype_name(stored: StoredType) -> &'static str {
 
 fn report(
     inputs: &Inputs,
-    found: &Found,
+    found: &Found<'_>,
     config: &MergeConfig,
     stored: StoredType,
     stop_ids: &[u32],
@@ -184,8 +193,8 @@ fn report(
             Trained::Weights => "weights",
         },
         "dtype": dtype_name(stored),
-        "n_params": inputs.model.n_params(),
-        "n_tensors": inputs.model.tensors().len(),
+        "n_params": found.model.n_params(),
+        "n_tensors": found.model.tensors().len(),
         "n_changed": found.n_changed,
         "stop_ids": stop_ids,
         "template": files::template_ref(&inputs.rendered).map(|r| r.sha256),
@@ -201,8 +210,8 @@ fn report(
     })
 }
 
-fn summary(inputs: &Inputs, found: &Found, stored: StoredType) -> String {
-    let size = inputs.model.n_params() as f64 / 1e6;
+fn summary(found: &Found<'_>, stored: StoredType) -> String {
+    let size = found.model.n_params() as f64 / 1e6;
     let what = match found.exact {
         Some(exact) => format!(
             "{} tensors merged, logits differ by at most {:.1e}",

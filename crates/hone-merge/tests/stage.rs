@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use hone_model::{
-    Adapter, LoraConfig, Merge, ModelConfig, SafetensorsRegions, StoredType, TensorSource, Tensors,
-    init_weights,
+    Adapter, BnbConfig, LoraConfig, Merge, ModelConfig, SafetensorsRegions, StoredType, Targets,
+    TensorSource, Tensors, ValueType, init_weights, write_bnb_checkpoint,
 };
 use hone_schema::{ArtefactKind, Doc, InputRef, Kind, Ledger, Pack, sha256};
 use hone_store::{Draft, ModelDir, Seal, Sealed};
@@ -121,7 +121,10 @@ impl Place {
 
     /// An adapter whose B is not zero.
     fn adapter(&self) -> Adapter {
-        let config = LoraConfig::all_linear(4, 8.0);
+        self.adapter_of(LoraConfig::all_linear(4, 8.0))
+    }
+
+    fn adapter_of(&self, config: LoraConfig) -> Adapter {
         let mut adapter = Adapter::init(&self.model, config, 5).unwrap();
         let names: Vec<String> = adapter.tensors.iter().map(|t| t.name.clone()).collect();
         for name in names.iter().filter(|name| name.contains("lora_B")) {
@@ -203,6 +206,44 @@ fn an_adapter_becomes_a_model_directory() {
     assert!(written > 10.0 * diff, "{written}");
     let kl = number(&report, "/check/written/mean_kl");
     assert!(kl > 0.0 && kl < 0.01, "{kl}");
+}
+
+/// The head is then no longer the embedding: it gets a matrix, and the configuration says so.
+#[test]
+fn an_adapter_of_a_tied_head_unties_it() {
+    let place = Place::new(StoredType::F32, Kind::Sft);
+    let targets = Targets::Names(vec!["lm_head".to_owned()]);
+    place.adapter_of(LoraConfig { target_modules: targets, ..LoraConfig::all_linear(4, 8.0) });
+    check(&place.merge(&[]), 0, "1 tensors merged");
+    assert_eq!(place.json("config.json")["tie_word_embeddings"], false);
+    let found = place.merged().read("model.safetensors").unwrap();
+    let found = Tensors::from_safetensors(&[&found]).unwrap();
+    let head = found.get("lm_head.weight").unwrap();
+    assert_ne!(head.data, found.get("model.embed_tokens.weight").unwrap().data);
+    let diff = number(&place.json("merge.json"), "/check/exact/max_logit_diff");
+    assert!(diff < 1e-5, "{diff}");
+}
+
+/// What is written is plain, in the type that the 4 bits stand for.
+#[test]
+fn an_adapter_of_a_4bit_base_is_merged_into_its_values() {
+    let place = Place::new(StoredType::Bf16, Kind::Sft);
+    let quant = BnbConfig::qlora(ValueType::Bf16);
+    let (weights, mut bytes) = (init_weights(&place.model, 1), Vec::new());
+    write_bnb_checkpoint(&mut bytes, &place.model, &weights, &quant, StoredType::Bf16).unwrap();
+    std::fs::write(place.path("base/model.safetensors"), bytes).unwrap();
+    let config = quant.into_model_config(CONFIG).unwrap();
+    std::fs::write(place.path("base/config.json"), config).unwrap();
+    place.adapter();
+    check(&place.merge(&[]), 0, "14 tensors merged");
+    let report = place.json("merge.json");
+    assert_eq!(report["dtype"], "bf16");
+    let diff = number(&report, "/check/exact/max_logit_diff");
+    assert!(diff < 1e-5, "{diff}");
+    assert_eq!(place.json("config.json").get("quantization_config"), None);
+    let found = place.merged().read("model.safetensors").unwrap();
+    let names: Vec<_> = Tensors::from_safetensors(&[&found]).unwrap().entries();
+    assert_eq!(names, place.model.tensors());
 }
 
 #[test]

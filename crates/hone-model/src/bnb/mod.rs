@@ -279,6 +279,14 @@ impl<'a> BnbRegions<'a> {
         Ok(BnbRegions { files, stored, entries })
     }
 
+    /// Whether every tensor is stored as bfloat16, or in 4 bits that stand for bfloat16.
+    pub fn is_all_bf16(&self) -> bool {
+        self.entries.iter().all(|TensorEntry { name, .. }| match self.stored.get(name) {
+            Some(weight) => weight.spec.values == ValueType::Bf16,
+            None => self.files.raw(name).is_some_and(|(dtype, _)| dtype == Dtype::BF16),
+        })
+    }
+
     /// The bytes of a part, which must be stored as `dtype`.
     fn part(&self, name: &str, dtype: Dtype) -> Result<&[u8], ModelError> {
         match self.files.raw(name) {
