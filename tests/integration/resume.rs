@@ -1,6 +1,9 @@
 //! Training that is killed, stopped or damaged ends with the bytes of one that was not.
 
+use std::time::Instant;
+
 use hone_testkit::Output;
+use serde_json::Value;
 
 use crate::fixture::{Files, Place, differing, wait_until};
 
@@ -86,7 +89,7 @@ type Spoil = dyn Fn(&Place, &str);
 /// Visible checkpoints, oldest first.
 fn checkpoints(place: &Place) -> Vec<String> {
     let files = place.visible().into_keys();
-    let of = |path: String| path.strip_suffix("/state.safetensors").map(str::to_owned);
+    let of = |path: String| path.strip_suffix("/state.json").map(str::to_owned);
     files.filter_map(of).collect()
 }
 
@@ -127,4 +130,192 @@ fn a_damaged_checkpoint_is_passed_over() {
 /// Flips a bit in the middle of a file of a checkpoint.
 fn flip(name: &'static str) -> impl Fn(&Place, &str) {
     move |place, dir| place.flip(&format!("{dir}/{name}"))
+}
+
+/// Settings with everything that a run can carry from step to step.
+const FULL: [&str; 16] = [
+    "--set",
+    "train.ema_decay=0.9",
+    "--set",
+    "train.keep_best=true",
+    "--set",
+    "train.early_stopping={patience = 99, min_delta = 0.01}",
+    "--set",
+    "train.neftune_alpha=5.0",
+    "--set",
+    "train.log_layers_every=7",
+    "--set",
+    "train.sample_every=25",
+    "--set",
+    "train.sample_tokens=8",
+    "--set",
+    "train.sample_prompts=2",
+];
+
+/// Threads that a run is taken up with, by turns: never those that it was begun with.
+const THREADS: [&str; 3] = ["1", "3", "2"];
+
+fn with<'a>(args: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    [args, more].concat()
+}
+
+#[test]
+fn killed_at_any_moment_it_ends_with_the_same_bytes() {
+    let place = ready();
+    let settings = ["--set", "train.epochs=10", "--set", "train.checkpoint_every=9"];
+    let settings = with(&FULL, &settings);
+    let straight_place = place.copy();
+    let start = Instant::now();
+    straight_place.done("train", &with(&settings, &["--threads", "2"]));
+    let whole = start.elapsed();
+    let straight = straight_place.artefact("train");
+    let (mut n_kills, mut n_resumed) = (0, 0);
+    for seed in 0..24_u64 {
+        let place = place.copy();
+        let moment = whole.mul_f64((seed.wrapping_mul(0x9e37_79b9) >> 8 & 0xff) as f64 / 256.0);
+        let mut running = place.start("train", &with(&settings, &["--threads", "2"]));
+        std::thread::sleep(moment);
+        running.signal("KILL");
+        n_kills += usize::from(running.end().code.is_none());
+        n_resumed += usize::from(!checkpoints(&place).is_empty());
+        let threads = THREADS[seed as usize % 3];
+        place.done("train", &with(&settings, &["--threads", threads]));
+        let found = differing(&straight, &place.artefact("train"));
+        assert_eq!(found, Vec::<String>::new(), "seed {seed}, after {moment:?}");
+        assert_eq!(place.leftovers(), Vec::<String>::new());
+    }
+    assert!(n_kills >= 20, "only {n_kills} runs were killed before their end");
+    assert!(n_resumed >= 5, "only {n_resumed} runs had got as far as a checkpoint");
+}
+
+#[test]
+fn killed_at_every_checkpoint_it_ends_with_the_same_bytes() {
+    let place = ready();
+    let every = with(&FULL, &["--set", "train.checkpoint_every=9"]);
+    let straight_place = place.copy();
+    straight_place.done("train", &with(&every, &["--threads", "2"]));
+    let straight = straight_place.artefact("train");
+    // A run that keeps all of them, stopped before its end: what lies there up to any one of them is what a kill behind it leaves.
+    let all = with(&every, &["--threads", "2", "--set", "train.keep_checkpoints=99"]);
+    let mut running = place.start("train", &all);
+    let last = place.tree.path("runs/p/train-checkpoints/step-000000171");
+    assert!(wait_until(&mut running, || last.exists()), "it ended too early");
+    running.signal("KILL");
+    running.end();
+    let dirs = checkpoints(&place);
+    assert!(dirs.len() >= STEPS / 9 - 1, "{dirs:?}");
+    for n in 0..dirs.len() {
+        let place = place.copy();
+        dirs[n + 1..].iter().for_each(|dir| place.tree.remove(dir));
+        let threads = THREADS[n % 3];
+        let output = place.done("train", &with(&every, &["--threads", threads]));
+        let says = format!("({})", dirs[n].rsplit('/').next().unwrap());
+        assert!(output.stderr.contains(&says), "{says}: {}", output.stderr);
+        assert_eq!(differing(&straight, &place.artefact("train")), Vec::<String>::new(), "{n}");
+        assert!(!place.tree.path("runs/p/train-checkpoints").exists(), "checkpoints stay");
+    }
+}
+
+#[test]
+fn a_checkpoint_is_made_when_it_is_asked_for() {
+    let place = ready();
+    let straight = straight(&place);
+    let place = place.copy();
+    let mut running = place.start("train", &["--set", "train.checkpoint_every=0"]);
+    assert!(wait_until(&mut running, || place.live_lines() >= 3), "it ended too early");
+    running.signal("USR1");
+    let is_there = || !checkpoints(&place).is_empty();
+    assert!(wait_until(&mut running, is_there), "no checkpoint was made");
+    let output = running.end();
+    assert_eq!(output.code, Some(0), "{}", output.stderr);
+    assert!(output.stderr.contains("train: checkpoint after step "), "{}", output.stderr);
+    // When checkpoints are made is no part of what a run is.
+    assert_eq!(differing(&straight, &place.artefact("train")), Vec::<String>::new());
+}
+
+fn last_step(place: &Place) -> u64 {
+    checkpoints(place).last().unwrap().rsplit('-').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_checkpoint_of_other_settings_is_refused_by_name_gone_on_from_or_dropped() {
+    let place = ready();
+    stop_after(&place, 23, "TERM");
+    let before = place.visible();
+    let step = last_step(&place);
+    let other = ["--set", "train.lr=5e-3"];
+    let output = place.run("train", &other);
+    assert_eq!(output.code, Some(2), "{}", output.stderr);
+    let name = format!("runs/p/train-checkpoints/step-{step:09}");
+    let says = format!(
+        "error: {name} is of a run with other settings: `lr` was 0.01 and is 0.005\n\
+         hint: set it back to go on exactly; `--reset-optimizer` goes on from its weights with fresh \
+         moments, `--restart` drops it and starts at step 0\n"
+    );
+    assert!(output.stderr.ends_with(&says), "{}", output.stderr);
+    assert_eq!(differing(&before, &place.visible()), Vec::<String>::new());
+
+    // Started over: as if nothing had been there.
+    let fresh = ready();
+    fresh.done("train", &other);
+    let again = place.copy();
+    again.done("train", &with(&other, &["--restart"]));
+    assert_eq!(differing(&fresh.artefact("train"), &again.artefact("train")), Vec::<String>::new());
+
+    // Gone on from, in one go and killed on the way, with the flag or without it.
+    let reset = with(&other, &["--reset-optimizer"]);
+    let straight = place.copy();
+    let output = straight.done("train", &reset);
+    let says = format!(
+        "train: goes on after step {step} from the weights of step-{step:09}, with fresh moments: \
+         `lr` was 0.01 and is 0.005\n"
+    );
+    assert!(output.stderr.contains(&says), "{}", output.stderr);
+    let n_lines = place.live_lines() + 8;
+    let mut running = place.start("train", &reset);
+    assert!(wait_until(&mut running, || place.live_lines() >= n_lines), "it ended too early");
+    running.signal("KILL");
+    running.end();
+    let kept = place.copy();
+    place.done("train", &other);
+    kept.done("train", &reset);
+    for place in [&place, &kept] {
+        let found = differing(&straight.artefact("train"), &place.artefact("train"));
+        assert_eq!(found, Vec::<String>::new());
+        assert_eq!(place.done("train", &other).stderr, "train: fresh  runs/p/train\n");
+    }
+    let record =
+        String::from_utf8(straight.artefact("train")["runs/p/train/metrics.jsonl"].clone());
+    let record = record.unwrap();
+    let steps = record.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let steps: Vec<u64> = steps
+        .filter(|line| line.get("loss").is_some())
+        .map(|line| line["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, (1..=STEPS as u64).collect::<Vec<_>>());
+    // The weights differ from those of a run that had this rate from the start.
+    let name = "runs/p/train/adapter_model.safetensors";
+    assert_ne!(straight.artefact("train")[name], fresh.artefact("train")[name]);
+}
+
+#[test]
+fn best_weights_that_are_damaged_take_their_checkpoint_with_them() {
+    let place = ready();
+    let best = ["--set", "train.keep_best=true"];
+    let untouched = place.copy();
+    untouched.done("train", &best);
+    let mut running = place.start("train", &best);
+    let later = place.tree.path("runs/p/train-checkpoints/step-000000035");
+    assert!(wait_until(&mut running, || later.exists()), "it ended too early");
+    running.signal("KILL");
+    running.end();
+    let files = place.visible().into_keys();
+    let weights: Vec<String> =
+        files.filter(|f| f.contains("/best-") && f.ends_with("state.safetensors")).collect();
+    assert!(!weights.is_empty());
+    weights.iter().for_each(|file| place.flip(file));
+    let output = place.done("train", &best);
+    assert!(output.stderr.contains("warning: passing over a checkpoint: "), "{}", output.stderr);
+    let found = differing(&untouched.artefact("train"), &place.artefact("train"));
+    assert_eq!(found, Vec::<String>::new());
 }

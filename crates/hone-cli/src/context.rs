@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
 use crate::text::visible;
 use crate::{Common, Exit, LogFormat};
@@ -70,6 +70,14 @@ impl Context {
         } else {
             None
         }
+    }
+
+    /// A flag that SIGUSR1 sets from now on, instead of ending the program: to save what there is and go on.
+    pub fn save_signal(&self) -> Arc<AtomicBool> {
+        let flag = Arc::default();
+        // Refused only for signals that cannot be caught, and this one can.
+        let _ = signal_hook::flag::register(SIGUSR1, Arc::clone(&flag));
+        flag
     }
 
     /// Whether a signal has asked to stop.

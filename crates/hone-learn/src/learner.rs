@@ -85,6 +85,8 @@ pub struct Learner<B: Backend> {
     pub(crate) average: Option<Vec<B::Buf>>,
     /// Steps applied.
     pub(crate) step: u64,
+    /// Steps applied before moments and average began: 0, unless [`Learner::restart`] began them anew.
+    pub(crate) since: u64,
     /// Sums of the step under way.
     pub(crate) sums: LossSums,
     /// Micro-batches accumulated in the step under way.
@@ -136,6 +138,7 @@ impl<B: Backend> Learner<B> {
             muon,
             average,
             step: 0,
+            since: 0,
             sums: LossSums::default(),
             n_micro: 0,
             n_documents: 0,
@@ -164,7 +167,7 @@ impl<B: Backend> Learner<B> {
 
     /// Learning rate of the step under way.
     pub fn lr(&self) -> f64 {
-        self.recipe.optimizer.lr(self.schedule.lr(self.step), self.step + 1)
+        self.recipe.optimizer.lr(self.schedule.lr(self.step), self.step + 1 - self.since)
     }
 
     /// What every trained tensor is updated with, in the order of the parameters.
@@ -213,7 +216,7 @@ impl<B: Backend> Learner<B> {
         }
         let clip = self.recipe.clip(grad_norm);
         let lr = self.lr();
-        self.update(StepRates { lr, step: step + 1, grad_scale: clip as f32 });
+        self.update(StepRates { lr, step: step + 1 - self.since, grad_scale: clip as f32 });
         self.step += 1;
         self.forget();
         Ok(StepReport {
@@ -292,9 +295,12 @@ impl<B: Backend> Learner<B> {
     /// before the next step or [`Learner::state`]. `false`, and nothing is done, where there is
     /// none yet.
     pub fn swap_average(&mut self) -> bool {
-        let Learner { decoder, average: Some(average), step: 1.., .. } = self else {
+        let Learner { decoder, average: Some(average), step, since, .. } = self else {
             return false;
         };
+        if step == since {
+            return false;
+        }
         decoder.for_each_trained(|_, buffer, _, value, _| {
             std::mem::swap(value, &mut average[buffer]);
         });

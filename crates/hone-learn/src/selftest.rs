@@ -53,6 +53,23 @@ impl SelfTest {
 }
 
 impl<B: Backend> Learner<B> {
+    /// Norm of the gradient accumulated so far by part of the model, in the order of the parameters: each layer under its number,
+    /// what lies outside them under its name. Call it between [`Learner::accumulate`] and [`Learner::apply`].
+    pub fn grad_norms(&self) -> Vec<(String, f64)> {
+        let mut parts: Vec<(String, f64)> = Vec::new();
+        let gradients = self.decoder.gradients();
+        for info in self.decoder.trained_params() {
+            let Some(tensor) = gradients.get(&info.name) else { continue };
+            let part = part_of(&info.name);
+            let squares = tensor.data.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+            match parts.iter_mut().find(|(name, _)| *name == part) {
+                Some((_, sum)) => *sum += squares,
+                None => parts.push((part, squares)),
+            }
+        }
+        parts.into_iter().map(|(part, sum)| (part, sum.sqrt())).collect()
+    }
+
     /// Looks at the gradients accumulated so far: call it between [`Learner::accumulate`] and
     /// [`Learner::apply`].
     pub fn self_test(&self) -> SelfTest {
@@ -92,6 +109,31 @@ impl<B: Backend> Learner<B> {
         let n_trained = rows.iter().map(|row| row.n_values).sum();
         let n_base = self.decoder.config().n_params();
         let is_adapter = rows.iter().any(|row| row.name.contains(".lora_"));
-        SelfTest { rows, n_trained, n_frozen: if is_adapter { n_base } else { 0 } }
+        SelfTest { rows, n_trained, n_frozen: if is_adapter { n_base } else { n_base - n_trained } }
+    }
+}
+
+/// `layer_003` for a tensor of the fourth layer, whose number has as many digits as sorts a thousand of them; else the module's name.
+fn part_of(name: &str) -> String {
+    let number = name.split_once("layers.").and_then(|(_, rest)| rest.split('.').next());
+    if let Some(number) = number.and_then(|number| number.parse::<usize>().ok()) {
+        return format!("layer_{number:03}");
+    }
+    let parts = ["embed_tokens", "lm_head", "norm"];
+    parts.into_iter().find(|part| name.contains(part)).unwrap_or(name).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::part_of;
+
+    #[test]
+    fn tensors_belong_to_parts() {
+        let check = |name, part| assert_eq!(part_of(name), part);
+        check("model.layers.3.mlp.up_proj.weight", "layer_003");
+        check("base_model.model.model.layers.11.self_attn.q_proj.lora_A.weight", "layer_011");
+        check("model.embed_tokens.weight", "embed_tokens");
+        check("model.norm.weight", "norm");
+        check("lm_head.weight", "lm_head");
     }
 }

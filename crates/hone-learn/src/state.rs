@@ -4,7 +4,7 @@ use hone_kernels::Backend;
 use hone_model::{NamedTensor, ParamInfo, Tensors};
 use serde_json::{Value, json};
 
-use crate::rule::Slot;
+use crate::rule::{Slot, State};
 use crate::{LearnError, Learner};
 
 /// Version of the layout; a state of another version is refused.
@@ -44,18 +44,19 @@ impl<B: Backend> Learner<B> {
             }
         }
         let optimizer = self.recipe.optimizer.name();
-        (tensors, json!({"version": VERSION, "step": self.step, "optimizer": optimizer}))
+        let (step, since) = (self.step, self.since);
+        (tensors, json!({"version": VERSION, "step": step, "since": since, "optimizer": optimizer}))
     }
 
     /// Goes back to a state. Errors: another version or optimizer, or tensors that are missing, too
     /// many or of another shape; the learner is then unchanged.
     pub fn restore(&mut self, tensors: &Tensors, state: &Value) -> Result<(), LearnError> {
         let bad = |what: String| Err(LearnError::State(what));
-        if state.get("version").and_then(Value::as_u64) != Some(VERSION) {
-            return bad(format!("its version is not {VERSION}"));
-        }
-        let Some(step) = state.get("step").and_then(Value::as_u64) else {
-            return bad("it has no step".to_owned());
+        let step = steps_of(state)?;
+        // States that do not say so have their moments from the first step on.
+        let since = state.get("since").map_or(Some(0), Value::as_u64);
+        let Some(since) = since.filter(|since| *since <= step) else {
+            return bad("its moments begin after its last step".to_owned());
         };
         // States that name no optimizer are older than the choice.
         let found = state.get("optimizer").and_then(Value::as_str).unwrap_or("adamw");
@@ -81,7 +82,33 @@ impl<B: Backend> Learner<B> {
         }
         self.decoder.zero_gradients();
         self.forget();
-        self.step = step;
+        (self.step, self.since) = (step, since);
+        Ok(())
+    }
+
+    /// Takes the values and the number of steps of a state, of whichever optimizer, and begins
+    /// moments and average anew. Errors: as [`Learner::restore`], but for the optimizer.
+    pub fn restart(&mut self, tensors: &Tensors, state: &Value) -> Result<(), LearnError> {
+        let step = steps_of(state)?;
+        let mut values = Tensors::new();
+        for Slot { info, .. } in &self.slots {
+            let tensor = check(tensors, VALUE, info, &info.shape)?;
+            values.insert(NamedTensor { name: info.name.clone(), ..tensor.clone() });
+        }
+        let n_values = tensors.iter().filter(|tensor| tensor.name.starts_with(VALUE)).count();
+        if n_values != self.slots.len() {
+            let n = self.slots.len();
+            let what = format!("it trains {n_values} tensors, this run {n}");
+            return Err(LearnError::State(what));
+        }
+        self.decoder.set_trained(&values)?;
+        let backend = self.decoder.backend();
+        for Slot { info, state, .. } in &mut self.slots {
+            *state = State::new(backend, &self.recipe.optimizer, info);
+        }
+        self.decoder.zero_gradients();
+        self.forget();
+        (self.step, self.since) = (step, step);
         Ok(())
     }
 
@@ -115,6 +142,18 @@ impl<B: Backend> Learner<B> {
             }
         }
         Ok(values)
+    }
+}
+
+/// The number of steps of a state, of this version.
+fn steps_of(state: &Value) -> Result<u64, LearnError> {
+    let bad = |what: String| Err(LearnError::State(what));
+    if state.get("version").and_then(Value::as_u64) != Some(VERSION) {
+        return bad(format!("its version is not {VERSION}"));
+    }
+    match state.get("step").and_then(Value::as_u64) {
+        Some(step) => Ok(step),
+        None => bad("it has no step".to_owned()),
     }
 }
 

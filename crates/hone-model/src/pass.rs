@@ -1,5 +1,9 @@
 //! What a training pass has that others have not.
 
+use hone_kernels::Backend;
+
+use crate::Decoder;
+
 /// Options of one training pass; see [`crate::Decoder::accumulate_with`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PassOptions {
@@ -22,4 +26,17 @@ pub struct EmbeddingNoise {
     pub seed: u64,
     /// Number of the batch's first document, in the step.
     pub first_document: u64,
+}
+
+impl<B: Backend> Decoder<B> {
+    /// Keeps the loss of each of a training batch's rows from now on; see [`Decoder::row_losses`].
+    pub fn keep_row_losses(&mut self) {
+        self.row_losses = Some(Vec::new());
+    }
+
+    /// The loss of each of [`crate::Batch::rows`] in the last training pass, with all that is added
+    /// to it; empty unless they are kept.
+    pub fn row_losses(&self) -> &[f32] {
+        self.row_losses.as_deref().unwrap_or_default()
+    }
 }

@@ -47,8 +47,15 @@ pub(crate) struct Packs {
     /// Index of the first pack of each batch.
     starts: Vec<usize>,
     facts: Vec<Facts>,
+    /// Sources of all documents, in the order in which they come.
+    sources: Vec<String>,
+    /// Of each pack, the source of each document.
+    doc_sources: Vec<Box<[u16]>>,
     causal: bool,
 }
+
+/// Most sources told apart; those beyond are counted with the last.
+const SOURCES_MAX: usize = 1 << 10;
 
 impl Packs {
     /// Reads a split of the packs artefact; none when it has no rows. With `causal`, every token counts 1.
@@ -65,12 +72,22 @@ impl Packs {
 
     /// The packs of these batches, checked.
     pub(crate) fn new(batches: Vec<RecordBatch>, causal: bool) -> Result<Self, Failure> {
-        let mut packs =
-            Packs { batches: Vec::new(), starts: Vec::new(), facts: Vec::new(), causal };
+        let mut packs = Packs {
+            batches: Vec::new(),
+            starts: Vec::new(),
+            facts: Vec::new(),
+            sources: Vec::new(),
+            doc_sources: Vec::new(),
+            causal,
+        };
         for batch in batches {
             packs.starts.push(packs.facts.len());
             // Once as values, so that every pack is checked; after that their columns are enough.
             let values = Pack::from_batch(&batch).map_err(bad)?;
+            for pack in &values {
+                let of = pack.docs.iter().map(|doc| packs.source_idx(&doc.source)).collect();
+                packs.doc_sources.push(of);
+            }
             packs.facts.extend(values.into_iter().map(|mut pack| {
                 if causal {
                     pack.loss_weight.fill(1.0);
@@ -80,6 +97,27 @@ impl Packs {
             packs.batches.push(PackColumns::of(&batch).map_err(bad)?);
         }
         Ok(packs)
+    }
+
+    fn source_idx(&mut self, name: &str) -> u16 {
+        let found = self.sources.iter().position(|source| source == name);
+        let idx = found.unwrap_or_else(|| {
+            if self.sources.len() < SOURCES_MAX {
+                self.sources.push(name.to_owned());
+            }
+            self.sources.len() - 1
+        });
+        idx as u16
+    }
+
+    /// Names of the sources.
+    pub(crate) fn sources(&self) -> &[String] {
+        &self.sources
+    }
+
+    /// The source of each document of these packs.
+    pub(crate) fn doc_sources(&self, idxs: &[u64]) -> impl Iterator<Item = u16> {
+        idxs.iter().flat_map(|idx| self.doc_sources[*idx as usize].iter().copied())
     }
 
     /// Number of packs.
@@ -112,11 +150,10 @@ impl Packs {
             .hint("look at it with `hone-tokenize show`; `tokenize.train_on` and splits decide"))
     }
 
-    /// Tokens of the largest micro-batch of `n` packs.
-    pub(crate) fn tokens_max(&self, n: usize) -> usize {
-        let mut lens: Vec<usize> = self.facts.iter().map(|facts| facts.n_tokens as usize).collect();
-        lens.sort_unstable_by(|a, b| b.cmp(a));
-        lens.iter().take(n).sum()
+    /// Tokens of the largest batch, where the packs at `idxs` are cut into batches of `n`.
+    pub(crate) fn tokens_max(&self, idxs: &[usize], n: usize) -> usize {
+        let tokens = |idx: &usize| self.facts[*idx].n_tokens as usize;
+        idxs.chunks(n).map(|batch| batch.iter().map(tokens).sum()).max().unwrap_or_default()
     }
 
     /// The packs at `idxs` as one batch.
@@ -271,7 +308,7 @@ mod tests {
         let batches =
             || vec![Pack::to_batch(&values[..2]).unwrap(), Pack::to_batch(&values[2..]).unwrap()];
         let packs = Packs::new(batches(), false).unwrap();
-        assert_eq!((packs.len(), packs.n_tokens(), packs.tokens_max(2)), (3, 25, 20));
+        assert_eq!((packs.len(), packs.n_tokens(), packs.tokens_max(&[0, 2, 1], 2)), (3, 25, 19));
         let trained: u64 = values.iter().map(Pack::n_trained).sum();
         assert_eq!(packs.n_trained(), trained);
         for (idx, pack) in values.iter().enumerate() {

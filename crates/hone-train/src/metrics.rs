@@ -11,6 +11,7 @@ use hone_learn::{Evaluation, StepReport};
 use hone_store::Live;
 use serde_json::{Value, json};
 
+use crate::samples::Sample;
 use crate::tensorboard::EventFile;
 
 /// Collects the lines of a run.
@@ -21,6 +22,9 @@ pub(crate) struct Metrics {
     started: Instant,
     tokens_seen: u64,
     tokens_at_start: u64,
+    /// The last losses, for people.
+    loss: f64,
+    eval_loss: Option<f64>,
 }
 
 impl Metrics {
@@ -38,6 +42,8 @@ impl Metrics {
             started: Instant::now(),
             tokens_seen,
             tokens_at_start: tokens_seen,
+            loss: f64::NAN,
+            eval_loss: None,
         })
     }
 
@@ -57,16 +63,18 @@ impl Metrics {
         tokens as f64 / self.started.elapsed().as_secs_f64().max(1e-9)
     }
 
-    /// Records a step over `n_tokens` tokens, at `epoch` epochs after it.
+    /// Records a step over `n_tokens` tokens, at `epoch` epochs after it, with the losses by source where there are several.
     pub(crate) fn step(
         &mut self,
         report: &StepReport,
         n_tokens: u64,
         epoch: f64,
+        by_source: &[(&str, f64)],
     ) -> Result<(), Failure> {
         self.tokens_seen += n_tokens;
+        self.loss = report.loss;
         let step = report.step + 1;
-        let line = json!({
+        let mut line = json!({
             "step": step,
             "epoch": epoch,
             "loss": report.loss,
@@ -76,7 +84,7 @@ impl Metrics {
             "num_tokens": self.tokens_seen,
             "num_trained_tokens": report.n_targets,
         });
-        let values = [
+        let mut values = vec![
             ("train/loss", report.loss),
             ("train/grad_norm", report.grad_norm),
             ("train/learning_rate", report.lr),
@@ -84,22 +92,64 @@ impl Metrics {
             ("train/epoch", epoch),
             ("train/tokens_per_second", self.rate()),
         ];
+        let names = names(by_source, |source| format!("train/{source}/loss"));
+        if !by_source.is_empty() {
+            line["losses"] = object(by_source);
+            values.extend(names.iter().map(|(name, loss)| (name.as_str(), *loss)));
+        }
         self.record(line, step, &values)
     }
 
+    /// The last loss and the rate, for people.
+    pub(crate) fn message(&self) -> String {
+        let held_out = self.eval_loss.map_or(String::new(), |loss| format!("  held-out {loss:.4}"));
+        format!("loss {:.4}{held_out}  {:.0} tokens/s", self.loss, self.rate())
+    }
+
+    /// Records the norms of the gradient by part of the model at `step`, counted from 1.
+    pub(crate) fn layers(&mut self, step: u64, norms: &[(String, f64)]) -> Result<(), Failure> {
+        let norms: Vec<(&str, f64)> =
+            norms.iter().map(|(part, norm)| (part.as_str(), *norm)).collect();
+        let names = names(&norms, |part| format!("train/grad_norm/{part}"));
+        let values: Vec<(&str, f64)> =
+            names.iter().map(|(name, norm)| (name.as_str(), *norm)).collect();
+        self.record(json!({"step": step, "grad_norms": object(&norms)}), step, &values)
+    }
+
+    /// Records what the model says after `step` steps.
+    pub(crate) fn samples(&mut self, step: u64, samples: &[Sample]) -> Result<(), Failure> {
+        for sample in samples {
+            let tag = format!("samples/{}", sample.id);
+            self.events.text(step, &tag, &sample.to_markdown())?;
+        }
+        let samples: Vec<Value> = samples.iter().map(Sample::to_json).collect();
+        self.record(json!({"step": step, "samples": samples}), step, &[])
+    }
+
     /// Records an evaluation after `step` steps.
-    pub(crate) fn evaluation(&mut self, step: u64, found: &Evaluation) -> Result<(), Failure> {
-        let line = json!({
+    pub(crate) fn evaluation(
+        &mut self,
+        step: u64,
+        found: &Evaluation,
+        by_source: &[(&str, f64)],
+    ) -> Result<(), Failure> {
+        self.eval_loss = Some(found.loss);
+        let mut line = json!({
             "step": step,
             "eval_loss": found.loss,
             "eval_perplexity": found.perplexity,
             "eval_mean_token_accuracy": found.accuracy,
         });
-        let values = [
+        let mut values = vec![
             ("eval/loss", found.loss),
             ("eval/perplexity", found.perplexity),
             ("eval/mean_token_accuracy", found.accuracy),
         ];
+        let names = names(by_source, |source| format!("eval/{source}/loss"));
+        if !by_source.is_empty() {
+            line["eval_losses"] = object(by_source);
+            values.extend(names.iter().map(|(name, loss)| (name.as_str(), *loss)));
+        }
         self.record(line, step, &values)
     }
 
@@ -113,8 +163,18 @@ impl Metrics {
         line["seconds"] = self.started.elapsed().as_secs_f64().into();
         line["tokens_per_second"] = self.rate().into();
         self.live.write(format!("{line}\n").as_bytes())?;
-        self.events.scalars(step, values)
+        if values.is_empty() { Ok(()) } else { self.events.scalars(step, values) }
     }
+}
+
+/// Values under longer names.
+fn names(values: &[(&str, f64)], name: impl Fn(&str) -> String) -> Vec<(String, f64)> {
+    values.iter().map(|(short, value)| (name(short), *value)).collect()
+}
+
+fn object(values: &[(&str, f64)]) -> Value {
+    let pairs = values.iter().map(|(name, value)| ((*name).to_owned(), Value::from(*value)));
+    Value::Object(pairs.collect())
 }
 
 /// `num_tokens` of the last line that has it.

@@ -2,13 +2,17 @@
 //!
 //! A file is a sequence of records: length (u64), masked CRC-32C of the length, payload, masked CRC-32C of the payload, all little-endian.
 //! A payload is a protocol-buffer `Event`; of its fields only wall_time (1, double), step (2, varint), file_version (3, string) and
-//! summary (5) are written, a summary being values (1) of tag (1, string) and simple_value (2, float).
+//! summary (5) are written, a summary being values (1) of tag (1, string) and simple_value (2, float), or, for text, of tag, a tensor
+//! (8) of one string and metadata (9) that name the plugin which shows it.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hone_cli::Failure;
 use hone_store::Live;
+
+/// TensorFlow's number of the type of strings.
+const STRING_TYPE: u64 = 7;
 
 /// An event file that TensorBoard can follow while it grows.
 pub(crate) struct EventFile {
@@ -38,11 +42,37 @@ impl EventFile {
             one.extend((*value as f32).to_le_bytes());
             bytes(&mut summary, 1, &one);
         }
+        self.summary(step, &summary)
+    }
+
+    /// Writes a text of a step, as Markdown.
+    pub(crate) fn text(&mut self, step: u64, tag: &str, text: &str) -> Result<(), Failure> {
+        let (mut shape, mut dim) = (Vec::new(), Vec::new());
+        key(&mut dim, 1, 0);
+        varint(&mut dim, 1);
+        bytes(&mut shape, 2, &dim);
+        let mut tensor = Vec::new();
+        key(&mut tensor, 1, 0);
+        varint(&mut tensor, STRING_TYPE);
+        bytes(&mut tensor, 2, &shape);
+        bytes(&mut tensor, 8, text.as_bytes());
+        let (mut plugin, mut metadata) = (Vec::new(), Vec::new());
+        bytes(&mut plugin, 1, b"text");
+        bytes(&mut metadata, 1, &plugin);
+        let (mut one, mut summary) = (Vec::new(), Vec::new());
+        bytes(&mut one, 1, tag.as_bytes());
+        bytes(&mut one, 8, &tensor);
+        bytes(&mut one, 9, &metadata);
+        bytes(&mut summary, 1, &one);
+        self.summary(step, &summary)
+    }
+
+    fn summary(&mut self, step: u64, summary: &[u8]) -> Result<(), Failure> {
         let mut event = Vec::new();
         double(&mut event, 1, now());
         key(&mut event, 2, 0);
         varint(&mut event, step);
-        bytes(&mut event, 5, &summary);
+        bytes(&mut event, 5, summary);
         Ok(self.file.write(&record(&event))?)
     }
 }
