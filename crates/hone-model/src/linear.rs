@@ -116,7 +116,8 @@ impl<B: Backend> Linear<B> {
 
     /// Whether the backward reads the input.
     pub(crate) fn needs_input(&self) -> bool {
-        matches!(self.weight, Weight::Trained(_)) || self.lora.is_some()
+        let is_trained = matches!(&self.weight, Weight::Trained(w) if w.grad.is_some());
+        is_trained || self.lora.is_some()
     }
 
     /// R and the dropout of the adapters here; zeros without.
@@ -178,9 +179,11 @@ impl<B: Backend> Linear<B> {
                     let dx = MatMut::new(dx, rows, inp);
                     backend.gemm(dy_mat, Op::N, value, Op::N, dx, 1.0, 0.0);
                 }
-                let grad = w.grad.as_mut().expect("a trained weight is made with a gradient");
-                let dw = MatMut::new(grad, out, inp);
-                backend.gemm(dy_mat, Op::T, Mat::new(x, rows, inp), Op::N, dw, 1.0, 1.0);
+                // There is none where it was frozen among others that are trained.
+                if let Some(grad) = &mut w.grad {
+                    let dw = MatMut::new(grad, out, inp);
+                    backend.gemm(dy_mat, Op::T, Mat::new(x, rows, inp), Op::N, dw, 1.0, 1.0);
+                }
             }
         }
         if let Some(grad) = self.bias.as_mut().and_then(|bias| bias.grad.as_mut()) {
