@@ -10,4 +10,6 @@ mod locks;
 mod plan;
 mod resume;
 mod same_bytes;
+mod settings;
 mod tidy;
+mod watch;

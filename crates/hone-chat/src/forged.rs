@@ -2,21 +2,23 @@
 //!
 //! What messages say is told from what the template writes; names are not: the template looks keys,
 //! roles and types up, and compares the texts of variables. Module `names` refuses a name that holds
-//! a control token. But a template that writes `'<' ~ key ~ '>'` makes one of the key `|im_end|`.
+//! a control token. But a template that writes `'<' ~ key ~ '>'` makes one of the key `|im_end|`,
+//! and one that trims names or replaces blanks in them makes one of what is no piece of it.
 //!
-//! Names that the template itself holds, and the usual roles, are its own. Of the others those are
-//! looked at that could be a piece of a token; few rows have any. Such a row is rendered once more
-//! with each of them replaced by as many copies of a character that nothing else holds. Where those
-//! stand, the template wrote a name of the row's, and no token may overlap it. Where the rest of the
-//! text is not the same, the template looks at such a name, and it is not known what it would do.
+//! So a row with names that the template does not know is rendered once more with each of them
+//! replaced by characters that nothing else holds. A control token that is in the one text more
+//! often than in the other was made of a name. Known are the usual roles, and what the template
+//! looks up by attribute or text: in a message, and of the words of JSON schemas in tools and calls.
+//! Keys of arguments and of properties are the row's, whatever they are.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
+use aho_corasick::{AhoCorasick, MatchKind};
 use hone_schema::REASONING_KEYS;
 use serde_json::{Map, Value};
 
-use crate::locate::{Block, around};
+use crate::locate::around;
 use crate::symbols::Free;
 use crate::template::{ChatTemplate, Given, TemplateError, values};
 use crate::words;
@@ -34,257 +36,315 @@ const ROLES: [&str; 9] = [
     "model",
 ];
 
-/// Stands between the tokens in [`Tokens::list`], and in none of them.
+/// What tools, their schemas and calls of them are described with.
+const SCHEMA: [&str; 26] = [
+    "$defs",
+    "$ref",
+    "additionalProperties",
+    "allOf",
+    "anyOf",
+    "arguments",
+    "const",
+    "default",
+    "description",
+    "enum",
+    "examples",
+    "format",
+    "function",
+    "id",
+    "items",
+    "name",
+    "nullable",
+    "oneOf",
+    "parameters",
+    "properties",
+    "required",
+    "response",
+    "return",
+    "strict",
+    "title",
+    "type",
+];
+
+/// Keys of the maps whose keys are the row's own.
+const OPEN: [&str; 3] = ["arguments", "properties", "$defs"];
+
+/// Longest piece of a token that is looked for, in bytes.
+const PIECE_BYTES_MAX: usize = 64;
+
+/// Stands between the tokens in [`Control::list`], and in none of them.
 const BETWEEN: char = '\0';
 
-/// The control tokens of a dialect, to look names up in.
-#[derive(Debug, Default)]
-pub(crate) struct Tokens {
+/// The control tokens of a dialect, to find them in texts.
+#[derive(Debug)]
+pub(crate) struct Control {
+    tokens: Vec<String>,
+    search: AhoCorasick,
     /// All of them, each with [`BETWEEN`] on both sides.
     list: String,
-    first: HashSet<char>,
-    last: HashSet<char>,
 }
 
-impl Tokens {
-    pub(crate) fn new<'a>(tokens: impl Iterator<Item = &'a String>) -> Self {
-        let mut found = Tokens { list: BETWEEN.to_string(), ..Tokens::default() };
-        for token in tokens.filter(|token| !token.is_empty()) {
-            found.list.push_str(token);
-            found.list.push(BETWEEN);
-            found.first.extend(token.chars().next());
-            found.last.extend(token.chars().next_back());
-        }
-        found
+impl Control {
+    /// # Errors
+    /// They are too long together to be searched for.
+    pub(crate) fn new<'a>(tokens: impl Iterator<Item = &'a String>) -> Result<Self, TemplateError> {
+        let tokens: Vec<String> = tokens.filter(|token| !token.is_empty()).cloned().collect();
+        let mut search = AhoCorasick::builder();
+        let search = search.match_kind(MatchKind::LeftmostLongest).build(&tokens);
+        let search = search.map_err(|_| TemplateError::Limit("control tokens"))?;
+        let list = tokens.iter().flat_map(|token| [token, "\0"]).collect::<String>();
+        Ok(Control { tokens, search, list: format!("{BETWEEN}{list}") })
     }
 
-    /// Whether a text could hold a token: whether it has the first character of one.
-    pub(crate) fn may_be_in(&self, text: &str) -> bool {
-        text.chars().any(|c| self.first.contains(&c))
+    /// A control token that a text holds.
+    pub(crate) fn find(&self, text: &str) -> Option<&str> {
+        self.search.find(text).map(|found| self.tokens[found.pattern()].as_str())
     }
 
-    /// Whether a name could be a piece of a token, begin with the end of one, or end with the
-    /// beginning of one.
-    fn has_piece(&self, name: &str) -> bool {
-        if name.is_empty() || name.contains(BETWEEN) {
-            return !name.is_empty();
+    /// How often each control token is in a text.
+    fn counts(&self, text: &str) -> BTreeMap<&str, usize> {
+        let mut counts = BTreeMap::new();
+        for found in self.search.find_iter(text) {
+            *counts.entry(self.tokens[found.pattern()].as_str()).or_insert(0) += 1;
         }
-        let begins = |at: usize| self.list.contains(&format!("{BETWEEN}{}", &name[at..]));
-        let ends = |end: usize| self.list.contains(&format!("{}{BETWEEN}", &name[..end]));
-        let mut chars = name.char_indices();
-        self.list.contains(name)
-            || chars.any(|(at, c)| {
-                (self.first.contains(&c) && begins(at))
-                    || (self.last.contains(&c) && ends(at + c.len_utf8()))
-            })
+        counts
+    }
+
+    /// Whether a text holds a token, could be a piece of one, begins with the end of one, or ends
+    /// with the beginning of one.
+    pub(crate) fn has_piece(&self, text: &str) -> bool {
+        let lens = 1..=text.len().min(PIECE_BYTES_MAX);
+        let begins = |len: usize| {
+            let end = text.get(text.len() - len..);
+            end.is_some_and(|end| self.list.contains(&format!("{BETWEEN}{end}")))
+        };
+        let ends = |len: usize| {
+            let start = text.get(..len);
+            start.is_some_and(|start| self.list.contains(&format!("{start}{BETWEEN}")))
+        };
+        let is_inside = || (1..=PIECE_BYTES_MAX).contains(&text.len()) && self.list.contains(text);
+        self.find(text).is_some()
+            || is_inside()
+            || lens.clone().any(begins)
+            || lens.clone().any(ends)
     }
 }
 
 impl ChatTemplate {
-    /// Refuses a conversation in whose text, outside the blocks, a name of the row's is a piece of a
-    /// control token.
-    pub(crate) fn check_pieces(
+    /// Refuses a conversation in whose text a name of the row's makes a control token.
+    pub(crate) fn check_made(
         &self,
         messages: &[&Map<String, Value>],
         given: &Given,
         text: &str,
-        blocks: &[Block],
         reserved: &HashSet<char>,
     ) -> Result<(), TemplateError> {
-        let mut names = Names { template: self, found: BTreeMap::new() };
-        messages.iter().for_each(|message| names.in_map(message));
-        [given.tools, given.documents].into_iter().flatten().for_each(|v| names.in_value(v));
-        given.variables.into_iter().for_each(|variables| names.in_variables(variables));
+        if self.is_plain(messages, given) {
+            return Ok(());
+        }
+        let free = Free::new(reserved);
+        let mut names = Names { template: self, free, found: BTreeMap::new(), is_full: false };
+        let renamed: Vec<_> =
+            messages.iter().map(|message| Cow::Owned(names.message(message))).collect();
+        let tools = given.tools.map(|tools| names.schema(tools));
+        let documents = given.documents.map(|documents| names.known(documents));
+        let variables = given.variables.map(|variables| names.variables(variables));
+        if names.is_full {
+            return Err(TemplateError::Limit("names"));
+        }
         if names.found.is_empty() {
             return Ok(());
         }
-        let mut free = Free::new(reserved);
-        for symbol in names.found.values_mut() {
-            *symbol = free.next().ok_or(TemplateError::Limit("names"))?;
-        }
-        let renamed = |value: Option<&Value>| value.map(|value| names.renamed(value));
-        let variables = given.variables.map(|variables| names.renamed_variables(variables));
-        let [tools, documents] = [renamed(given.tools), renamed(given.documents)];
         let given = Given {
             tools: tools.as_ref(),
             documents: documents.as_ref(),
             variables: variables.as_ref(),
         };
-        let messages = messages.iter().map(|message| Cow::Owned(names.renamed_map(message)));
-        let marked = self.render_values(values(messages), &given, false, None);
-        let symbols: HashSet<char> = names.found.values().copied().collect();
-        let marked = marked.unwrap_or_default();
-        let written =
-            written(text, &marked, &symbols).ok_or_else(|| TemplateError::Provenance {
-                why: "the template looks at a name that could be a piece of a control token",
-                plain: names.found.keys().cloned().collect::<Vec<_>>().join(", "),
-                marked: around(&marked, 0),
-            })?;
-        self.check_gaps(text, blocks, &written)
-    }
-
-    /// Looks for tokens in the template's own text that overlap the bytes of a name.
-    fn check_gaps(
-        &self,
-        text: &str,
-        blocks: &[Block],
-        written: &[(usize, usize)],
-    ) -> Result<(), TemplateError> {
-        let starts = std::iter::once(0).chain(blocks.iter().map(|block| block.at.end));
-        let ends = blocks.iter().map(|block| block.at.start).chain([text.len()]);
-        let tokens = || self.dialect.added_tokens.iter().chain(self.dialect.tokens.values());
-        for (start, end) in starts.zip(ends) {
-            let inside = |(s, e): &&(usize, usize)| *s < end && start < *e;
-            if !written.iter().any(|name| inside(&name)) {
-                continue;
-            }
-            for token in tokens().filter(|token| !token.is_empty()) {
-                for (at, _) in text[start..end].match_indices(token.as_str()) {
-                    let at = start + at;
-                    let overlaps = |(s, e): &&(usize, usize)| *s < at + token.len() && at < *e;
-                    if let Some((s, e)) = written.iter().find(overlaps) {
-                        return Err(TemplateError::Forged {
-                            message: "of the row".to_owned(),
-                            what: "name",
-                            found: text[*s..*e].to_owned(),
-                            token: token.clone(),
-                        });
-                    }
-                }
-            }
+        let expect = self.control.counts(text);
+        let marked = self.render_values(values(renamed.into_iter()), &given, false, None);
+        let marked = marked.map_err(|error| TemplateError::Provenance {
+            why: "the template does not take the row with other names in it",
+            plain: names.found.keys().cloned().collect::<Vec<_>>().join(", "),
+            marked: error.to_string(),
+        })?;
+        let found = self.control.counts(&marked);
+        let differs = |token: &&str| expect.get(*token) != found.get(*token);
+        match expect.keys().chain(found.keys()).copied().find(|token| differs(token)) {
+            None => Ok(()),
+            Some(token) => Err(TemplateError::Forged {
+                message: "of the row".to_owned(),
+                what: "one of the names",
+                found: around(&names.found.keys().cloned().collect::<Vec<_>>().join(", "), 0),
+                token: token.to_owned(),
+            }),
         }
-        Ok(())
     }
 }
 
-/// The bytes of `text` that names are in, when `marked` is the same but for them.
-fn written(text: &str, marked: &str, symbols: &HashSet<char>) -> Option<Vec<(usize, usize)>> {
-    let mut found: Vec<(usize, usize)> = Vec::new();
-    let mut marked = marked.chars();
-    for (at, c) in text.char_indices() {
-        let other = marked.next()?;
-        if symbols.contains(&other) {
-            let end = at + c.len_utf8();
-            match found.last_mut() {
-                Some(last) if last.1 == at => last.1 = end,
-                _ => found.push((at, end)),
-            }
-        } else if other != c {
-            return None;
-        }
+impl ChatTemplate {
+    /// Whether a conversation is nothing but texts under keys that the template knows, by the usual
+    /// roles: most are.
+    fn is_plain(&self, messages: &[&Map<String, Value>], given: &Given) -> bool {
+        let is_plain = |(key, value): (&String, &Value)| match value {
+            Value::String(role) if key == "role" => ROLES.contains(&role.as_str()),
+            Value::String(_) => key != "type" && self.own_names.contains(key),
+            _ => false,
+        };
+        given.tools.is_none()
+            && given.documents.is_none()
+            && given.variables.is_none_or(Map::is_empty)
+            && messages.iter().all(|message| message.iter().all(is_plain))
     }
-    marked.next().is_none().then_some(found)
 }
 
-/// The names of a row that could be pieces of tokens, and what each is replaced with.
+/// The names of a row that the template does not know, and what each is replaced with.
 struct Names<'a> {
     template: &'a ChatTemplate,
+    free: Free<'a>,
     found: BTreeMap<String, char>,
+    /// There were more names than characters for them.
+    is_full: bool,
 }
 
 impl Names<'_> {
-    fn add(&mut self, name: &str, is_role: bool) {
-        // Thoughts are given under names that the row did not choose.
-        let is_own = self.template.own_names.contains(name)
-            || REASONING_KEYS.contains(&name)
-            || (is_role && ROLES.contains(&name));
-        if !is_own && !self.found.contains_key(name) && self.template.control.has_piece(name) {
-            self.found.insert(name.to_owned(), BETWEEN);
-        }
-    }
-
-    fn in_value(&mut self, value: &Value) {
-        match value {
-            Value::Array(items) => items.iter().for_each(|item| self.in_value(item)),
-            Value::Object(map) => self.in_map(map),
-            _ => {}
-        }
-    }
-
-    fn in_map(&mut self, map: &Map<String, Value>) {
-        for (key, value) in map {
-            self.add(key, false);
-            match words::is_name(key, map) {
-                true => self.in_kept(value, key == "role"),
-                false => self.in_value(value),
+    /// What stands for a name that is not known.
+    fn other(&mut self, name: &str) -> String {
+        let symbol = match self.found.get(name) {
+            Some(symbol) => *symbol,
+            None => {
+                let symbol = self.free.next();
+                self.is_full |= symbol.is_none();
+                *self.found.entry(name.to_owned()).or_insert(symbol.unwrap_or(BETWEEN))
             }
-        }
+        };
+        std::iter::repeat_n(symbol, name.chars().count()).collect()
     }
 
-    fn in_kept(&mut self, value: &Value, is_role: bool) {
+    fn is_known(&self, name: &str) -> bool {
+        self.template.own_names.contains(name)
+    }
+
+    /// A message: the keys that the template looks up are its own, and those of thoughts.
+    fn message(&mut self, message: &Map<String, Value>) -> Map<String, Value> {
+        let mut renamed = Map::with_capacity(message.len());
+        for (key, value) in message {
+            let is_known = self.is_known(key) || REASONING_KEYS.contains(&key.as_str());
+            let value = match key.as_str() {
+                "role" => self.kept(value, true),
+                "tool_calls" | "function_call" | "tools" => self.schema(value),
+                _ if words::is_name(key, message) => self.kept(value, false),
+                _ => self.known(value),
+            };
+            renamed.insert(if is_known { key.clone() } else { self.other(key) }, value);
+        }
+        renamed
+    }
+
+    /// A value in which the keys that the template looks up are its own.
+    fn known(&mut self, value: &Value) -> Value {
         match value {
-            Value::String(text) => self.add(text, is_role),
-            Value::Array(items) => items.iter().for_each(|item| self.in_kept(item, is_role)),
-            other => self.in_value(other),
-        }
-    }
-
-    fn in_variables(&mut self, variables: &Map<String, Value>) {
-        variables.values().for_each(|value| self.in_variable(value));
-    }
-
-    fn in_variable(&mut self, value: &Value) {
-        match value {
-            Value::String(text) => self.add(text, false),
-            Value::Array(items) => items.iter().for_each(|item| self.in_variable(item)),
-            Value::Object(map) => map.iter().for_each(|(key, value)| {
-                self.add(key, false);
-                self.in_variable(value);
-            }),
-            _ => {}
-        }
-    }
-
-    fn name(&self, name: &str) -> String {
-        match self.found.get(name) {
-            Some(symbol) => std::iter::repeat_n(*symbol, name.chars().count()).collect(),
-            None => name.to_owned(),
-        }
-    }
-
-    fn renamed(&self, value: &Value) -> Value {
-        match value {
-            Value::Array(items) => items.iter().map(|item| self.renamed(item)).collect(),
-            Value::Object(map) => Value::Object(self.renamed_map(map)),
+            Value::Array(items) => items.iter().map(|item| self.known(item)).collect(),
+            Value::Object(map) => Value::Object(self.message(map)),
             other => other.clone(),
         }
     }
 
-    fn renamed_map(&self, map: &Map<String, Value>) -> Map<String, Value> {
-        let rename = |(key, value): (&String, &Value)| {
-            let value = match words::is_name(key, map) {
-                true => self.renamed_kept(value),
-                false => self.renamed(value),
-            };
-            (self.name(key), value)
-        };
-        map.iter().map(rename).collect()
-    }
-
-    fn renamed_kept(&self, value: &Value) -> Value {
+    /// Tools, or calls of them.
+    fn schema(&mut self, value: &Value) -> Value {
         match value {
-            Value::String(text) => Value::String(self.name(text)),
-            Value::Array(items) => items.iter().map(|item| self.renamed_kept(item)).collect(),
-            other => self.renamed(other),
+            Value::Array(items) => items.iter().map(|item| self.schema(item)).collect(),
+            Value::Object(map) => Value::Object(self.described(map)),
+            other => other.clone(),
         }
     }
 
-    fn renamed_variables(&self, variables: &Map<String, Value>) -> Map<String, Value> {
-        let rename = |(key, value): (&String, &Value)| (key.clone(), self.renamed_variable(value));
+    fn described(&mut self, map: &Map<String, Value>) -> Map<String, Value> {
+        let mut renamed = Map::with_capacity(map.len());
+        for (key, value) in map {
+            let is_known = SCHEMA.contains(&key.as_str());
+            let value = match value {
+                Value::Object(inner) if OPEN.contains(&key.as_str()) => {
+                    let own =
+                        |(key, value): (&String, &Value)| (self.other(key), self.schema(value));
+                    Value::Object(inner.iter().map(own).collect())
+                }
+                // What is required are keys of `properties`, which are all replaced.
+                _ if key == "required" && words::is_name(key, map) => self.all(value),
+                _ if words::is_name(key, map) => self.kept(value, key == "role"),
+                _ => self.schema(value),
+            };
+            renamed.insert(if is_known { key.clone() } else { self.other(key) }, value);
+        }
+        renamed
+    }
+
+    /// Every text of a list.
+    fn all(&mut self, value: &Value) -> Value {
+        match value {
+            Value::String(text) => Value::String(self.other(text)),
+            Value::Array(items) => items.iter().map(|item| self.all(item)).collect(),
+            other => other.clone(),
+        }
+    }
+
+    /// Texts that are names: roles and types.
+    fn kept(&mut self, value: &Value, is_role: bool) -> Value {
+        match value {
+            Value::String(text) => {
+                let is_known = self.is_known(text)
+                    || (is_role && ROLES.contains(&text.as_str()))
+                    || (!is_role && TYPES.contains(&text.as_str()));
+                Value::String(if is_known { text.clone() } else { self.other(text) })
+            }
+            Value::Array(items) => items.iter().map(|item| self.kept(item, is_role)).collect(),
+            other => self.known(other),
+        }
+    }
+
+    /// Variables keep their names, which are not written; their texts are names.
+    fn variables(&mut self, variables: &Map<String, Value>) -> Map<String, Value> {
+        let rename = |(key, value): (&String, &Value)| (key.clone(), self.variable(value));
         variables.iter().map(rename).collect()
     }
 
-    fn renamed_variable(&self, value: &Value) -> Value {
+    fn variable(&mut self, value: &Value) -> Value {
         match value {
-            Value::String(text) => Value::String(self.name(text)),
-            Value::Array(items) => items.iter().map(|item| self.renamed_variable(item)).collect(),
+            Value::String(text) if self.is_known(text) => value.clone(),
+            Value::String(text) => Value::String(self.other(text)),
+            Value::Array(items) => items.iter().map(|item| self.variable(item)).collect(),
             Value::Object(map) => {
                 let rename = |(key, value): (&String, &Value)| {
-                    (self.name(key), self.renamed_variable(value))
+                    let name = if self.is_known(key) { key.clone() } else { self.other(key) };
+                    (name, self.variable(value))
                 };
                 Value::Object(map.iter().map(rename).collect())
             }
             other => other.clone(),
         }
+    }
+}
+
+/// Types of JSON values, of parts of a message and of tools.
+const TYPES: [&str; 10] = [
+    "array", "boolean", "function", "image", "integer", "null", "number", "object", "string",
+    "text",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_tokens_are_known() {
+        let tokens = ["<|im_end|>", "</think>"].map(str::to_owned);
+        let control = Control::new(tokens.iter()).expect("few tokens");
+        for piece in ["<|im_end|>", "x<|im_end|>y", "im", "|>", "> x", "x <", "x<|im", "think>y"] {
+            assert!(control.has_piece(piece), "{piece}");
+        }
+        for other in ["x", "end of", "é", "", "thinks"] {
+            assert!(!control.has_piece(other), "{other}");
+        }
+        assert_eq!(control.find("a</think>"), Some("</think>"));
+        assert_eq!(control.find("a</ think>"), None);
     }
 }

@@ -4,9 +4,11 @@
 //! tokens that they are for their vocabularies. Some templates take such a text apart and write the
 //! marks themselves, some write it as it is; what a model learns must not hang on that. So the two
 //! marks of one whole thought at the very start of an answer are the frame of the answer, as if the
-//! template had written them, and what is between them is what the answer thinks. Any other mark,
+//! template had written them, and what is between them is what the answer thinks. Where the template
+//! opens the thought itself, at the end of its header, the mark that closes it is. Any other mark,
 //! further on, in a thought that is not closed, or in what another role says, is text.
 
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use hone_schema::{Part, THOUGHT_MARKS};
@@ -16,24 +18,30 @@ use crate::placed::Placed;
 use crate::python::is_space;
 use crate::words::Leaf;
 
-/// The places of a thought in the text of an answer.
+/// The places of a thought's marks in the text of an answer; the first is empty where the template
+/// has opened the thought before it.
 #[derive(Debug, PartialEq, Eq)]
 struct Thought {
     opens: Range<usize>,
     closes: Range<usize>,
 }
 
-/// The thought that a text opens with.
-fn thought(text: &str) -> Option<Thought> {
+/// The thought that a text opens with; `before` is what the template wrote before it.
+fn thought(before: &str, text: &str) -> Option<Thought> {
     let said = text.trim_start_matches(is_space);
     let start = text.len() - said.len();
+    let before = before.trim_end_matches(is_space);
     THOUGHT_MARKS.iter().find_map(|[open, close]| {
-        let inside = said.strip_prefix(open)?;
+        let (inside, open_len) = match said.strip_prefix(open) {
+            Some(inside) => (inside, open.len()),
+            None if before.ends_with(open) => (said, 0),
+            None => return None,
+        };
         let end = inside.find(close)?;
         if inside[..end].contains(open) {
             return None;
         }
-        let opens = start..start + open.len();
+        let opens = start..start + open_len;
         let closes = opens.end + end..opens.end + end + close.len();
         Some(Thought { opens, closes })
     })
@@ -46,14 +54,27 @@ pub(crate) fn framed(
     text: &str,
     is_answer: impl Fn(&Leaf) -> bool,
 ) -> Vec<Block> {
-    let mut framed = Vec::with_capacity(blocks.len());
+    // Of each answer the first text of its content, until its first block has been seen.
+    let mut first: Vec<bool> = vec![false; leaves.len()];
+    let mut seen: HashSet<usize> = HashSet::new();
+    for (leaf, is_first) in leaves.iter().zip(&mut first) {
+        let message = leaf.message.filter(|_| leaf.key == "content" && is_answer(leaf));
+        *is_first = message.is_some_and(|message| seen.insert(message));
+    }
+    let mut thoughts: HashMap<usize, Option<Thought>> = HashMap::new();
+    let mut framed: Vec<Block> = Vec::with_capacity(blocks.len());
+    let mut end = 0;
     for block in blocks {
         let leaf = &leaves[block.leaf];
-        let is_said = block.part == Part::Content && leaf.key == "content" && is_answer(leaf);
-        let first = || leaves.iter().find(|l| l.message == leaf.message && l.key == leaf.key);
-        let opens = is_said && first().is_some_and(|first| std::ptr::eq(first, leaf));
-        match opens.then(|| thought(&leaf.text)).flatten() {
-            Some(thought) => cut(block, leaf, text, &thought, &mut framed),
+        let before = &text[end..block.at.start];
+        end = block.at.end;
+        if block.part != Part::Content || !first[block.leaf] {
+            framed.push(block);
+            continue;
+        }
+        let found = thoughts.entry(block.leaf).or_insert_with(|| thought(before, &leaf.text));
+        match found {
+            Some(thought) => cut(block, leaf, text, thought, &mut framed),
             None => framed.push(block),
         }
     }
@@ -90,7 +111,11 @@ mod tests {
 
     /// The text with its marks in brackets.
     fn check(text: &str, picture: &str) {
-        let found = thought(text).map(|Thought { opens, closes }| {
+        check_behind("<|assistant|>", text, picture);
+    }
+
+    fn check_behind(before: &str, text: &str, picture: &str) {
+        let found = thought(before, text).map(|Thought { opens, closes }| {
             let [before, open] = [&text[..opens.start], &text[opens.clone()]];
             let [inside, close] = [&text[opens.end..closes.start], &text[closes.clone()]];
             format!("{before}[{open}]{inside}[{close}]{}", &text[closes.end..])
@@ -110,5 +135,8 @@ mod tests {
         check("<think><think></think>", "none");
         check("<think>hm</thinking>", "none");
         check("", "none");
+        check_behind("<a><think>\n", "hm</think>b", "[]hm[</think>]b");
+        check_behind("<a><think>\n", "<think>hm</think>b", "[<think>]hm[</think>]b");
+        check_behind("<a><think>\n", "hm", "none");
     }
 }

@@ -30,7 +30,7 @@ use crate::fit::fit;
 use crate::inline::framed;
 use crate::json;
 use crate::python::is_space;
-use crate::symbols;
+use crate::symbols::{self, Free};
 use crate::template::{ChatTemplate, Given, TemplateError, values};
 use crate::words::{self, Decoded, Guards, Item, Keep, Leaf, Masked, Whole, is_said};
 
@@ -78,21 +78,54 @@ pub(crate) fn blocks(
     given: &Given,
 ) -> Result<Found, TemplateError> {
     let given_to = values(messages.iter().map(|message| Cow::Borrowed(*message)));
-    let text = template.render_values(given_to.clone(), given, false, None)?;
     let mut reserved = template.reserved.clone();
     let maps = messages.iter().copied().chain(given.variables);
     maps.for_each(|map| symbols::reserve_all(map, &mut reserved));
     for value in [given.tools, given.documents].into_iter().flatten() {
         symbols::reserve(value, &mut reserved);
     }
+    let (text, generated) = plain(template, given_to.clone(), given, &reserved)?;
     let search = Search { template, messages, given, reserved, text: &text };
-    let (blocks, generated, leaves) = search.run()?;
-    template.check_pieces(messages, given, &text, &blocks, &search.reserved)?;
+    let (blocks, leaves) = search.run()?;
+    template.check_made(messages, given, &text, &search.reserved)?;
     let blocks = framed(blocks, &leaves, &text, |leaf| search.is_answer(leaf));
     Ok(Found { text, blocks, generated, leaves, given_to })
 }
 
-type Places = (Vec<Block>, Vec<Range<usize>>, Vec<Leaf>);
+/// Step 1: the text, and what generation blocks wrote of it, by characters that they put around it.
+fn plain(
+    template: &ChatTemplate,
+    messages: Vec<minijinja::Value>,
+    given: &Given,
+    reserved: &HashSet<char>,
+) -> Result<(String, Vec<Range<usize>>), TemplateError> {
+    let mut free = Free::new(reserved);
+    let marks = free.next().zip(free.next()).filter(|_| template.has_generation);
+    let Some((open, close)) = marks else {
+        return Ok((template.render_values(messages, given, false, None)?, Vec::new()));
+    };
+    let marked = template.render_values(messages, given, false, Some([open, close]))?;
+    let mut text = String::with_capacity(marked.len());
+    let (mut opened, mut generated) = (Vec::new(), Vec::new());
+    let mut rest = marked.as_str();
+    while let Some(at) = rest.find([open, close]) {
+        text.push_str(&rest[..at]);
+        let mark = rest[at..].chars().next();
+        match (mark == Some(open), opened.pop()) {
+            (true, outer) => {
+                opened.extend(outer);
+                opened.push(text.len());
+            }
+            (false, Some(start)) => generated.push(start..text.len()),
+            (false, None) => {}
+        }
+        rest = &rest[at + mark.map_or(0, char::len_utf8)..];
+    }
+    text.push_str(rest);
+    Ok((text, generated))
+}
+
+type Places = (Vec<Block>, Vec<Leaf>);
 
 struct Search<'a> {
     template: &'a ChatTemplate,
@@ -123,14 +156,13 @@ impl Search<'_> {
     /// The conversation rendered with its words marked, and put back.
     fn marked(&self, keep: Keep<'_>, guards: Guards) -> Option<(Masked, Decoded)> {
         let masked = words::mask(self.messages, self.given, &self.reserved, keep, guards)?;
-        let marks = self.template.has_generation.then_some(masked.marks);
         let given = Given {
             tools: masked.tools.as_ref(),
             documents: masked.documents.as_ref(),
             variables: self.given.variables,
         };
         let messages = masked.messages.clone();
-        let rendered = self.template.render_values(messages, &given, false, marks).ok()?;
+        let rendered = self.template.render_values(messages, &given, false, None).ok()?;
         let decoded = masked.decode(&rendered)?;
         Some((masked, decoded))
     }
@@ -143,12 +175,11 @@ impl Search<'_> {
         decoded: Decoded,
     ) -> Result<Places, TemplateError> {
         let blocks = merged(&decoded.items, &masked.leaves, self.text, false);
-        let generated = decoded.generated;
         if !self.has_open_ends(&blocks, &masked.leaves) {
-            return Ok((blocks, generated, masked.leaves));
+            return Ok((blocks, masked.leaves));
         }
         let words: Vec<Item> = decoded.items;
-        for guards in [Guards::Close, Guards::All, Guards::Filled] {
+        for guards in [Guards::Close, Guards::All, Guards::Filled, Guards::Around] {
             let Some((guarded_mask, guarded)) = self.marked(keep, guards) else {
                 continue;
             };
@@ -161,22 +192,33 @@ impl Search<'_> {
             let leaves = &guarded_mask.leaves;
             let found = merged(&guarded.items, leaves, &guarded.text, true);
             if same_words && let Some(blocks) = fit(&found, &guarded.text, &words, self.text) {
-                return Ok((rejoined(blocks, leaves, self.text), generated, masked.leaves));
+                let blocks = rejoined(blocks, leaves, self.text);
+                if !self.loses_a_piece(leaves, &blocks) {
+                    return Ok((blocks, masked.leaves));
+                }
             }
         }
         // White space in question counts as the template's. In an answer so do literals such as
         // `</think>`, which a template that looks for them writes itself; in what others say they
         // could be forged.
-        let holds_control = |leaf: &Leaf| {
-            let mut literals = leaf.literals.iter().map(|range| &leaf.text[range.clone()]);
-            !self.is_answer(leaf)
-                && literals.any(|literal| self.template.control_token_in(literal).is_some())
-        };
-        if masked.leaves.iter().any(holds_control) {
-            let why = "a message holds a control token that the template looks for";
+        if self.loses_a_piece(&masked.leaves, &blocks) {
+            let why = "a message holds a piece of a control token that the template looks for";
             return Err(self.unknown(why, self.text));
         }
-        Ok((blocks, generated, masked.leaves))
+        Ok((blocks, masked.leaves))
+    }
+
+    /// Whether what somebody else than the model says is in no block, and could be a piece of a
+    /// control token.
+    fn loses_a_piece(&self, leaves: &[Leaf], blocks: &[Block]) -> bool {
+        let mut owned: Vec<Vec<Range<usize>>> = vec![Vec::new(); leaves.len()];
+        blocks.iter().for_each(|block| owned[block.leaf].push(block.range.clone()));
+        leaves.iter().zip(owned).any(|(leaf, owned)| {
+            let is_piece = |run: Range<usize>| {
+                self.template.control.has_piece(leaf.text[run].trim_matches(is_space))
+            };
+            !self.is_answer(leaf) && unowned(leaf, owned).into_iter().any(is_piece)
+        })
     }
 
     /// Refuses texts that are nothing but a literal and had to be kept, where they could be taken
@@ -224,6 +266,19 @@ impl Search<'_> {
             marked: around(marked, same),
         }
     }
+}
+
+/// What of a text that is written is in no block, `owned` being what is: of one without a block, its
+/// literals.
+fn unowned(leaf: &Leaf, mut owned: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    if owned.is_empty() {
+        let runs = leaf.literals.chunk_by(|a, b| a.end == b.start);
+        return runs.filter_map(|run| Some(run.first()?.start..run.last()?.end)).collect();
+    }
+    owned.sort_unstable_by_key(|range| range.start);
+    let starts = std::iter::once(0).chain(owned.iter().map(|range| range.end));
+    let ends = owned.iter().map(|range| range.start).chain([leaf.text.len()]);
+    starts.zip(ends).filter(|(start, end)| start < end).map(|(start, end)| start..end).collect()
 }
 
 /// The text around a place.

@@ -96,10 +96,6 @@ impl ChatTemplate {
 
     /// A control token that a text holds.
     pub(crate) fn control_token_in(&self, text: &str) -> Option<&str> {
-        if !self.control.may_be_in(text) {
-            return None;
-        }
-        let tokens = self.dialect.added_tokens.iter().chain(self.dialect.tokens.values());
-        tokens.map(String::as_str).find(|token| !token.is_empty() && text.contains(*token))
+        self.control.find(text)
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::context::{Context, Fixed};
 use crate::date::Date;
 use crate::engine::{self, NAME, OUTPUT_BYTES_MAX, Raised};
-use crate::forged::Tokens;
+use crate::forged::Control;
 use crate::source;
 use crate::symbols;
 use crate::thoughts::under_all_names;
@@ -168,7 +168,7 @@ pub struct ChatTemplate {
     pub(crate) literals: Vec<String>,
     /// Names of attributes and literals of the template: what it looks up.
     pub(crate) own_names: HashSet<String>,
-    pub(crate) control: Tokens,
+    pub(crate) control: Control,
     fixed: Arc<Fixed>,
     pub(crate) has_generation: bool,
     pub(crate) reserved: HashSet<char>,
@@ -199,7 +199,7 @@ impl ChatTemplate {
             symbols::private_use(token, &mut reserved);
         }
         symbols::private_use(&Value::Object(dialect.variables.clone()).to_string(), &mut reserved);
-        let control = Tokens::new(dialect.added_tokens.iter().chain(dialect.tokens.values()));
+        let control = Control::new(dialect.added_tokens.iter().chain(dialect.tokens.values()))?;
         let fixed = Arc::new(Fixed::new(&dialect));
         let mut chat = ChatTemplate {
             env,

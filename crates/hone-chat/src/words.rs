@@ -68,6 +68,9 @@ pub(crate) enum Guards {
     /// Also between a literal and the white space at its ends: what a template that takes it away
     /// writes instead, with white space of its own, differs from it then.
     Close,
+    /// So, but not between two literals with nothing else than white space between them, which a
+    /// template may take for nothing: `<think></think>`.
+    Around,
 }
 
 /// One text of a message, of the tools or of the documents.
@@ -108,8 +111,6 @@ pub(crate) struct Masked {
     pub(crate) documents: Option<Value>,
     /// All texts that were replaced.
     pub(crate) leaves: Vec<Leaf>,
-    /// The characters that mark generation blocks.
-    pub(crate) marks: [char; 2],
     symbols: Symbols,
 }
 
@@ -129,8 +130,6 @@ pub(crate) struct Item {
 pub(crate) struct Decoded {
     pub(crate) text: String,
     pub(crate) items: Vec<Item>,
-    /// What generation blocks wrote.
-    pub(crate) generated: Vec<Range<usize>>,
 }
 
 /// Replaces the words; `None` when there are more words than characters to replace them with.
@@ -152,7 +151,6 @@ pub(crate) fn mask(
         leaves: Vec::new(),
         symbols: Symbols::default(),
     };
-    let marks = [masker.free.next()?, masker.free.next()?];
     let mut list = Vec::with_capacity(messages.len());
     for (at, message) in messages.iter().enumerate() {
         masker.message = Some(at);
@@ -171,7 +169,6 @@ pub(crate) fn mask(
         tools,
         documents,
         leaves: masker.leaves,
-        marks,
         symbols: masker.symbols,
     })
 }
@@ -282,6 +279,7 @@ impl Masker<'_> {
         let mut out = String::with_capacity(text.len() * 2);
         let (mut at, mut n_before) = (0, 0);
         let mut cuts = cuts.into_iter().peekable();
+        let mut ahead = literals.iter().peekable();
         loop {
             if cuts.next_if_eq(&at).is_some() {
                 let symbol = self.free.next()?;
@@ -292,14 +290,13 @@ impl Masker<'_> {
             if at == text.len() {
                 break;
             }
-            let end = match literals.iter().find(|literal| literal.start == at) {
-                Some(literal) => {
-                    out.push_str(&text[literal.clone()]);
-                    at = literal.end;
-                    continue;
-                }
-                None => at + self.word_len(&text[at..next_start(&literals, at, text.len())]),
-            };
+            if let Some(literal) = ahead.next_if(|literal| literal.start == at) {
+                out.push_str(&text[literal.clone()]);
+                at = literal.end;
+                continue;
+            }
+            let limit = ahead.peek().map_or(text.len(), |literal| literal.start);
+            let end = at + self.word_len(&text[at..limit]);
             if end == at {
                 let kept = text[at..].chars().next()?;
                 out.push(kept);
@@ -349,12 +346,6 @@ impl Masker<'_> {
     }
 }
 
-/// Where the first literal behind `at` begins.
-fn next_start(literals: &[Range<usize>], at: usize, len: usize) -> usize {
-    let next = literals.iter().find(|literal| literal.start > at);
-    next.map_or(len, |literal| literal.start)
-}
-
 /// Where literals stand in a text; of two that overlap, the one that begins first, then the longer.
 fn literals(text: &str, keep: Keep<'_>, guards: Guards) -> Vec<Range<usize>> {
     let Keep::Literals(literals, _) = keep else {
@@ -375,7 +366,7 @@ fn literals(text: &str, keep: Keep<'_>, guards: Guards) -> Vec<Range<usize>> {
         }
         is_free
     });
-    if guards == Guards::Close {
+    if matches!(guards, Guards::Close | Guards::Around) {
         for range in &mut found {
             let literal = &text[range.clone()];
             let start = range.start + literal.len() - literal.trim_start_matches(is_space).len();
@@ -394,11 +385,25 @@ fn cuts(text: &str, literals: &[Range<usize>], guards: Guards) -> Vec<usize> {
     }
     let begins = literals.iter().any(|literal| literal.start == 0);
     let ends = literals.iter().any(|literal| literal.end == text.len());
+    let blank = |pair: &[Range<usize>]| text[pair[0].end..pair[1].start].chars().all(is_space);
+    let is_between = |at: usize| {
+        let next = literals.partition_point(|literal| literal.start < at);
+        let pairs = [
+            next.checked_sub(1).map(|one| one..one + 2),
+            next.checked_sub(2).map(|one| one..one + 2),
+        ];
+        pairs
+            .into_iter()
+            .flatten()
+            .filter_map(|pair| literals.get(pair))
+            .any(|pair| (at == pair[0].end || at == pair[1].start) && blank(pair))
+    };
     let mut cuts: Vec<usize> = literals
         .iter()
         .flat_map(|literal| [literal.start, literal.end])
         .chain([0, text.len()])
         .filter(|at| (*at > 0 || !begins) && (*at < text.len() || !ends))
+        .filter(|at| guards != Guards::Around || !is_between(*at))
         .collect();
     cuts.sort_unstable();
     cuts.dedup();
@@ -411,7 +416,6 @@ impl Masked {
     pub(crate) fn decode(&self, rendered: &str) -> Option<Decoded> {
         let mut text = String::with_capacity(rendered.len());
         let mut items = Vec::new();
-        let (mut opened, mut generated) = (Vec::new(), Vec::new());
         let mut rest = rendered;
         loop {
             let (plain, coded) = rest.split_at(plain_len(rest));
@@ -420,11 +424,7 @@ impl Masked {
             let Some(c) = chars.next() else {
                 break;
             };
-            if c == self.marks[0] {
-                opened.push(text.len());
-            } else if c == self.marks[1] {
-                generated.push(opened.pop()?..text.len());
-            } else if let Some(symbol) = self.symbols.get(c) {
+            if let Some(symbol) = self.symbols.get(c) {
                 if !(1..symbol.n_chars).all(|_| chars.next() == Some(c)) {
                     return None;
                 }
@@ -442,7 +442,7 @@ impl Masked {
             }
             rest = chars.as_str();
         }
-        Some(Decoded { text, items, generated })
+        Some(Decoded { text, items })
     }
 }
 
@@ -510,7 +510,8 @@ mod tests {
         assert_eq!(reserved.len(), 3);
         let masked =
             mask(&[], &Given::default(), &reserved, Keep::Space, Guards::None).expect("no words");
-        assert_eq!(masked.marks, ['\u{f0002}', '\u{f0003}']);
+        assert_eq!(masked.leaves.len(), 0);
+        assert_eq!(Free::new(&reserved).next(), Some('\u{f0002}'));
     }
 
     #[test]

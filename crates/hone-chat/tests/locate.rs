@@ -517,9 +517,11 @@ fn what_a_row_calls_type_or_role_is_a_name_only_where_it_is_a_text() {
 }
 
 #[test]
-fn names_are_no_pieces_of_control_tokens() {
-    let source = "{% for t in tools or [] %}{% for key in t.args %}{{ '<' ~ key ~ '>' }}{{ t.args[key] }}\
-        {% endfor %}{{ t | tojson }}{% endfor %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}\
+fn names_make_no_control_tokens() {
+    let source = "{% for t in tools or [] %}{% for key in t.arguments %}\
+        {{ '<' ~ key|replace('-', '_')|replace('$', '') ~ '>' }}{{ t.arguments[key] }}{% endfor %}\
+        {{ t | tojson }}{% endfor %}{% for m in messages %}\
+        {{ '<|' ~ (m.role|trim if mood != 'loud' else m.role|lower) ~ '|>' }}{{ m.content }}\
         {{ mood }}|><|im_end|>{% endfor %}";
     let locate = |role: &str, tool: Value, mood: &str| {
         let list = json!([{"role": role, "content": "a"}, {"role": "assistant", "content": "b"}]);
@@ -528,28 +530,89 @@ fn names_are_no_pieces_of_control_tokens() {
         let given = Given { tools: Some(&tools), variables: Some(&variables), documents: None };
         template(source).locate_with(&messages(&list), &given, 1.0)
     };
-    let plain = json!({"args": {"end": "1", "im": "2", "|": "3", "think": "4"}});
-    // `<think>` is a token of the dialect.
-    let error = locate("user", plain, "x").unwrap_err();
-    assert_eq!(error.reason(), "forged control token", "{error}");
-    for key in ["end", "im", "|", "<", ">", "think>", "a<"] {
-        let found = locate("user", json!({"args": {"x": "1"}, "a": {key: "2"}}), "x");
-        let found = found.unwrap_or_else(|e| panic!("{key}: {e}"));
+    let call = |key: &str| json!({"arguments": {key: "1"}, "x": {key: "2"}});
+    // Pieces of tokens and names of the template's own words are all right where they make nothing.
+    for key in ["end", "im", "|", "<", "a<", "tool call", "thinking", "arguments", "loud"] {
+        let found = locate("user", call(key), "x").unwrap_or_else(|e| panic!("{key}: {e}"));
         assert!(found.text.contains(&format!("{{\"{key}\": \"2\"}}")), "{}", found.text);
     }
     for (role, key, mood) in [
+        ("user", "think", "x"),
+        ("user", "think>", "x"),
         ("user", "|im_end|", "x"),
         ("user", "/think", "x"),
+        ("user", "th$ink", "x"),
+        ("user", "/tool-call", "x"),
         ("im_end", "x", "x"),
+        (" im_end ", "x", "x"),
+        ("IM_END", "x", "loud"),
         ("user", "x", "<|im_end"),
         ("user", "x", "<|eot_id"),
     ] {
-        let error = locate(role, json!({"args": {key: "1"}}), mood).unwrap_err();
+        let error = locate(role, call(key), mood).unwrap_err();
         assert_eq!(error.reason(), "forged control token", "{role} {key} {mood}: {error}");
     }
     // What a message says beside a name is no token either.
-    let found = locate("user", json!({"args": {"x": "<|im_"}}), "x").expect("no token");
+    let found = locate("user", json!({"arguments": {"x": "<|im_"}}), "x").expect("no token");
     assert!(found.text.contains("<|im_"));
+    // Keys that are sorted come in another order under other names; nothing is made of them.
+    let sorts = "{% for t in tools %}{% for k, v in t.properties|dictsort %}{{ k }}: {{ v }}\n{% endfor %}\
+        {% endfor %}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}";
+    let tools = json!([{"properties": {"end": "1", "zone": "2", "id": "3"}}]);
+    let found = template(sorts).locate(&chat(&["u: a", "a: b"]), Some(&tools), 1.0);
+    assert!(found.expect("no token").text.starts_with("end: 1\nid: 3\n"));
+}
+
+#[test]
+fn pieces_of_a_message_make_no_control_token() {
+    // Every piece of `<|system|>` is a text of this template, so that all of it is kept.
+    let source = "{% for m in messages %}{{ '<|' + m.role + '|>' }}\n{% set c = m.content %}\
+        {% if m.role == 'assistant' %}{% set r = '' %}{% if '</think>' in c %}\
+        {% set r = c.split('</think>')[0].split('<think>')[-1] %}{% set c = c.split('</think>')[-1] %}\
+        {% endif %}{% if r %}<think>\n{{ r }}\n</think>\n{% endif %}{{ c }}\
+        {% elif m.role == 'user' or m.role == 'system' %}{{ c }}{% endif %}<|end|>\n{% endfor %}";
+    let added = ["<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<think>", "</think>"];
+    let dialect = Dialect { added_tokens: added.map(str::to_owned).to_vec(), ..Dialect::default() };
+    let template = ChatTemplate::new(source, dialect).expect("a valid template");
+    for answer in ["b", "<think>x</think>b", "<think></think>b", "<think>\n</think>\n\nb\n"] {
+        for says in ["hi<|system|>", "<|system|>", "<|user|>x", "say \"hi\"", "the </think> tag"] {
+            let row = chat(&[&format!("u: {says}"), &format!("a: {answer}")]);
+            let Ok(found) = template.locate(&row, None, 1.0) else { continue };
+            check_rules(&found);
+            let said = format!("<|user|>\n[0:{says}]<|end|>");
+            assert!(picture(&found).starts_with(&said), "{answer}: {}", picture(&found));
+        }
+        let row = chat(&["u: say \"hi\"", &format!("a: {answer}")]);
+        assert!(template.locate(&row, None, 1.0).is_ok(), "{answer}");
+    }
+}
+
+#[test]
+fn what_is_generated_is_so_for_the_answers_as_they_are() {
+    let source = |when: &str| {
+        format!(
+            "{{% for m in messages %}}[{{{{ m.role }}}}]{{% if m.role == 'assistant' and ({when}) %}}\
+             {{% generation %}}{{{{ m.content }}}}<|im_end|>{{% endgeneration %}}{{% else %}}\
+             {{{{ m.content }}}}<|im_end|>{{% endif %}}{{% endfor %}}"
+        )
+    };
+    let trained = |when: &str, answers: [&str; 2]| {
+        let [first, last] = answers.map(|answer| format!("a: {answer}"));
+        let found =
+            template(&source(when)).locate(&chat(&["u: a", &first, "u: c", &last]), None, 1.0);
+        let found = found.expect("no more than it says");
+        check_rules(&found);
+        let spans = found.spans.iter().filter(|span| span.weight > 0.0 && span.role == "assistant");
+        spans.map(|s| &found.text[s.start as usize..s.end as usize]).collect::<String>()
+    };
+    let long = "a very long answer";
+    assert_eq!(trained("m.content|length < 9", [long, "ok"]), "ok<|im_end|>");
+    assert_eq!(trained("m.content|length > 9", [long, "ok"]), "a very long answer<|im_end|>");
+    assert_eq!(
+        trained("loop.last or '\\n' in m.content", ["two\nlines", "ok"]),
+        "two\nlines<|im_end|>ok<|im_end|>"
+    );
+    assert_eq!(trained("' ' in m.content", ["b c", "ok"]), "b c<|im_end|>");
 }
 
 #[test]

@@ -75,7 +75,7 @@ struct Said {
 impl Said {
     /// Whether it may be found as that part: a content that opens with a thought is one, too.
     fn is(&self, part: Part) -> bool {
-        let thinks = self.part == Part::Content && self.text.trim_start().starts_with("<think>");
+        let thinks = self.part == Part::Content && self.text.contains("</think>");
         part == self.part || (thinks && part == Part::Reasoning)
     }
 }

@@ -16,9 +16,11 @@ pub enum LearnError {
         /// What it has to be.
         expected: &'static str,
     },
-    /// A group's pattern cannot be used.
-    #[error("group `match` = {pattern:?}: {reason}")]
+    /// A pattern of names cannot be used.
+    #[error("{setting} = {pattern:?}: {reason}")]
     Pattern {
+        /// The setting that it stands in.
+        setting: &'static str,
         /// The pattern.
         pattern: String,
         /// What is wrong with it.

@@ -50,17 +50,53 @@ impl GroupConfig {
     }
 
     fn regex(&self) -> Result<Regex, LearnError> {
-        Regex::new(&self.pattern).map_err(|e| {
-            let text = e.to_string();
-            // The last line says what is wrong; those before it draw a picture.
-            let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
-            self.refuse(format!("it is no regular expression: {reason}"))
-        })
+        regex(GROUP, &self.pattern)
     }
 
     fn refuse(&self, reason: String) -> LearnError {
-        LearnError::Pattern { pattern: self.pattern.clone(), reason }
+        refuse(GROUP, &self.pattern, reason)
     }
+}
+
+/// How messages name the pattern of a group.
+const GROUP: &str = "group `match`";
+
+fn regex(setting: &'static str, pattern: &str) -> Result<Regex, LearnError> {
+    Regex::new(pattern).map_err(|e| {
+        let text = e.to_string();
+        // The last line says what is wrong; those before it draw a picture.
+        let reason = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
+        refuse(setting, pattern, format!("it is no regular expression: {reason}"))
+    })
+}
+
+fn refuse(setting: &'static str, pattern: &str, reason: String) -> LearnError {
+    LearnError::Pattern { setting, pattern: pattern.to_owned(), reason }
+}
+
+/// Which of `names` any of the patterns matches. `setting` is where they stand, for messages. Errors:
+/// a pattern that is no regular expression, or matches none.
+pub fn matching(
+    setting: &'static str,
+    patterns: &[String],
+    names: &[&str],
+) -> Result<Vec<bool>, LearnError> {
+    let mut matched = vec![false; names.len()];
+    for pattern in patterns {
+        let regex = regex(setting, pattern)?;
+        let mut any = false;
+        for (matched, name) in matched.iter_mut().zip(names) {
+            let is_match = regex.is_match(name);
+            *matched |= is_match;
+            any |= is_match;
+        }
+        if !any {
+            let near = nearest(pattern, names).join("`, `");
+            let reason = format!("it matches no tensor; the nearest are `{near}`");
+            return Err(refuse(setting, pattern, reason));
+        }
+    }
+    Ok(matched)
 }
 
 /// What one tensor is updated with.

@@ -33,7 +33,7 @@ mod selftest;
 mod state;
 
 pub use error::LearnError;
-pub use groups::{GroupConfig, GroupRates};
+pub use groups::{GroupConfig, GroupRates, matching};
 pub use learner::{Evaluation, Learner, StepReport, evaluate};
 pub use optimizer::{
     AdafactorConfig, AdamW8bitConfig, AdamWConfig, LionConfig, MuonConfig, MuonScale,

@@ -1,10 +1,11 @@
 //! Everything that decides how a model learns, besides its data and its rate.
 
 use hone_kernels::LossOptions;
+use hone_model::ParamInfo;
 use serde::{Deserialize, Serialize};
 
 use crate::optimizer::{bad, check_beta, check_not_negative, check_positive};
-use crate::{GroupConfig, LearnError, OptimizerConfig};
+use crate::{GroupConfig, LearnError, OptimizerConfig, groups};
 
 /// How a model learns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,6 +81,11 @@ impl Recipe {
             return bad("label_smoothing", self.loss.label_smoothing, "at least 0 and below 1");
         }
         self.groups.iter().try_for_each(GroupConfig::check)
+    }
+
+    /// Checks the groups against the tensors that will be trained; `lr` is the schedule's peak.
+    pub fn check_groups(&self, lr: f64, infos: &[ParamInfo]) -> Result<(), LearnError> {
+        groups::resolve(&self.groups, &self.optimizer, lr, infos).map(|_| ())
     }
 
     /// The factor on a gradient of that global norm: max_norm / (norm + 1e-6), at most 1.

@@ -67,12 +67,23 @@ fn kept(optimizer: &OptimizerConfig, info: &ParamInfo) -> Kept {
 }
 
 impl OptimizerConfig {
-    /// Bytes that the rule keeps of a tensor from step to step. Muon has buffers besides, of twice
-    /// the largest matrix.
+    /// Bytes that the rule keeps of a tensor from step to step.
     pub fn state_bytes(&self, info: &ParamInfo) -> u64 {
         let Kept { values, codes } = kept(self, info);
         let total = |parts: &[(&str, usize)]| parts.iter().map(|(_, n)| *n as u64).sum::<u64>();
         size_of::<f32>() as u64 * total(&values) + total(&codes)
+    }
+
+    /// Bytes of the rule's buffers that all tensors share: Muon's two of the largest matrix and two
+    /// squares of the shorter side.
+    pub fn scratch_bytes(&self, infos: &[ParamInfo]) -> u64 {
+        let OptimizerConfig::Muon(_) = self else { return 0 };
+        let (mut n, mut side) = (0, 0);
+        for info in infos.iter().filter(|info| is_muon(info)) {
+            n = n.max(info.n_values());
+            side = side.max(info.shape[0].min(info.shape[1]));
+        }
+        (2 * size_of::<f32>() * (n + side * side)) as u64
     }
 }
 

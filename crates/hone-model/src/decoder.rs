@@ -8,6 +8,7 @@ use crate::layer::{Layer, Pass};
 use crate::linear::{Linear, LoraNeeds, LoraScratch, finite};
 use crate::lora::{EmbedLora, Stash, TokenPatch};
 use crate::param::{Param, ParamInfo, ParamKind};
+use crate::plan::check_frozen;
 use crate::rope::Ropes;
 use crate::tensors::{TensorSource, Tensors};
 use crate::workspace::{Layout, Workspace};
@@ -54,6 +55,8 @@ pub struct Decoder<B: Backend> {
     pub(crate) workspace: Option<Workspace<B>>,
     /// Noise of the training pass under way.
     noise: Option<EmbeddingNoise>,
+    /// Loss of each row of the last training pass, where they are kept.
+    pub(crate) row_losses: Option<Vec<f32>>,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -85,6 +88,7 @@ impl<B: Backend> Decoder<B> {
             ropes: Ropes::new(&backend, config),
             workspace: None,
             noise: None,
+            row_losses: None,
             backend,
         })
     }
@@ -154,6 +158,19 @@ impl<B: Backend> Decoder<B> {
                 buffer += 1;
             }
         });
+    }
+
+    /// Takes the gradients of the tensors that `is_frozen` names, so that they stay as they are.
+    /// Errors: [`check_frozen`].
+    pub fn freeze(&mut self, is_frozen: &dyn Fn(&str) -> bool) -> Result<(), ModelError> {
+        check_frozen(&self.config, is_frozen)?;
+        self.workspace = None;
+        self.visit_mut(&mut |param| {
+            if param.infos(0).all(|info| is_frozen(&info.name)) {
+                param.grad = None;
+            }
+        });
+        Ok(())
     }
 
     /// Sets every gradient to zero.
@@ -252,6 +269,10 @@ impl<B: Backend> Decoder<B> {
         PassOptions { dropout_seed, noise }: PassOptions,
     ) -> Result<LossSums, ModelError> {
         batch.check(&self.config)?;
+        if let Some(losses) = &mut self.row_losses {
+            losses.clear();
+            losses.resize(batch.rows.len(), 0.0);
+        }
         if batch.rows.is_empty() {
             return Ok(LossSums::default());
         }
@@ -428,12 +449,14 @@ impl<B: Backend> Decoder<B> {
         let Some(back) = back else {
             let on = (&self.backend, &self.dims);
             let x = &streams[n_layers % streams.len()];
-            return self.head.loss(on, &mut self.embed, x, batch, head_acts, None, None);
+            let rows = self.row_losses.as_deref_mut();
+            return self.head.loss(on, &mut self.embed, x, batch, head_acts, None, rows);
         };
         let on = (&self.backend, &self.dims);
         let grad = HeadGrad { back: &mut back.head, dx: &mut back.dx, scale: grad_scale };
         let x = &streams[n_layers];
-        let sums = self.head.loss(on, &mut self.embed, x, batch, head_acts, Some(grad), None);
+        let rows = self.row_losses.as_deref_mut();
+        let sums = self.head.loss(on, &mut self.embed, x, batch, head_acts, Some(grad), rows);
 
         let Decoder { backend, dims, layers, ropes, .. } = self;
         let pass = Pass {

@@ -68,6 +68,16 @@ pub enum ModelError {
     /// Writing failed.
     #[error("writing tensors: {0}")]
     Write(#[from] std::io::Error),
+    /// Of tensors that lie in one buffer some were to be frozen.
+    #[error(
+        "`{frozen}` cannot be frozen without `{trained}`: both read the same input, as one map"
+    )]
+    Freeze {
+        /// One that was.
+        frozen: String,
+        /// One that was not.
+        trained: String,
+    },
 }
 
 /// How many names of each kind a message lists.

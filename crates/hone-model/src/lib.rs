@@ -62,7 +62,7 @@ pub use lora::{Adapter, BiasMode, InitMethod, LoraConfig, Targets, TokenRows};
 pub use merge::Merge;
 pub use param::{ParamInfo, ParamKind};
 pub use pass::{EmbeddingNoise, PassOptions};
-pub use plan::{MemoryPlan, Method};
+pub use plan::{MemoryNeeds, MemoryPlan, Method, check_frozen, trained_params};
 pub use resize::ResizedVocab;
 pub use safetensors::{SafetensorsRegions, SafetensorsWriter, StoredType, TensorEntry};
 pub use tensors::{NamedTensor, TensorSource, Tensors};

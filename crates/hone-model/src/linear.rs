@@ -98,7 +98,8 @@ impl<B: Backend> Linear<B> {
 
     /// Whether the backward reads the input.
     pub(crate) fn needs_input(&self) -> bool {
-        matches!(self.weight, Weight::Trained(_)) || self.lora.is_some()
+        let is_trained = matches!(&self.weight, Weight::Trained(w) if w.grad.is_some());
+        is_trained || self.lora.is_some()
     }
 
     /// Buffers that the adapters here need.

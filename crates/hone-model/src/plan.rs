@@ -1,12 +1,17 @@
 //! Bytes that a run will hold, estimated before anything is loaded.
 
 use crate::buffers::{Acts, BackScratch, Dims};
+use crate::config::{LinearShape, Map, layer_prefix};
 use crate::head::chunk_rows;
-use crate::lora::modules;
-use crate::{LoraConfig, ModelConfig, QuantSpec, Recompute};
+use crate::lora::{EMBED, PREFIX, modules};
+use crate::param::{ParamInfo, ParamKind};
+use crate::{LoraConfig, ModelConfig, ModelError, QuantSpec, Recompute};
 
 /// Bytes of a value: everything is f32.
 const VALUE_BYTES: u64 = 4;
+
+/// Bytes of a target and its weight.
+const TARGET_BYTES: u64 = 8;
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,105 +26,280 @@ pub enum Method<'a> {
     Qlora(&'a LoraConfig, QuantSpec),
 }
 
-/// Bytes held during a run, by purpose. The source of the weights (a mapped file) and the program
-/// itself are not in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+impl<'a> Method<'a> {
+    /// The adapter that is trained.
+    fn lora(self) -> Option<&'a LoraConfig> {
+        match self {
+            Method::Lora(lora) | Method::Qlora(lora, _) => Some(lora),
+            Method::Inference | Method::Full => None,
+        }
+    }
+}
+
+/// What a memory plan is made for, beside the model's shape.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryNeeds<'a> {
+    /// What is trained.
+    pub method: Method<'a>,
+    /// The tensors that get a gradient: [`trained_params`], but for those that are frozen.
+    pub trained: &'a [ParamInfo],
+    /// Bytes that the update rule keeps of them from step to step.
+    pub optimizer: u64,
+    /// Whether a moving average of them is kept.
+    pub average: bool,
+    /// Tokens of the largest micro-batch.
+    pub n_tokens: usize,
+    /// What the backward computes again.
+    pub recompute: Recompute,
+    /// Bytes of the files that the weights are read from, which are mapped meanwhile.
+    pub files: u64,
+}
+
+/// Bytes held during a run, by purpose. The program itself is not in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// Base weights and adapters.
     pub weights: u64,
+    /// Scales of quantised weights.
+    pub quantisation: u64,
     /// Gradients of what is trained.
     pub gradients: u64,
-    /// Both moments of AdamW.
-    pub moments: u64,
+    /// What the update rule keeps: of AdamW both moments.
+    pub optimizer: u64,
+    /// The moving average of the weights.
+    pub average: u64,
     /// Activations, residual streams and the buffers of the passes.
     pub activations: u64,
     /// The chunk of logits, and the head's other buffers.
     pub head: u64,
+    /// Held beside the weights while they are read, and not after it: the mapped files, and the
+    /// largest tensor on its way.
+    pub loading: u64,
 }
 
 impl MemoryPlan {
-    /// The plan of a run whose largest micro-batch has `n_tokens` tokens.
-    pub fn new(
-        config: &ModelConfig,
-        method: Method<'_>,
-        n_tokens: usize,
-        recompute: Recompute,
-    ) -> Self {
-        let dims = Dims::new(config);
-        let n_base = config.n_params() as u64;
-        let n_adapter = match method {
-            Method::Lora(lora) | Method::Qlora(lora, _) => lora.n_params(config),
-            _ => 0,
-        };
-        let n_trained = match method {
-            Method::Inference => 0,
-            Method::Full => n_base,
-            Method::Lora(_) | Method::Qlora(..) => n_adapter,
-        };
-        let trains = n_trained > 0;
-        let n_layers = config.num_hidden_layers;
-        let n_streams = if trains { n_layers + 1 } else { 2 };
-        let n_acts = if trains && recompute == Recompute::None { n_layers } else { 1 };
-        let d = dims.d;
-        let mut per_token =
-            n_streams * d + n_acts * Acts::<hone_kernels::Cpu>::values_per_token(&dims);
-        per_token += dims.i;
-        if trains {
-            per_token += d + BackScratch::<hone_kernels::Cpu>::values_per_token(&dims);
-        }
-        if let Method::Lora(lora) | Method::Qlora(lora, _) = method {
-            // u and du of the widest group, and the two buffers of dropout.
-            let ranks = lora.rank_pattern.iter().map(|&(_, r)| r);
-            per_token += 2 * 3 * ranks.fold(lora.r, usize::max);
-            // The unscaled output and the scaled gradient of the widest map.
-            let widest = dims.heads.qkv_width().max(2 * dims.i).max(d);
-            per_token += if lora.use_dora { 2 * widest } else { 0 };
-            per_token += if lora.lora_dropout > 0.0 { 2 * d.max(dims.i) } else { 0 };
-        }
-        let head_width = if trains { 4 * d } else { 2 * d };
-        // With a soft cap the backward reads the capped logits beside their gradient.
-        let n_chunks = if dims.logit_cap.is_some() { 2 } else { 1 };
-        let chunk = chunk_rows(dims.v).min(n_tokens.max(1)) * dims.v;
-        let head = n_tokens * head_width + n_chunks * chunk;
+    /// The plan of a run.
+    pub fn new(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> Self {
+        let n_trained: u64 = needs.trained.iter().map(|info| info.n_values() as u64).sum();
+        let n_adapter = needs.method.lora().map_or(0, |lora| lora.n_params(config));
+        let (base, quantisation) = base_bytes(config, needs.method);
+        let n_average = if needs.average { n_trained } else { 0 };
         MemoryPlan {
-            weights: base_bytes(config, method) + VALUE_BYTES * n_adapter,
+            weights: base + VALUE_BYTES * n_adapter,
+            quantisation,
             gradients: VALUE_BYTES * n_trained,
-            moments: 2 * VALUE_BYTES * n_trained,
-            activations: VALUE_BYTES * (per_token * n_tokens) as u64,
-            head: VALUE_BYTES * head as u64,
+            optimizer: needs.optimizer,
+            average: VALUE_BYTES * n_average,
+            activations: activations(config, needs),
+            head: head(config, needs),
+            loading: needs.files + largest_map(config),
         }
     }
 
-    /// Bytes in all.
-    pub fn total(&self) -> u64 {
-        self.weights + self.gradients + self.moments + self.activations + self.head
+    /// Bytes of a step: all but [`MemoryPlan::loading`].
+    pub fn step(&self) -> u64 {
+        self.weights
+            + self.quantisation
+            + self.gradients
+            + self.optimizer
+            + self.average
+            + self.activations
+            + self.head
     }
 
-    /// The fastest setting whose plan fits `budget` bytes; `None` when not even recomputing fits.
-    pub fn choose_recompute(
-        config: &ModelConfig,
-        method: Method<'_>,
-        n_tokens: usize,
-        budget: u64,
-    ) -> Option<Recompute> {
-        [Recompute::None, Recompute::Layer].into_iter().find(|&recompute| {
-            MemoryPlan::new(config, method, n_tokens, recompute).total() <= budget
-        })
+    /// Bytes at the worst moment.
+    pub fn peak(&self) -> u64 {
+        let training = self.gradients + self.weights + self.quantisation + self.loading;
+        self.step().max(training)
+    }
+
+    /// Its parts with their names, in the order in which they are shown.
+    pub fn parts(&self) -> [(&'static str, u64); 9] {
+        [
+            ("weights", self.weights),
+            ("quantisation", self.quantisation),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("average", self.average),
+            ("activations", self.activations),
+            ("head", self.head),
+            ("loading", self.loading),
+            ("peak", self.peak()),
+        ]
     }
 }
 
-/// Bytes of the base's weights.
-fn base_bytes(config: &ModelConfig, method: Method<'_>) -> u64 {
+/// Bytes of the base's values, and of the scales of those in 4 bits.
+fn base_bytes(config: &ModelConfig, method: Method<'_>) -> (u64, u64) {
     let full = VALUE_BYTES * config.n_params() as u64;
-    let Method::Qlora(_, spec) = method else { return full };
+    let Method::Qlora(_, spec) = method else { return (full, 0) };
     let sizes = modules(config).map(|(_, shape)| shape.inp * shape.out);
-    sizes.fold(full, |bytes, n| bytes - VALUE_BYTES * n as u64 + spec.n_bytes(n) as u64)
+    sizes.fold((full, 0), |(values, scales), n| {
+        let codes = n.div_ceil(2);
+        let saved = VALUE_BYTES * n as u64 - codes as u64;
+        (values - saved, scales + (spec.n_bytes(n) - codes) as u64)
+    })
+}
+
+/// Residual streams, activations and the buffers of the passes.
+fn activations(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> u64 {
+    let dims = Dims::new(config);
+    let trains = !needs.trained.is_empty();
+    let n_layers = config.num_hidden_layers;
+    let n_streams = if trains { n_layers + 1 } else { 2 };
+    let n_acts = if trains && needs.recompute == Recompute::None { n_layers } else { 1 };
+    let d = dims.d;
+    let mut per_token = n_streams * d + n_acts * Acts::<hone_kernels::Cpu>::values_per_token(&dims);
+    per_token += dims.i;
+    if trains {
+        per_token += d + BackScratch::<hone_kernels::Cpu>::values_per_token(&dims);
+    }
+    if let Some(lora) = needs.method.lora() {
+        let AdapterWidths { rank, inp, out } = adapter_widths(config, lora);
+        per_token += 2 * rank;
+        per_token += if lora.lora_dropout > 0.0 { 2 * inp } else { 0 };
+        // The unscaled output and the scaled gradient.
+        per_token += if lora.use_dora { 2 * out } else { 0 };
+    }
+    VALUE_BYTES * (per_token * needs.n_tokens) as u64
+}
+
+/// The chunk of logits, and the rows on their way to it.
+fn head(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> u64 {
+    let dims = Dims::new(config);
+    let rows = if needs.trained.is_empty() { 2 } else { 4 };
+    // With a soft cap the backward reads the capped logits beside their gradient.
+    let n_chunks = if dims.logit_cap.is_some() { 2 } else { 1 };
+    let chunk = chunk_rows(dims.v).min(needs.n_tokens.max(1)) * dims.v;
+    let values = needs.n_tokens * (rows * dims.d + 1) + n_chunks * chunk;
+    VALUE_BYTES * values as u64 + TARGET_BYTES * needs.n_tokens as u64
+}
+
+/// What the buffers of adapters are as wide as.
+#[derive(Default)]
+struct AdapterWidths {
+    /// Largest summed rank of the adapters of maps that read the same input, and of the embedding's.
+    rank: usize,
+    /// Widest input of an adapted map.
+    inp: usize,
+    /// Columns of the widest group of maps of which one is adapted.
+    out: usize,
+}
+
+fn adapter_widths(config: &ModelConfig, lora: &LoraConfig) -> AdapterWidths {
+    let mut widest = AdapterWidths::default();
+    if lora.targets(EMBED) {
+        widest.rank = lora.rank_of(EMBED);
+    }
+    let linears = config.linears();
+    for layer in 0..config.num_hidden_layers {
+        for map in [Map::Qkv, Map::O, Map::GateUp, Map::Down] {
+            let name = |shape: &LinearShape| format!("{}.{}", layer_prefix(layer), shape.name);
+            let group = || linears.iter().filter(|shape| shape.map == map);
+            let adapted = group().map(|shape| (name(shape), shape.inp));
+            let adapted: Vec<_> = adapted.filter(|(name, _)| lora.targets(name)).collect();
+            let Some((_, inp)) = adapted.first() else { continue };
+            let rank = adapted.iter().map(|(name, _)| lora.rank_of(name)).sum();
+            widest.rank = widest.rank.max(rank);
+            widest.inp = widest.inp.max(*inp);
+            widest.out = widest.out.max(group().map(|shape| shape.out).sum());
+        }
+    }
+    widest
+}
+
+/// Bytes of the largest matrix on its way from the file into its buffer.
+fn largest_map(config: &ModelConfig) -> u64 {
+    let linears = config.linears();
+    let maps = [Map::Qkv, Map::O, Map::GateUp, Map::Down].map(|map| {
+        let shapes = linears.iter().filter(|shape| shape.map == map);
+        shapes.map(|shape| shape.out * shape.inp).sum::<usize>()
+    });
+    // Once as it is read, and once more where several are laid end to end.
+    2 * VALUE_BYTES * maps.into_iter().max().unwrap_or_default() as u64
+}
+
+/// What a run trains, by the shape of its model alone: names, shapes and kinds. Buffers and offsets
+/// are those of no decoder.
+pub fn trained_params(config: &ModelConfig, method: Method<'_>) -> Vec<ParamInfo> {
+    let info = |name: String, shape: Vec<usize>, kind| ParamInfo {
+        name,
+        shape,
+        kind,
+        buffer: 0,
+        offset: 0,
+    };
+    match method {
+        Method::Inference => Vec::new(),
+        Method::Full => {
+            let entries = config.tensors().into_iter();
+            entries.map(|entry| info(entry.name.clone(), entry.shape, kind(&entry.name))).collect()
+        }
+        Method::Lora(lora) | Method::Qlora(lora, _) => {
+            let entries = lora.tensors(config).into_iter();
+            entries.map(|entry| info(entry.name.clone(), entry.shape, kind(&entry.name))).collect()
+        }
+    }
+}
+
+/// Checks that of the maps that read the same input, which lie in one buffer, all are frozen or none.
+/// Errors: one that is, beside one that is not.
+pub fn check_frozen(
+    config: &ModelConfig,
+    is_frozen: &dyn Fn(&str) -> bool,
+) -> Result<(), ModelError> {
+    let linears: Vec<(String, LinearShape)> = modules(config).collect();
+    let same = |(a, one): &(String, LinearShape), (b, other): &(String, LinearShape)| {
+        let layer = |name: &str| name.split('.').nth(2).map(str::to_owned);
+        one.map == other.map && layer(a) == layer(b)
+    };
+    for stacked in linears.chunk_by(same) {
+        for suffix in ["weight", "bias"] {
+            let names = stacked.iter().map(|(module, _)| format!("{module}.{suffix}"));
+            let (frozen, trained): (Vec<_>, Vec<_>) = names.partition(|name| is_frozen(name));
+            if let ([frozen, ..], [trained, ..]) = (&frozen[..], &trained[..]) {
+                let (frozen, trained) = (frozen.clone(), trained.clone());
+                return Err(ModelError::Freeze { frozen, trained });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a tensor of that name is: one of the model's, or an adapter's.
+fn kind(name: &str) -> ParamKind {
+    let name = name.strip_prefix(PREFIX).unwrap_or(name);
+    match name {
+        name if name.contains(".lora_A.") || name.ends_with(".lora_embedding_A") => {
+            ParamKind::LoraA
+        }
+        name if name.contains(".lora_") => ParamKind::LoraB,
+        name if name.ends_with(".trainable_tokens_delta") => ParamKind::Embedding,
+        "model.embed_tokens.weight" => ParamKind::Embedding,
+        "lm_head.weight" => ParamKind::Head,
+        name if name.ends_with("norm.weight") => ParamKind::Norm,
+        name if name.ends_with(".bias") => ParamKind::Bias,
+        _ => ParamKind::Matrix,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ValueType;
+
+    fn needs<'a>(method: Method<'a>, trained: &'a [ParamInfo]) -> MemoryNeeds<'a> {
+        let n: usize = trained.iter().map(ParamInfo::n_values).sum();
+        MemoryNeeds {
+            method,
+            trained,
+            optimizer: 8 * n as u64,
+            average: false,
+            n_tokens: 2048,
+            recompute: Recompute::None,
+            files: 0,
+        }
+    }
 
     #[test]
     fn smollm2_fits_as_counted_by_hand() {
@@ -128,25 +308,50 @@ mod tests {
             "num_key_value_heads": 3, "tie_word_embeddings": true}"#;
         let config = ModelConfig::from_json(text).unwrap();
         let lora = LoraConfig::all_linear(16, 32.0);
-        let plan = MemoryPlan::new(&config, Method::Lora(&lora), 2048, Recompute::None);
+        let method = Method::Lora(&lora);
+        let trained = trained_params(&config, method);
+        let needs = needs(method, &trained);
+        let plan = MemoryPlan::new(&config, &needs);
         assert_eq!(plan.weights, 4 * (134_515_008 + 4_884_480));
         assert_eq!(plan.gradients, 4 * 4_884_480);
-        assert_eq!(plan.moments, 2 * plan.gradients);
+        assert_eq!(plan.optimizer, 2 * plan.gradients);
         // QLoRA: 106,168,320 values of the linear maps in 4 bits, blocks of 64 with double
         // quantisation: 4.127 bits each and a map of 1 KiB for each of 210 matrices.
         let small = Method::Qlora(&lora, QuantSpec::qlora(ValueType::Bf16));
-        let small = MemoryPlan::new(&config, small, 2048, Recompute::None);
+        assert_eq!(trained_params(&config, small), trained);
+        let small = MemoryPlan::new(&config, &MemoryNeeds { method: small, ..needs });
         let saved = plan.weights - small.weights;
-        let bits =
-            8.0 * (4.0 - saved as f64 / 106_168_320.0) - 8.0 * 1028.0 * 210.0 / 106_168_320.0;
-        assert!((bits - 4.127).abs() < 1e-3, "{bits}");
+        assert_eq!(saved, 106_168_320 * 7 / 2);
+        let bits = 8.0 * (small.quantisation as f64 - 1028.0 * 210.0) / 106_168_320.0;
+        assert!((bits - 0.127).abs() < 1e-3, "{bits}");
         assert_eq!(small.gradients, plan.gradients);
-        let layer = MemoryPlan::new(&config, Method::Lora(&lora), 2048, Recompute::Layer);
+        let needs = MemoryNeeds { recompute: Recompute::Layer, ..needs };
+        let layer = MemoryPlan::new(&config, &needs);
         assert!(layer.activations * 5 < plan.activations, "{layer:?} {plan:?}");
-        let choose =
-            |budget| MemoryPlan::choose_recompute(&config, Method::Lora(&lora), 2048, budget);
-        assert_eq!(choose(plan.total()), Some(Recompute::None));
-        assert_eq!(choose(plan.total() - 1), Some(Recompute::Layer));
-        assert_eq!(choose(layer.total() - 1), None);
+        let all = MemoryNeeds { files: 1 << 40, average: true, ..needs };
+        let all = MemoryPlan::new(&config, &all);
+        assert_eq!((all.average, all.step()), (plan.gradients, layer.step() + plan.gradients));
+        assert!(all.peak() > 1 << 40, "the files are mapped while they are read");
+    }
+
+    /// Mixed precision with Adam has 2 bytes of a weight, 2 of its gradient, 4 of a master copy and 8
+    /// of moments: 16 a parameter, 112 GB for seven thousand million. In f32 a weight has 4, its
+    /// gradient 4, its moments 8: as many.
+    #[test]
+    fn full_tuning_of_seven_billion_needs_what_the_textbook_says() {
+        let text = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama",
+            "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
+            "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+            "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": false}"#;
+        let config = ModelConfig::from_json(text).unwrap();
+        let n = config.n_params() as u64;
+        assert_eq!(n, 6_738_415_616);
+        let mixed = n * (2 + 2 + 4 + 8);
+        assert_eq!(mixed, 107_814_649_856);
+        assert_eq!(16 * 7_000_000_000_u64, 112_000_000_000);
+        let trained = trained_params(&config, Method::Full);
+        let plan = MemoryPlan::new(&config, &needs(Method::Full, &trained));
+        assert_eq!(plan.weights + plan.gradients + plan.optimizer, mixed);
+        assert!(plan.step() > mixed && plan.activations > 10 << 30);
     }
 }

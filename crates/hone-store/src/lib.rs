@@ -5,13 +5,14 @@
 //! `manifest.json` comes last; one rename makes it visible. [`Sealed`] is the way out: it refuses a directory whose manifest,
 //! ledger, names, sizes or hashes are not as they were sealed. [`ModelDir`] reads Hugging Face model directories, sealed or
 //! foreign; [`input`] reads what users bring; [`Live`] appends to logs that people watch while a stage runs; [`Spill`] is where a
-//! stage puts aside what does not fit into memory.
+//! stage puts aside what does not fit into memory; [`machine`] says how much of that there is.
 
 mod draft;
 mod error;
 mod foreign;
 pub mod input;
 mod live;
+pub mod machine;
 mod mapped;
 mod model_dir;
 pub mod output;

@@ -30,5 +30,9 @@ pub fn program(version: &str) -> Result<Program, StoreError> {
 /// Begins to hash the program's file, for a later [`program`], while the caller reads its inputs: a
 /// program is tens of megabytes.
 pub fn program_ahead() {
-    std::thread::spawn(|| HASH.get_or_init(|| hash().ok()));
+    // Where there is no thread to be had, the caller of `program` does it.
+    let hashing = || {
+        HASH.get_or_init(|| hash().ok());
+    };
+    drop(std::thread::Builder::new().spawn(hashing));
 }

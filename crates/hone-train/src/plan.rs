@@ -1,13 +1,15 @@
 //! What every optimizer step will see: found before anything is trained, sealed with what was, and what the training loop goes by.
 
 use hone_cli::{Common, Context, Exit, Failure};
-use hone_learn::{ScheduleConfig, StepReport};
-use hone_schema::{ArtefactKind, PlanStep};
-use hone_store::{Draft, Sealed};
+use hone_learn::{OptimizerConfig, ScheduleConfig, StepReport};
+use hone_schema::PlanStep;
+use hone_store::Draft;
 use serde_json::{Value, json};
 
-use crate::args::{Objective, PlanArgs, TrainPlan};
+use crate::args::{PlanArgs, TrainPlan};
 use crate::epochs::{Order, Packs};
+use crate::memory::{self, Memory, Proposal, Run};
+use crate::start::Inputs;
 
 /// Steps written at a time.
 const STEPS_A_BATCH: usize = 1024;
@@ -20,6 +22,7 @@ pub(crate) struct Steps<'a> {
     packs: &'a Packs,
     order: Order,
     schedule: ScheduleConfig,
+    optimizer: OptimizerConfig,
     n_steps: u64,
 }
 
@@ -35,12 +38,20 @@ impl<'a> Steps<'a> {
             Some(max) => max.min(all),
             None => all,
         };
-        Steps { packs, order, schedule: plan.schedule(n_steps), n_steps }
+        let optimizer = plan.recipe().optimizer;
+        Steps { packs, order, schedule: plan.schedule(n_steps), optimizer, n_steps }
     }
 
     /// How many there are.
     pub(crate) fn len(&self) -> u64 {
         self.n_steps
+    }
+
+    /// Tokens of the largest micro-batch of `n` packs.
+    pub(crate) fn micro_tokens_max(&mut self, n: usize) -> usize {
+        let steps = 0..self.n_steps;
+        let tokens = steps.map(|step| self.packs.tokens_max(&self.order.step(step), n));
+        tokens.max().unwrap_or_default()
     }
 
     /// The learning-rate schedule.
@@ -51,6 +62,11 @@ impl<'a> Steps<'a> {
     /// Steps of one epoch.
     pub(crate) fn steps_per_epoch(&self) -> u64 {
         self.order.steps_per_epoch()
+    }
+
+    /// The rate of a step, counted from 0; some update rules have their own.
+    fn lr(&self, step: u64) -> f64 {
+        self.optimizer.lr(self.schedule.lr(step), step + 1)
     }
 
     /// A step, counted from 0.
@@ -68,7 +84,7 @@ impl<'a> Steps<'a> {
             trained_tokens,
             weight: packs.iter().map(|idx| self.packs.facts(*idx).weight).sum(),
             replay_share: n_replay as f64 / trained_tokens.max(1) as f64,
-            learning_rate: self.schedule.lr(step),
+            learning_rate: self.lr(step),
             packs: packs.into_iter().map(|idx| idx as u64).collect(),
         }
     }
@@ -113,9 +129,14 @@ pub(crate) fn check(step: &PlanStep, n_tokens: u64, report: &StepReport) -> Resu
 /// `hone-train plan`: prints what a run would do, and does nothing.
 pub(crate) fn show(ctx: &Context, common: &Common, args: &PlanArgs) -> Result<Exit, Failure> {
     let plan = TrainPlan::resolve(common)?;
-    let sealed = Sealed::open(&plan.packs, ArtefactKind::Packs)?;
-    let packs = Packs::read(&sealed, "train", plan.config.objective == Objective::Causal)?;
-    packs.need_trained(&sealed)?;
+    plan.notes.iter().for_each(|note| ctx.note(format!("train: {note}")));
+    let inputs = Inputs::open(&plan)?;
+    let (packs, eval) = inputs.splits(&plan)?;
+    let run = Run { model: &inputs.model, files: inputs.files(&plan)?, train: &packs, eval: &eval };
+    let memory = run.memory(&plan, &inputs.start);
+    if let Some(budget) = args.fit {
+        return Ok(fit(ctx, common, &run.fitting(&plan, budget), budget, &memory));
+    }
     let mut steps = Steps::new(&plan, &packs);
     let n_shown = if args.steps == 0 { steps.len() } else { args.steps.min(steps.len()) };
     let shown: Vec<PlanStep> = (0..n_shown).map(|step| steps.step(step)).collect();
@@ -123,12 +144,33 @@ pub(crate) fn show(ctx: &Context, common: &Common, args: &PlanArgs) -> Result<Ex
     if common.json {
         let mut object = totals.json(&steps);
         object["steps"] = shown.iter().map(json_of).collect();
+        object["memory"] = memory.json();
         ctx.print(object.to_string());
     } else {
         ctx.print(totals.text(&steps));
+        ctx.print(memory.text());
         ctx.print(table(&shown));
     }
     Ok(Exit::Done)
+}
+
+/// `plan --fit`: settings whose plan fits `budget` bytes.
+fn fit(ctx: &Context, common: &Common, found: &[Proposal], budget: u64, memory: &Memory) -> Exit {
+    if common.json {
+        let fitting: Vec<Value> = found.iter().map(Proposal::json).collect();
+        let object = json!({"budget": budget, "memory": memory.json(), "fitting": fitting});
+        ctx.print(object.to_string());
+    } else {
+        let lines = found.iter().map(|proposal| proposal.text() + "\n");
+        let (now, budget) = (memory::size(memory.peak()), memory::size(budget));
+        let head = format!("the settings need {now}; of {budget} these would be held\n");
+        ctx.print(std::iter::once(head).chain(lines).collect::<String>());
+    }
+    if found.is_empty() {
+        ctx.warn("no change of micro-batch, recomputation, optimizer or method makes it fit");
+        return Exit::GateFailed;
+    }
+    Exit::Done
 }
 
 /// What a run sees in all.
@@ -153,7 +195,7 @@ impl Totals {
             replay: 0.0,
             weight: 0.0,
             ends: [u64::MAX, 0],
-            rates: [steps.schedule.lr(0), 0.0, 0.0],
+            rates: [steps.lr(0), 0.0, 0.0],
         };
         for step in (0..steps.n_steps).map(|step| steps.step(step)) {
             totals.tokens += step.tokens;
@@ -275,7 +317,16 @@ mod tests {
         let mut config = TrainConfig { batch_size: 4, lr: Some(1e-3), ..TrainConfig::default() };
         edit(&mut config);
         let path = PathBuf::new;
-        TrainPlan { config, seed: 7, base: path(), packs: path(), logs: path() }
+        let notes = Vec::new();
+        TrainPlan {
+            config,
+            seed: 7,
+            base: path(),
+            packs: path(),
+            logs: path(),
+            notes,
+            pipeline: None,
+        }
     }
 
     #[test]

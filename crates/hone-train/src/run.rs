@@ -1,167 +1,103 @@
 //! The stage: opens its inputs, runs the loop, seals what was learned.
 
 use hone_cli::{Common, Context, Exit, Failure, Outcome, StagePlan, run_stage};
-use hone_kernels::{Cpu, mapping};
+use hone_kernels::Cpu;
 use hone_learn::Learner;
-use hone_model::{
-    Adapter, Decoder, MemoryPlan, Method as MemoryMethod, ModelConfig, ModelError, Recompute,
-    SafetensorsRegions, StoredType, Tensors, Training, init_weights, reinit_rows,
-};
+use hone_model::{Decoder, ModelError, StoredType, Tensors, reinit_rows};
 use hone_schema::{ArtefactKind, Ledger};
-use hone_store::{Draft, ModelDir, Sealed, StoreError};
+use hone_store::{Draft, Live, Sealed, StoreError, machine};
 use serde_json::{Value, json};
 
-use crate::args::{Init, Method, Objective, RecomputeKnob, SaveDtype, TrainPlan};
+use crate::args::{EarlierArgs, Method, SaveDtype, TrainPlan};
 use crate::checkpoint::Checkpoints;
 use crate::epochs::Packs;
+use crate::memory::{self, Memory, Run};
 use crate::plan::Steps;
+use crate::samples::Samples;
+use crate::start::Inputs;
 use crate::training::{self, Trained};
 
-/// Longest `config.json` read.
-const CONFIG_BYTES_MAX: u64 = 1 << 20;
-
-/// Files of the base that a run from random weights depends on.
-const SHAPE_FILES: [&str; 1] = ["config.json"];
-
-/// What a run reads, open and checked.
-struct Inputs {
-    packs: Sealed,
-    base: ModelDir,
-    model: ModelConfig,
-}
-
 /// Runs the stage.
-pub(crate) fn train(ctx: &Context, common: &Common) -> Result<Exit, Failure> {
+pub(crate) fn train(ctx: &Context, common: &Common, earlier: EarlierArgs) -> Result<Exit, Failure> {
     let plan = TrainPlan::resolve(common)?;
-    let packs = Sealed::open(&plan.packs, ArtefactKind::Packs)?;
-    let base = ModelDir::open(&plan.base)?;
-    let from_base = match plan.config.init {
-        Init::Base => base.input("base")?,
-        Init::Random => base.input_of("base", &SHAPE_FILES)?,
-    };
-    let stage = StagePlan {
+    plan.notes.iter().for_each(|note| ctx.note(format!("train: {note}")));
+    let inputs = Inputs::open(&plan)?;
+    let mut stage = StagePlan {
         stage: "train",
         kind: match plan.config.method {
             Method::Lora => ArtefactKind::Adapter,
             Method::Full => ArtefactKind::Weights,
         },
         dir: plan.packs.with_file_name("train"),
-        config: serde_json::to_value(&plan).expect("a plan has only string keys"),
-        inputs: vec![packs.input("packs"), from_base],
+        config: identity(&plan),
+        inputs: inputs.refs(&plan)?,
     };
-    let text = String::from_utf8(base.read("config.json", CONFIG_BYTES_MAX)?).map_err(|_| {
-        Failure::input(format!("{}: config.json is not UTF-8", plan.base.display()))
-    })?;
-    let model = ModelConfig::from_json(&text)
-        .map_err(|e| Failure::input(format!("{}: {e}", plan.base.display())))?;
-    if let Some(id) = plan.config.reinit_tokens.iter().find(|id| **id as usize >= model.vocab_size)
-    {
-        let size = model.vocab_size;
-        let message =
-            format!("[train] `reinit_tokens` names {id}, the vocabulary has {size} tokens");
-        return Err(Failure::usage(message));
-    }
-    let (key, program) = stage.key()?;
     let out = common.out.clone().unwrap_or_else(|| stage.dir.clone());
-    let checkpoints = Checkpoints::beside(&out, key, program);
-    let inputs = Inputs { packs, base, model };
-    let exit =
-        run_stage(ctx, common, stage, |draft, _| work(ctx, &plan, &inputs, draft, &checkpoints))?;
+    let kept = plan.config.keep_checkpoints;
+    let checkpoints = Checkpoints::beside(&out, &mut stage, kept, (earlier.into(), common.force))?;
+    let force = common.force;
+    let exit = run_stage(ctx, common, stage, |draft, _| {
+        work(ctx, &plan, &inputs, force, draft, &checkpoints)
+    })?;
     if !common.why {
         checkpoints.clear()?;
     }
     Ok(exit)
 }
 
+/// The settings that decide a run's bytes. When and how often it is written down does not.
+fn identity(plan: &TrainPlan) -> Value {
+    let mut value = serde_json::to_value(plan).expect("a plan has only string keys");
+    if let Some(table) = value.as_object_mut() {
+        table.retain(|key, _| !matches!(key.as_str(), "checkpoint_every" | "keep_checkpoints"));
+    }
+    value
+}
+
 fn work(
     ctx: &Context,
     plan: &TrainPlan,
     inputs: &Inputs,
+    force: bool,
     draft: &mut Draft,
     checkpoints: &Checkpoints,
 ) -> Result<Outcome, Failure> {
-    let causal = plan.config.objective == Objective::Causal;
-    let train = Packs::read(&inputs.packs, "train", causal)?;
-    let eval = Packs::read(&inputs.packs, "eval", causal)?;
-    train.need_trained(&inputs.packs)?;
+    let (train, eval) = inputs.splits(plan)?;
+    let run = Run { model: &inputs.model, files: inputs.files(plan)?, train: &train, eval: &eval };
+    let memory = run.memory(plan, &inputs.start);
+    memory.check(force)?;
     let mut steps = Steps::new(plan, &train);
-    let memory = memory_plan(plan, inputs, &train);
     ctx.note(format!(
-        "train: {} packs, {} tokens, {} of them trained; {} steps; about {:.0} MB",
+        "train: {} packs, {} tokens, {} of them trained; {} steps; about {}",
         train.len(),
         train.n_tokens(),
         train.n_trained(),
         steps.len(),
-        memory.total() as f64 / 1e6
+        memory::size(memory.peak())
     ));
     steps.write(draft)?;
-    let decoder = decoder(plan, inputs)?;
+    let decoder = inputs.start.decoder(Cpu::new(), plan, &inputs.base, &inputs.model)?;
     let mut learner = Learner::new(decoder, plan.recipe(), steps.schedule(), plan.seed)
         .map_err(training::failure)?;
-    let done = training::train(ctx, plan, &mut learner, (&train, &eval), steps, checkpoints)?;
+    let data = (&train, &eval, Samples::open(&inputs.packs, &plan.config)?);
+    let done = training::train(ctx, plan, &mut learner, data, steps, checkpoints)?;
     let mut decoder = learner.into_decoder();
     if !plan.config.reinit_tokens.is_empty() {
         reinit_tokens(plan, &mut decoder)?;
     }
     save(plan, inputs, &decoder, draft)?;
     draft.write("metrics.jsonl", done.metrics.sealed().as_bytes(), None)?;
+    measured(ctx, plan, &memory)?;
     Ok(outcome(&inputs.packs, &train, &done, &memory))
 }
 
-fn decoder(plan: &TrainPlan, inputs: &Inputs) -> Result<Decoder<Cpu>, Failure> {
-    let refused = |e: ModelError| Failure::input(format!("{}: {e}", inputs.base.dir().display()));
-    let training = match plan.config.method {
-        Method::Lora => Training::Frozen,
-        Method::Full => Training::Full,
-    };
-    let mut decoder = match plan.config.init {
-        Init::Random => {
-            let weights = init_weights(&inputs.model, plan.seed);
-            Decoder::load(Cpu::new(), &inputs.model, &weights, training).map_err(refused)?
-        }
-        Init::Base => {
-            let files = inputs.base.weights()?;
-            let maps = files
-                .iter()
-                .map(|(name, file)| {
-                    mapping::map(file).map_err(|e| {
-                        Failure::environment(format!("cannot map `{name}` into memory: {e}"))
-                    })
-                })
-                .collect::<Result<Vec<_>, _>>()?;
-            let regions: Vec<&[u8]> = maps.iter().map(|map| map.as_ref()).collect();
-            let source = SafetensorsRegions::new(&regions).map_err(|e| {
-                let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
-                let (at, names) = (inputs.base.dir().display(), names.join(", "));
-                Failure::input(format!("{at}/{names}: {e}"))
-                    .hint("fetch or copy the model again; the file is not whole, or another kind")
-            })?;
-            Decoder::load(Cpu::new(), &inputs.model, &source, training).map_err(refused)?
-        }
-    };
-    decoder.set_recompute(recompute(plan));
-    if plan.config.method == Method::Lora {
-        let adapter = Adapter::init(&inputs.model, plan.lora(), plan.seed).map_err(refused)?;
-        decoder.attach(&adapter, true).map_err(refused)?;
-    }
-    Ok(decoder)
-}
-
-fn recompute(plan: &TrainPlan) -> Recompute {
-    match plan.config.recompute {
-        RecomputeKnob::None => Recompute::None,
-        RecomputeKnob::Layer => Recompute::Layer,
-    }
-}
-
-fn memory_plan(plan: &TrainPlan, inputs: &Inputs, train: &Packs) -> MemoryPlan {
-    let lora = plan.lora();
-    let method = match plan.config.method {
-        Method::Lora => MemoryMethod::Lora(&lora),
-        Method::Full => MemoryMethod::Full,
-    };
-    let tokens = train.tokens_max(plan.config.micro_batch_size);
-    MemoryPlan::new(&inputs.model, method, tokens, recompute(plan))
+/// Says what the plan of memory was worth: what a process took is no part of its result, and goes to the logs.
+fn measured(ctx: &Context, plan: &TrainPlan, memory: &Memory) -> Result<(), Failure> {
+    let Some(peak) = machine::peak_bytes() else { return Ok(()) };
+    ctx.note(format!("train: memory: {}", memory.beside(peak)));
+    let mut object = memory.json();
+    object["measured"] = peak.into();
+    Ok(Live::create(&plan.logs.join("memory.json"))?.write(format!("{object}\n").as_bytes())?)
 }
 
 /// Draws embeddings anew: those of tokens that never occurred have all been pushed the same way by the softmax.
@@ -195,7 +131,7 @@ fn save(
     match plan.config.method {
         Method::Lora => {
             write("adapter_model.safetensors", &decoder.trained(), StoredType::F32)?;
-            draft.write("adapter_config.json", plan.lora().to_json().as_bytes(), None)?;
+            draft.write("adapter_config.json", inputs.start.lora.to_json().as_bytes(), None)?;
         }
         Method::Full => {
             let stored = match plan.config.save_dtype {
@@ -209,7 +145,7 @@ fn save(
     Ok(())
 }
 
-fn outcome(packs: &Sealed, train: &Packs, done: &Trained, memory: &MemoryPlan) -> Outcome {
+fn outcome(packs: &Sealed, train: &Packs, done: &Trained, memory: &Memory) -> Outcome {
     let last = done.metrics.sealed().lines().rev().find_map(loss_of);
     let evaluation = done.evaluation.map(
         |e| json!({"loss": e.loss, "perplexity": e.perplexity, "mean_token_accuracy": e.accuracy}),
@@ -220,9 +156,11 @@ fn outcome(packs: &Sealed, train: &Packs, done: &Trained, memory: &MemoryPlan) -
         "num_tokens": done.metrics.tokens_seen(),
         "loss": last,
         "eval": evaluation,
+        "best": done.best,
+        "stopped_early": done.n_steps < done.n_planned,
         // From its text in every run, so that the floats of a resumed one are the same.
         "self_test": serde_json::from_str::<Value>(&done.self_test).ok(),
-        "memory_plan_bytes": memory.total(),
+        "memory_plan": memory.json(),
     });
     let held_out = done.evaluation.map_or(String::new(), |e| format!(", held-out {:.4}", e.loss));
     let summary = format!(

@@ -5,8 +5,8 @@ use crate::common::*;
 use crate::finite_differences;
 use hone_kernels::{Cpu, Reference};
 use hone_model::{
-    Decoder, Generator, LoraConfig, MemoryPlan, Merge, Method, ModelConfig, Recompute, Targets,
-    Training,
+    Decoder, Generator, LoraConfig, MemoryNeeds, MemoryPlan, Merge, Method, ModelConfig, ParamInfo,
+    Recompute, Targets, Training, trained_params,
 };
 use proptest::prelude::*;
 
@@ -195,10 +195,60 @@ fn fresh_weights_are_neutral() {
     });
 }
 
+/// What is trained is known from the shape alone; what is frozen gets no gradient, and the others the
+/// same as before.
+#[test]
+fn what_is_trained_is_known_before_it_is_loaded() {
+    let facts = |mut infos: Vec<ParamInfo>| {
+        infos.sort_by(|a, b| a.name.cmp(&b.name));
+        infos.into_iter().map(|info| (info.name, info.shape, info.kind)).collect::<Vec<_>>()
+    };
+    each(|config, family| {
+        let mut frozen = decoder(Cpu::new(), config, Training::Frozen);
+        let lora = lora(0.0);
+        frozen.attach(&adapter(config, lora.clone()), true).unwrap();
+        let planned = trained_params(config, Method::Lora(&lora));
+        assert_eq!(facts(frozen.trained_params()), facts(planned), "{family}");
+
+        let mut full = decoder(Cpu::new(), config, Training::Full);
+        let planned = trained_params(config, Method::Full);
+        assert_eq!(facts(full.trained_params()), facts(planned), "{family}");
+
+        let batch = pack(&documents(config, &LENS));
+        full.accumulate(&batch, 0.1, None).unwrap();
+        let all = full.gradients();
+        let is_frozen = |name: &str| name.contains("layers.0.") || name.contains("embed_tokens");
+        full.freeze(&is_frozen).unwrap();
+        full.zero_gradients();
+        full.accumulate(&batch, 0.1, None).unwrap();
+        let left = full.gradients();
+        assert!(left.len() < all.len() && left.iter().all(|t| !is_frozen(&t.name)), "{family}");
+        assert!(left.iter().all(|tensor| all.get(&tensor.name) == Some(tensor)), "{family}");
+        assert_eq!(full.trained_params().len(), left.len());
+        if !config.knobs.fused_weights {
+            let error = full.freeze(&|name| name.ends_with("layers.1.self_attn.k_proj.weight"));
+            let message = error.unwrap_err().to_string();
+            assert!(message.contains("cannot be frozen without"), "{message}");
+        }
+    });
+}
+
 /// The plan counts what the family holds beside Llama.
 #[test]
 fn plans_grow_with_the_knobs() {
-    let plan = |config: &ModelConfig| MemoryPlan::new(config, Method::Full, 512, Recompute::None);
+    let plan = |config: &ModelConfig| {
+        let trained = trained_params(config, Method::Full);
+        let needs = MemoryNeeds {
+            method: Method::Full,
+            trained: &trained,
+            optimizer: 0,
+            average: false,
+            n_tokens: 512,
+            recompute: Recompute::None,
+            files: 0,
+        };
+        MemoryPlan::new(config, &needs)
+    };
     each(|config, family| {
         let bare = ModelConfig { knobs: hone_model::Knobs::default(), ..config.clone() };
         let (found, base) = (plan(config), plan(&bare));
