@@ -33,7 +33,8 @@ fn a_second_writer_is_told_who_the_first_is() {
 
     holder.signal("KILL");
     assert_eq!(holder.end().code, None);
-    place.done("train", &["--set", "train.max_steps=2"]);
+    // It has left a checkpoint, of other settings.
+    place.done("train", &["--set", "train.max_steps=2", "--restart"]);
     assert_eq!(place.leftovers(), Vec::<String>::new());
 }
 

@@ -133,7 +133,9 @@ fn flip(name: &'static str) -> impl Fn(&Place, &str) {
 }
 
 /// Settings with everything that a run can carry from step to step.
-const FULL: [&str; 16] = [
+const FULL: [&str; 18] = [
+    "--set",
+    "train.eval_every=30",
     "--set",
     "train.ema_decay=0.9",
     "--set",
@@ -162,8 +164,9 @@ fn with<'a>(args: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
 #[test]
 fn killed_at_any_moment_it_ends_with_the_same_bytes() {
     let place = ready();
-    let settings = ["--set", "train.epochs=10", "--set", "train.checkpoint_every=9"];
-    let settings = with(&FULL, &settings);
+    let settings = with(&FULL, &["--set", "train.epochs=10", "--set", "train.checkpoint_every=9"]);
+    // When checkpoints are made is no part of what a run is; fewer are quicker.
+    let rest = with(&settings, &["--set", "train.checkpoint_every=0", "--threads"]);
     let straight_place = place.copy();
     let start = Instant::now();
     straight_place.done("train", &with(&settings, &["--threads", "2"]));
@@ -179,7 +182,7 @@ fn killed_at_any_moment_it_ends_with_the_same_bytes() {
         n_kills += usize::from(running.end().code.is_none());
         n_resumed += usize::from(!checkpoints(&place).is_empty());
         let threads = THREADS[seed as usize % 3];
-        place.done("train", &with(&settings, &["--threads", threads]));
+        place.done("train", &with(&rest, &[threads]));
         let found = differing(&straight, &place.artefact("train"));
         assert_eq!(found, Vec::<String>::new(), "seed {seed}, after {moment:?}");
         assert_eq!(place.leftovers(), Vec::<String>::new());
@@ -192,8 +195,9 @@ fn killed_at_any_moment_it_ends_with_the_same_bytes() {
 fn killed_at_every_checkpoint_it_ends_with_the_same_bytes() {
     let place = ready();
     let every = with(&FULL, &["--set", "train.checkpoint_every=9"]);
+    let rest = with(&FULL, &["--set", "train.checkpoint_every=0", "--threads"]);
     let straight_place = place.copy();
-    straight_place.done("train", &with(&every, &["--threads", "2"]));
+    straight_place.done("train", &with(&rest, &["2"]));
     let straight = straight_place.artefact("train");
     // A run that keeps all of them, stopped before its end: what lies there up to any one of them is what a kill behind it leaves.
     let all = with(&every, &["--threads", "2", "--set", "train.keep_checkpoints=99"]);
@@ -208,7 +212,7 @@ fn killed_at_every_checkpoint_it_ends_with_the_same_bytes() {
         let place = place.copy();
         dirs[n + 1..].iter().for_each(|dir| place.tree.remove(dir));
         let threads = THREADS[n % 3];
-        let output = place.done("train", &with(&every, &["--threads", threads]));
+        let output = place.done("train", &with(&rest, &[threads]));
         let says = format!("({})", dirs[n].rsplit('/').next().unwrap());
         assert!(output.stderr.contains(&says), "{says}: {}", output.stderr);
         assert_eq!(differing(&straight, &place.artefact("train")), Vec::<String>::new(), "{n}");

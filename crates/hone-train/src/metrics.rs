@@ -35,10 +35,11 @@ impl Metrics {
         let live = if before.is_some() { Live::append(&path)? } else { Live::create(&path)? };
         let sealed = before.unwrap_or_default();
         let tokens_seen = last_tokens(&sealed);
+        let events = EventFile::create(&dir.join(run), last_step(&sealed) + 1)?;
         Ok(Metrics {
             sealed,
             live,
-            events: EventFile::create(&dir.join(run))?,
+            events,
             started: Instant::now(),
             tokens_seen,
             tokens_at_start: tokens_seen,
@@ -175,6 +176,12 @@ fn names(values: &[(&str, f64)], name: impl Fn(&str) -> String) -> Vec<(String, 
 fn object(values: &[(&str, f64)]) -> Value {
     let pairs = values.iter().map(|(name, value)| ((*name).to_owned(), Value::from(*value)));
     Value::Object(pairs.collect())
+}
+
+/// The last step of some lines; 0 before the first.
+fn last_step(lines: &str) -> u64 {
+    let step = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
+    lines.lines().next_back().and_then(step).unwrap_or(0)
 }
 
 /// `num_tokens` of the last line that has it.

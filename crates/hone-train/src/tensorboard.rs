@@ -1,9 +1,9 @@
 //! TensorBoard event files.
 //!
 //! A file is a sequence of records: length (u64), masked CRC-32C of the length, payload, masked CRC-32C of the payload, all little-endian.
-//! A payload is a protocol-buffer `Event`; of its fields only wall_time (1, double), step (2, varint), file_version (3, string) and
-//! summary (5) are written, a summary being values (1) of tag (1, string) and simple_value (2, float), or, for text, of tag, a tensor
-//! (8) of one string and metadata (9) that name the plugin which shows it.
+//! A payload is a protocol-buffer `Event`; of its fields only wall_time (1, double), step (2, varint), file_version (3, string),
+//! session_log (7) and summary (5) are written, a summary being values (1) of tag (1, string) and simple_value (2, float), or, for
+//! text, of tag, a tensor (8) of one string and metadata (9) that name the plugin which shows it.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,20 +14,32 @@ use hone_store::Live;
 /// TensorFlow's number of the type of strings.
 const STRING_TYPE: u64 = 7;
 
+/// TensorFlow's number of a session's start.
+const SESSION_START: u64 = 1;
+
 /// An event file that TensorBoard can follow while it grows.
 pub(crate) struct EventFile {
     file: Live,
 }
 
 impl EventFile {
-    /// Makes a new file in `dir`, named by the time so that a resumed run continues the curve in a second file.
-    pub(crate) fn create(dir: &Path) -> Result<Self, Failure> {
+    /// Makes a new file in `dir`, named by the time so that a resumed run continues the curve in a second file: it begins with the
+    /// word that a session starts at `step`, which takes back what a killed one wrote of later steps.
+    pub(crate) fn create(dir: &Path, step: u64) -> Result<Self, Failure> {
         let now = now();
         let name = format!("events.out.tfevents.{:010}.hone.{}", now as u64, std::process::id());
         let mut file = Live::create(&dir.join(name))?;
         let mut event = Vec::new();
         double(&mut event, 1, now);
         bytes(&mut event, 3, b"brain.Event:2");
+        file.write(&record(&event))?;
+        let (mut event, mut session) = (Vec::new(), Vec::new());
+        key(&mut session, 1, 0);
+        varint(&mut session, SESSION_START);
+        double(&mut event, 1, now);
+        key(&mut event, 2, 0);
+        varint(&mut event, step);
+        bytes(&mut event, 7, &session);
         file.write(&record(&event))?;
         Ok(EventFile { file })
     }
