@@ -57,11 +57,8 @@ impl<B: Backend> Learner<B> {
     /// what lies outside them under its name. Call it between [`Learner::accumulate`] and [`Learner::apply`].
     pub fn grad_norms(&self) -> Vec<(String, f64)> {
         let mut parts: Vec<(String, f64)> = Vec::new();
-        let gradients = self.decoder.gradients();
-        for info in self.decoder.trained_params() {
-            let Some(tensor) = gradients.get(&info.name) else { continue };
+        for (info, _, squares) in self.decoder.squares_of_trained() {
             let part = part_of(&info.name);
-            let squares = tensor.data.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
             match parts.iter_mut().find(|(name, _)| *name == part) {
                 Some((_, sum)) => *sum += squares,
                 None => parts.push((part, squares)),
@@ -73,25 +70,28 @@ impl<B: Backend> Learner<B> {
     /// Looks at the gradients accumulated so far: call it between [`Learner::accumulate`] and
     /// [`Learner::apply`].
     pub fn self_test(&self) -> SelfTest {
-        let values = self.decoder.trained();
-        let gradients = self.decoder.gradients();
-        let norm = |data: &[f32]| data.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         let mut rows = Vec::new();
-        for info in self.decoder.trained_params() {
-            let find = |tensors: &hone_model::Tensors, name: &str| {
-                tensors.get(name).map_or(0.0, |tensor| norm(&tensor.data))
-            };
-            let grad_norm = find(&gradients, &info.name);
-            let expects_zero = info.kind == ParamKind::LoraA
-                && find(&values, &info.name.replace(".lora_A.", ".lora_B.")) == 0.0;
+        let mut kinds = Vec::new();
+        for (info, values, gradient) in self.decoder.squares_of_trained() {
+            kinds.push(info.kind);
             rows.push(SelfTestRow {
                 n_values: info.n_values(),
-                value_norm: find(&values, &info.name),
-                grad_norm,
-                expects_zero,
-                passed: grad_norm.is_finite() && (grad_norm == 0.0) == expects_zero,
+                value_norm: values.sqrt(),
+                grad_norm: gradient.sqrt(),
+                expects_zero: false,
+                passed: false,
                 name: info.name,
             });
+        }
+        let zeros: Vec<String> =
+            rows.iter().filter(|row| row.value_norm == 0.0).map(|row| row.name.clone()).collect();
+        for (row, kind) in rows.iter_mut().zip(kinds) {
+            row.expects_zero = kind == ParamKind::LoraA && {
+                let other = row.name.replace(".lora_A.", ".lora_B.");
+                zeros.contains(&other)
+            };
+            let is_zero = row.grad_norm == 0.0;
+            row.passed = row.grad_norm.is_finite() && is_zero == row.expects_zero;
         }
         let n_trained = rows.iter().map(|row| row.n_values).sum();
         let n_base = self.decoder.config().n_params();

@@ -235,7 +235,7 @@ impl<B: Backend> Decoder<B> {
         tensors
     }
 
-    fn visit(&self, visit: &mut dyn FnMut(&Param<B>)) {
+    pub(crate) fn visit(&self, visit: &mut dyn FnMut(&Param<B>)) {
         visit(&self.embed);
         self.layers.iter().for_each(|layer| layer.visit(visit));
         self.head.visit(visit);
