@@ -48,7 +48,7 @@ fn a_plan_is_read_by_people_too() {
     );
     // Three lines, a blank one, the memory by purpose, another blank one, and the steps below their heads.
     let lines: Vec<&str> = output.stdout.lines().collect();
-    assert_eq!(lines.len(), 3 + 1 + 9 + 1 + 1 + 3, "{}", output.stdout);
+    assert_eq!(lines.len(), 3 + 1 + 11 + 1 + 1 + 3, "{}", output.stdout);
     assert!(lines[4].trim_start().starts_with("weights "), "{}", output.stdout);
-    assert!(lines[12].trim_start().starts_with("peak "), "{}", output.stdout);
+    assert!(lines[14].trim_start().starts_with("peak "), "{}", output.stdout);
 }

@@ -53,7 +53,7 @@ const LEARN: &[&[&str]] = &[
     &["train.schedule=linear"],
     &["train.schedule={name='cosine_restarts', cycles=2}"],
     &["train.schedule={name='polynomial', power=3.0}"],
-    &["train.schedule={name='wsd', decay_steps=1}", "train.min_lr_ratio=0.5"],
+    &["train.schedule={name='wsd', decay_steps=2}", "train.min_lr_ratio=0.5"],
     &["train.schedule={name='inverse_sqrt', timescale=2}"],
     &["train.warmup_steps=1"],
     &["train.warmup_steps=1", "train.schedule_convention=hone"],
@@ -348,6 +348,6 @@ fn a_run_says_what_memory_it_took() {
     let (planned, measured) = (memory["peak"].as_u64(), memory["measured"].as_u64());
     assert!(planned.is_some_and(|bytes| bytes > 0) && measured.is_some_and(|bytes| bytes > 0));
     let report = &place.json("runs/p/train/manifest.json")["report"];
-    assert_eq!(report["memory_plan"]["peak"].as_u64(), planned);
+    assert_eq!(report["memory_plan"]["weights"], memory["weights"]);
     assert_eq!(report["memory_plan"]["measured"], Value::Null);
 }

@@ -57,11 +57,8 @@ impl<B: Backend> Learner<B> {
     /// what lies outside them under its name. Call it between [`Learner::accumulate`] and [`Learner::apply`].
     pub fn grad_norms(&self) -> Vec<(String, f64)> {
         let mut parts: Vec<(String, f64)> = Vec::new();
-        let gradients = self.decoder.gradients();
-        for info in self.decoder.trained_params() {
-            let Some(tensor) = gradients.get(&info.name) else { continue };
+        for (info, _, squares) in self.decoder.squares_of_trained() {
             let part = part_of(&info.name);
-            let squares = tensor.data.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
             match parts.iter_mut().find(|(name, _)| *name == part) {
                 Some((_, sum)) => *sum += squares,
                 None => parts.push((part, squares)),
@@ -73,38 +70,38 @@ impl<B: Backend> Learner<B> {
     /// Looks at the gradients accumulated so far: call it between [`Learner::accumulate`] and
     /// [`Learner::apply`].
     pub fn self_test(&self) -> SelfTest {
-        let values = self.decoder.trained();
-        let gradients = self.decoder.gradients();
-        let norm = |data: &[f32]| data.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         let mut rows = Vec::new();
-        for info in self.decoder.trained_params() {
-            let find = |tensors: &hone_model::Tensors, name: &str| {
-                tensors.get(name).map_or(0.0, |tensor| norm(&tensor.data))
-            };
-            let grad_norm = find(&gradients, &info.name);
+        let mut kinds = Vec::new();
+        for (info, values, gradient) in self.decoder.squares_of_trained() {
+            kinds.push(info.kind);
+            rows.push(SelfTestRow {
+                n_values: info.n_values(),
+                value_norm: values.sqrt(),
+                grad_norm: gradient.sqrt(),
+                expects_zero: false,
+                passed: false,
+                name: info.name,
+            });
+        }
+        let zeros: Vec<String> =
+            rows.iter().filter(|row| row.value_norm == 0.0).map(|row| row.name.clone()).collect();
+        for (row, kind) in rows.iter_mut().zip(kinds) {
             // One factor starts at zero, and the other waits for it: B of a linear map, A of the
             // embedding.
-            let other = match info.kind {
-                ParamKind::LoraA if info.name.contains(".lora_A.") => {
-                    Some(info.name.replace(".lora_A.", ".lora_B."))
+            let other = match kind {
+                ParamKind::LoraA if row.name.contains(".lora_A.") => {
+                    Some(row.name.replace(".lora_A.", ".lora_B."))
                 }
-                ParamKind::LoraB if info.name.ends_with(".lora_embedding_B") => {
-                    Some(info.name.replace("_embedding_B", "_embedding_A"))
+                ParamKind::LoraB if row.name.ends_with(".lora_embedding_B") => {
+                    Some(row.name.replace("_embedding_B", "_embedding_A"))
                 }
                 _ => None,
             };
-            let expects_zero = other.is_some_and(|other| find(&values, &other) == 0.0);
+            row.expects_zero = other.is_some_and(|other| zeros.contains(&other));
             // Rows of new tokens wait until a batch holds one of them.
-            let may_be_zero = info.name.contains("embed_tokens.token_adapter.");
-            rows.push(SelfTestRow {
-                n_values: info.n_values(),
-                value_norm: find(&values, &info.name),
-                grad_norm,
-                expects_zero,
-                passed: grad_norm.is_finite()
-                    && ((grad_norm == 0.0) == expects_zero || may_be_zero),
-                name: info.name,
-            });
+            let may_be_zero = row.name.contains("embed_tokens.token_adapter.");
+            let is_zero = row.grad_norm == 0.0;
+            row.passed = row.grad_norm.is_finite() && (is_zero == row.expects_zero || may_be_zero);
         }
         let n_trained = rows.iter().map(|row| row.n_values).sum();
         let n_base = self.decoder.config().n_params();

@@ -7,7 +7,7 @@ use crate::head::{Head, HeadGrad};
 use crate::layer::{Layer, Pass};
 use crate::linear::{Linear, LoraNeeds, LoraScratch, finite};
 use crate::lora::{EmbedLora, Stash, TokenPatch};
-use crate::param::{Param, ParamInfo, ParamKind};
+use crate::param::{Param, ParamKind};
 use crate::plan::check_frozen;
 use crate::rope::Ropes;
 use crate::tensors::{TensorSource, Tensors};
@@ -130,19 +130,6 @@ impl<B: Backend> Decoder<B> {
 
     // ------------------------------------------------------------------ parameters
 
-    /// What is trained, in the order of [`Decoder::for_each_trained`].
-    pub fn trained_params(&self) -> Vec<ParamInfo> {
-        let mut infos = Vec::new();
-        let mut buffer = 0;
-        self.visit(&mut |param| {
-            if param.grad.is_some() {
-                infos.extend(param.infos(buffer));
-                buffer += 1;
-            }
-        });
-        infos
-    }
-
     /// Calls `update(backend, buffer index, kind, values, gradient)` for every trained buffer,
     /// always in the same order.
     pub fn for_each_trained(
@@ -230,7 +217,7 @@ impl<B: Backend> Decoder<B> {
         tensors
     }
 
-    fn visit(&self, visit: &mut dyn FnMut(&Param<B>)) {
+    pub(crate) fn visit(&self, visit: &mut dyn FnMut(&Param<B>)) {
         visit(&self.embed);
         self.embed_lora.iter().for_each(|lora| lora.visit(visit));
         self.embed_tokens.iter().for_each(|tokens| visit(&tokens.rows));

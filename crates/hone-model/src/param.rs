@@ -2,8 +2,8 @@
 
 use hone_kernels::Backend;
 
-use crate::ModelError;
 use crate::tensors::{NamedTensor, Tensors};
+use crate::{Decoder, ModelError};
 
 /// What a parameter is: decides weight decay and what the self-test expects of its gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +133,49 @@ impl<B: Backend> Param<B> {
             backend.write(&mut self.value, info.offset, &tensor.data);
         }
         Ok(())
+    }
+}
+
+/// Values copied at once to be looked at.
+const LOOK_VALUES: usize = 1 << 16;
+
+impl<B: Backend> Decoder<B> {
+    /// What is trained, in the order of [`Decoder::for_each_trained`].
+    pub fn trained_params(&self) -> Vec<ParamInfo> {
+        let mut infos = Vec::new();
+        let mut buffer = 0;
+        self.visit(&mut |param| {
+            if param.grad.is_some() {
+                infos.extend(param.infos(buffer));
+                buffer += 1;
+            }
+        });
+        infos
+    }
+
+    /// Everything that is trained with the sums of the squares of its values and of its gradient, in
+    /// the order of [`Decoder::trained_params`]. Nothing large is copied.
+    pub fn squares_of_trained(&self) -> Vec<(ParamInfo, f64, f64)> {
+        let (mut all, mut copy, mut buffer) = (Vec::new(), Vec::new(), 0);
+        let backend = self.backend();
+        let mut squares = |buf: &B::Buf, info: &ParamInfo| {
+            let (mut sum, end) = (0.0, info.offset + info.n_values());
+            for start in (info.offset..end).step_by(LOOK_VALUES) {
+                copy.resize(LOOK_VALUES.min(end - start), 0.0_f32);
+                backend.read(buf, start, &mut copy);
+                copy.iter().for_each(|&value| sum += f64::from(value).powi(2));
+            }
+            sum
+        };
+        self.visit(&mut |param| {
+            let Some(grad) = &param.grad else { return };
+            for info in param.infos(buffer) {
+                let (values, gradient) = (squares(&param.value, &info), squares(grad, &info));
+                all.push((info, values, gradient));
+            }
+            buffer += 1;
+        });
+        all
     }
 }
 

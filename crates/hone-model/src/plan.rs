@@ -47,6 +47,8 @@ pub struct MemoryNeeds<'a> {
     pub optimizer: u64,
     /// Whether a moving average of them is kept.
     pub average: bool,
+    /// Whether the state is written down on the way.
+    pub checkpoints: bool,
     /// Tokens of the largest micro-batch.
     pub n_tokens: usize,
     /// What the backward computes again.
@@ -75,6 +77,10 @@ pub struct MemoryPlan {
     /// Held beside the weights while they are read, and not after it: the mapped files, and the
     /// largest tensor on its way.
     pub loading: u64,
+    /// The copy of the state that a checkpoint is written from.
+    pub checkpoint: u64,
+    /// The copy of the weights that the result is written from, when the update rule's state is gone.
+    pub saving: u64,
 }
 
 impl MemoryPlan {
@@ -93,10 +99,19 @@ impl MemoryPlan {
             activations: activations(config, needs),
             head: head(config, needs),
             loading: needs.files + largest_map(config),
+            checkpoint: if needs.checkpoints {
+                VALUE_BYTES * (n_trained + n_average) + needs.optimizer
+            } else {
+                0
+            },
+            saving: match needs.method {
+                Method::Full => VALUE_BYTES * config.n_params() as u64,
+                _ => VALUE_BYTES * n_adapter,
+            },
         }
     }
 
-    /// Bytes of a step: all but [`MemoryPlan::loading`].
+    /// Bytes of a step: all but what is held before, beside and after it.
     pub fn step(&self) -> u64 {
         self.weights
             + self.quantisation
@@ -109,12 +124,13 @@ impl MemoryPlan {
 
     /// Bytes at the worst moment.
     pub fn peak(&self) -> u64 {
-        let training = self.gradients + self.weights + self.quantisation + self.loading;
-        self.step().max(training)
+        let before = self.gradients + self.weights + self.quantisation + self.loading;
+        let after = self.step() - self.optimizer - self.average + self.saving;
+        before.max(self.step() + self.checkpoint).max(after)
     }
 
     /// Its parts with their names, in the order in which they are shown.
-    pub fn parts(&self) -> [(&'static str, u64); 9] {
+    pub fn parts(&self) -> [(&'static str, u64); 11] {
         [
             ("weights", self.weights),
             ("quantisation", self.quantisation),
@@ -124,6 +140,8 @@ impl MemoryPlan {
             ("activations", self.activations),
             ("head", self.head),
             ("loading", self.loading),
+            ("checkpoint", self.checkpoint),
+            ("saving", self.saving),
             ("peak", self.peak()),
         ]
     }
@@ -295,6 +313,7 @@ mod tests {
             trained,
             optimizer: 8 * n as u64,
             average: false,
+            checkpoints: false,
             n_tokens: 2048,
             recompute: Recompute::None,
             files: 0,

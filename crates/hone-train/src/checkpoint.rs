@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::args::EarlierArgs;
 use crate::watch::Watch;
+use crate::weights;
 
 const TENSORS: &str = "state.safetensors";
 const STATE: &str = "state.json";
@@ -354,9 +355,7 @@ fn bad(dir: &Path, error: &dyn std::fmt::Display) -> Failure {
 }
 
 fn write_tensors(draft: &Draft, tensors: &Tensors) -> Result<(), Failure> {
-    let bytes =
-        tensors.to_safetensors(StoredType::F32).map_err(|e| Failure::environment(e.to_string()))?;
-    Ok(draft.write(TENSORS, &bytes, None)?)
+    weights::write(draft, TENSORS, tensors, StoredType::F32)
 }
 
 fn tensors(sealed: &Sealed) -> Result<Tensors, Failure> {

@@ -10,6 +10,7 @@
 //! | `epochs` | packs, their order, micro-batches |
 //! | `training` | the training loop: one visible loop |
 //! | `checkpoint` | what a resumed run needs, sealed; the newest that verifies is taken |
+//! | `weights` | named tensors into a file |
 //! | `watch` | the least held-out loss; a training that has gone wrong |
 //! | `tally` | losses told apart by source |
 //! | `samples` | answers while training |
@@ -34,6 +35,7 @@ mod tally;
 mod tensorboard;
 mod training;
 mod watch;
+mod weights;
 
 use std::process::ExitCode;
 

@@ -48,6 +48,8 @@ impl Run<'_> {
             trained: &start.trained,
             optimizer: kept + optimizer.scratch_bytes(&start.trained),
             average: recipe.ema_decay.is_some(),
+            // A signal may ask for one, whatever `checkpoint_every` says, which is no part of what a run is.
+            checkpoints: true,
             n_tokens,
             recompute: start::recompute(plan),
             files: self.files,
@@ -159,10 +161,21 @@ impl Memory {
         Value::Object(parts.collect())
     }
 
+    /// As JSON, without what depends on how often the run is written down: that is no part of its result.
+    pub(crate) fn sealed(&self) -> Value {
+        let mut object = self.json();
+        if let Some(parts) = object.as_object_mut() {
+            parts.retain(|name, _| name != "checkpoint" && name != "peak");
+        }
+        object
+    }
+
     /// A table for people.
     pub(crate) fn text(&self) -> String {
         let line = |(name, bytes): (&str, u64)| match name {
             "loading" => format!("{name:>12} {:>12}  while the weights are read\n", size(bytes)),
+            "checkpoint" => format!("{name:>12} {:>12}  while one is written\n", size(bytes)),
+            "saving" => format!("{name:>12} {:>12}  while the result is written\n", size(bytes)),
             "activations" => {
                 let n = self.n_tokens;
                 format!("{name:>12} {:>12}  of {n} tokens at once\n", size(bytes))

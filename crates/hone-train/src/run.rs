@@ -3,9 +3,9 @@
 use hone_cli::{Common, Context, Exit, Failure, Outcome, StagePlan, run_stage};
 use hone_kernels::Cpu;
 use hone_learn::Learner;
-use hone_model::{Decoder, ModelError, StoredType, Tensors, reinit_rows};
+use hone_model::{Decoder, StoredType, reinit_rows};
 use hone_schema::{ArtefactKind, Ledger};
-use hone_store::{Draft, Live, Sealed, StoreError, machine};
+use hone_store::{Draft, Live, Sealed, machine};
 use serde_json::{Value, json};
 
 use crate::args::{EarlierArgs, Method, SaveDtype, TrainPlan};
@@ -16,6 +16,7 @@ use crate::plan::Steps;
 use crate::samples::Samples;
 use crate::start::Inputs;
 use crate::training::{self, Trained};
+use crate::weights;
 
 /// Runs the stage.
 pub(crate) fn train(ctx: &Context, common: &Common, earlier: EarlierArgs) -> Result<Exit, Failure> {
@@ -117,20 +118,14 @@ fn save(
     decoder: &Decoder<Cpu>,
     draft: &mut Draft,
 ) -> Result<(), Failure> {
-    let write = |name: &str, tensors: &Tensors, stored| -> Result<(), Failure> {
-        let mut file = draft.file(name)?;
-        let path = file.path().to_owned();
-        tensors.write_safetensors(&mut file, stored).map_err(|e| match e {
-            ModelError::Write(source) => {
-                StoreError::Io { action: "write", path: path.clone(), source }.into()
-            }
-            other => Failure::environment(format!("{name}: {other}")),
-        })?;
-        Ok(file.finish(None)?)
-    };
     match plan.config.method {
         Method::Lora => {
-            write("adapter_model.safetensors", &decoder.trained(), StoredType::F32)?;
+            weights::write(
+                draft,
+                "adapter_model.safetensors",
+                &decoder.trained(),
+                StoredType::F32,
+            )?;
             draft.write("adapter_config.json", inputs.start.lora.to_json().as_bytes(), None)?;
         }
         Method::Full => {
@@ -138,7 +133,7 @@ fn save(
                 SaveDtype::F32 => StoredType::F32,
                 SaveDtype::Bf16 => StoredType::Bf16,
             };
-            write("model.safetensors", &decoder.export(), stored)?;
+            weights::write(draft, "model.safetensors", &decoder.export(), stored)?;
             draft.write("config.json", inputs.model.to_json().as_bytes(), None)?;
         }
     }
@@ -160,7 +155,7 @@ fn outcome(packs: &Sealed, train: &Packs, done: &Trained, memory: &Memory) -> Ou
         "stopped_early": done.n_steps < done.n_planned,
         // From its text in every run, so that the floats of a resumed one are the same.
         "self_test": serde_json::from_str::<Value>(&done.self_test).ok(),
-        "memory_plan": memory.json(),
+        "memory_plan": memory.sealed(),
     });
     let held_out = done.evaluation.map_or(String::new(), |e| format!(", held-out {:.4}", e.loss));
     let summary = format!(

@@ -243,6 +243,7 @@ fn plans_grow_with_the_knobs() {
             trained: &trained,
             optimizer: 0,
             average: false,
+            checkpoints: false,
             n_tokens: 512,
             recompute: Recompute::None,
             files: 0,

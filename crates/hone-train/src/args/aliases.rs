@@ -269,7 +269,8 @@ pub(crate) fn translate(table: &mut Table) -> Result<Aliases, Failure> {
     for one in said {
         if let Some(other) = table.get(one.key) {
             let agrees = is_same(other, &one.value) || *other == one.value;
-            if !agrees && !(one.name == "order" && is_shuffled(&one.value, other)) {
+            let is_order = one.name == "order" && is_shuffled(&one.value, other);
+            if !(agrees || is_order) {
                 return Err(contradiction(&one, other, &aliases));
             }
         } else {
@@ -326,10 +327,10 @@ fn steps_of(table: &mut Table) -> Result<Vec<Said>, Failure> {
             }
         },
         // Without accumulation a step there is one micro-batch.
-        (Some((name, micro)), None) if name != "micro_batch_size" => {
-            if !table.contains_key("batch_size") {
-                said.push(Said::new(name, &micro, ("batch_size", micro.clone())));
-            }
+        (Some((name, micro)), None)
+            if name != "micro_batch_size" && !table.contains_key("batch_size") =>
+        {
+            said.push(Said::new(name, &micro, ("batch_size", micro.clone())));
         }
         _ => {}
     }
