@@ -752,7 +752,7 @@ fn a_directory_that_is_no_model_is_refused() {
                 &gone("base/model.safetensors"),
                 "exit 3\n\
                  train: runs because there is no sealed output yet\n\
-                 train: 17 packs, 855 tokens, 225 of them trained; 180 steps; about 1 MB\n\
+                 train: 17 packs, 855 tokens, 225 of them trained; 180 steps; about 35.1 MiB\n\
                  error: `base` is not a model directory: it has no weights (`*.safetensors`)\n\
                  hint: a model directory has config.json, tokenizer.json and *.safetensors; \
                  `hone-fetch model` makes one\n",
@@ -762,7 +762,7 @@ fn a_directory_that_is_no_model_is_refused() {
                 &is("base/model.safetensors", "weights"),
                 "exit 3\n\
                  train: runs because there is no sealed output yet\n\
-                 train: 17 packs, 855 tokens, 225 of them trained; 180 steps; about 1 MB\n\
+                 train: 17 packs, 855 tokens, 225 of them trained; 180 steps; about 35.1 MiB\n\
                  error: base/model.safetensors: not a valid safetensors file: it has only 7 bytes\n\
                  hint: fetch or copy the model again; the file is not whole, or another kind\n",
             ),
@@ -778,7 +778,8 @@ fn a_directory_that_is_no_model_is_refused() {
                 &is("base/config.json", "{\"model_type\": \"gpt2\"}"),
                 "exit 3\n\
                  error: base: config.json: `model_type` = \"gpt2\" is not supported: this \
-                 version knows only \"llama\"\n",
+                 version knows llama, smollm3, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, \
+                 granite, olmo2\n",
             ),
             case(
                 "tokenize",

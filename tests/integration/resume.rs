@@ -161,6 +161,9 @@ fn with<'a>(args: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
     [args, more].concat()
 }
 
+/// Fewest runs that are killed before their end.
+const KILLS_MIN: usize = 20;
+
 #[test]
 fn killed_at_any_moment_it_ends_with_the_same_bytes() {
     let place = ready();
@@ -170,16 +173,24 @@ fn killed_at_any_moment_it_ends_with_the_same_bytes() {
     let straight_place = place.copy();
     let start = Instant::now();
     straight_place.done("train", &with(&settings, &["--threads", "2"]));
-    let whole = start.elapsed();
+    // What a run takes: less when nothing else runs here, so that some end before they are killed.
+    let mut whole = start.elapsed();
     let straight = straight_place.artefact("train");
     let (mut n_kills, mut n_resumed) = (0, 0);
-    for seed in 0..24_u64 {
+    for seed in 0..64_u64 {
+        if seed >= 24 && n_kills >= KILLS_MIN {
+            break;
+        }
         let place = place.copy();
         let moment = whole.mul_f64((seed.wrapping_mul(0x9e37_79b9) >> 8 & 0xff) as f64 / 256.0);
         let mut running = place.start("train", &with(&settings, &["--threads", "2"]));
         std::thread::sleep(moment);
         running.signal("KILL");
-        n_kills += usize::from(running.end().code.is_none());
+        if running.end().code.is_none() {
+            n_kills += 1;
+        } else {
+            whole = whole.mul_f64(0.8);
+        }
         n_resumed += usize::from(!checkpoints(&place).is_empty());
         let threads = THREADS[seed as usize % 3];
         place.done("train", &with(&rest, &[threads]));
@@ -187,7 +198,7 @@ fn killed_at_any_moment_it_ends_with_the_same_bytes() {
         assert_eq!(found, Vec::<String>::new(), "seed {seed}, after {moment:?}");
         assert_eq!(place.leftovers(), Vec::<String>::new());
     }
-    assert!(n_kills >= 20, "only {n_kills} runs were killed before their end");
+    assert!(n_kills >= KILLS_MIN, "only {n_kills} runs were killed before their end");
     assert!(n_resumed >= 5, "only {n_resumed} runs had got as far as a checkpoint");
 }
 

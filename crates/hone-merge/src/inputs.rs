@@ -17,7 +17,7 @@ const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// What training made.
 pub(crate) enum Trained {
     /// An adapter on the base.
-    Adapter(Adapter),
+    Adapter(Box<Adapter>),
     /// Weights that stand for themselves.
     Weights,
 }
@@ -52,7 +52,8 @@ impl Inputs {
         let (config, trained) = match sealed.manifest().kind {
             ArtefactKind::Adapter => {
                 same(&sealed, "base", &base.input("base")?.sha256, base.dir(), "hone-train")?;
-                (base.read("config.json", CONFIG_BYTES_MAX)?, Trained::Adapter(adapter(&sealed)?))
+                let adapter = Box::new(adapter(&sealed)?);
+                (base.read("config.json", CONFIG_BYTES_MAX)?, Trained::Adapter(adapter))
             }
             ArtefactKind::Weights => (sealed.read("config.json")?, Trained::Weights),
             other => {
