@@ -58,6 +58,10 @@ const LEARN: &[&[&str]] = &[
     &["train.warmup_steps=1"],
     &["train.warmup_steps=1", "train.schedule_convention=hone"],
     &["train.order=sequential"],
+    &["train.exclude_modules=['down_proj']"],
+    &["train.layers_to_transform=[0]"],
+    &["train.rank_pattern={q_proj = 2}"],
+    &["train.alpha_pattern={q_proj = 1.0}"],
 ];
 
 #[test]

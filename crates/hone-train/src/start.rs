@@ -116,6 +116,9 @@ impl Start {
     /// A pattern of `freeze` or of a group that matches nothing; an adapter to go on from that is not the one of the settings.
     pub(crate) fn new(plan: &TrainPlan, model: &ModelConfig) -> Result<Self, Failure> {
         let lora = plan.lora(model);
+        if plan.config.method == Method::Lora {
+            lora.check_against(model).map_err(|e| Failure::usage(format!("[train] {e}")))?;
+        }
         let mut trained = trained_params(model, trains(plan, &lora));
         let names: Vec<&str> = trained.iter().map(|info| info.name.as_str()).collect();
         let matched = matching("`freeze`", &plan.config.freeze, &names).map_err(failure)?;

@@ -3,6 +3,7 @@
 //! Keys that came after the first release are left out of the record of a run that does not use them, so that its key stays what it
 //! was.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use hone_cli::Failure;
@@ -198,6 +199,18 @@ pub(crate) struct TrainConfig {
     pub(crate) rslora: bool,
     /// Modules with an adapter, by the end of their name; `["all-linear"]` for all.
     pub(crate) target_modules: Vec<String>,
+    /// Modules that get none though they are targets, by the end of their name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) exclude_modules: Vec<String>,
+    /// Layers that get an adapter, by number; all when empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) layers_to_transform: Vec<usize>,
+    /// Other ranks by the end of a module's name, an expression; of those that match the first in the order of their texts.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) rank_pattern: BTreeMap<String, usize>,
+    /// Other alphas, likewise.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) alpha_pattern: BTreeMap<String, f64>,
     /// A PEFT adapter to go on from; its settings must be those given here. What it is, is an input of the run, not where it lies.
     #[serde(skip_serializing)]
     pub(crate) adapter_init: Option<PathBuf>,
@@ -276,6 +289,10 @@ impl Default for TrainConfig {
             dropout: 0.0,
             rslora: false,
             target_modules: vec!["all-linear".to_owned()],
+            exclude_modules: Vec::new(),
+            layers_to_transform: Vec::new(),
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
             adapter_init: None,
             freeze: Vec::new(),
             recompute: RecomputeKnob::None,
@@ -402,6 +419,12 @@ impl TrainConfig {
             lora_dropout: self.dropout,
             target_modules: target_modules.into(),
             use_rslora: self.rslora,
+            exclude_modules: (!self.exclude_modules.is_empty())
+                .then(|| self.exclude_modules.clone().into()),
+            layers_to_transform: (!self.layers_to_transform.is_empty())
+                .then(|| self.layers_to_transform.clone()),
+            rank_pattern: self.rank_pattern.clone().into_iter().collect(),
+            alpha_pattern: self.alpha_pattern.clone().into_iter().collect(),
             ..LoraConfig::all_linear(self.rank, 1.0)
         }
     }
