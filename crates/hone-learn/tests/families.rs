@@ -1,6 +1,8 @@
 //! Every family and rotary scaling against transformers, PEFT and PyTorch: tests/golden/README.md
 //! says what the files hold and how they were made.
 
+mod rows;
+
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -12,6 +14,7 @@ use hone_model::{
     Activation, Adapter, Batch, Decoder, Generator, LayerRope, Merge, ModelConfig, NamedTensor,
     Recompute, Rope, RopeScaling, ScoreScale, Tensors, Training,
 };
+use rows::{all, batch, integers};
 use serde_json::Value;
 
 /// Largest absolute difference of a logit or a loss.
@@ -79,27 +82,6 @@ impl Golden {
     fn decoder<B: Backend>(&self, backend: B, training: Training) -> Decoder<B> {
         Decoder::load(backend, &self.config, &self.part("model"), training).unwrap()
     }
-}
-
-fn integers(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
-}
-
-fn floats(value: &Value) -> Vec<f32> {
-    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
-}
-
-/// A batch of some of the rows.
-fn batch(rows: &Value, chosen: &[usize]) -> Batch {
-    let mut batch = Batch::new();
-    for &row in chosen {
-        batch.push(&integers(&rows[row]["input_ids"]), &floats(&rows[row]["weights"])).unwrap();
-    }
-    batch
-}
-
-fn all(rows: &Value) -> Vec<usize> {
-    (0..rows.as_array().unwrap().len()).collect()
 }
 
 fn every_row(batch: &Batch) -> Vec<u32> {

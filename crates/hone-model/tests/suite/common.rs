@@ -1,6 +1,6 @@
 //! Small models and rows for the tests.
 
-use hone_kernels::{Backend, rng};
+use hone_kernels::{Backend, Cpu, rng};
 use hone_model::{
     Adapter, Batch, Decoder, LoraConfig, ModelConfig, Tensors, Training, init_weights,
 };
@@ -94,4 +94,22 @@ pub(crate) fn relative_distance(a: &Tensors, b: &Tensors) -> f64 {
         distance(&t.data, &b.get(&t.name).unwrap().data) / f64::from(largest)
     };
     a.iter().map(one).fold(0.0, f64::max)
+}
+
+/// Checks that the logits of a document alone are those of the document in a pack.
+pub(crate) fn check_alone(config: &ModelConfig, lens: &[usize], bound: f64, what: &str) {
+    let mut decoder = decoder(Cpu::new(), config, Training::Frozen);
+    let documents = documents(config, lens);
+    let packed = pack(&documents);
+    let logits = decoder.logits(&packed, &every_row(&packed)).unwrap();
+    let mut start = 0;
+    for document in &documents {
+        let alone = pack(std::slice::from_ref(document));
+        let expected = decoder.logits(&alone, &every_row(&alone)).unwrap();
+        let end = start + expected.len();
+        let off = distance(&logits[start..end], &expected);
+        assert!(off <= bound, "{what}, a document of {}: {off:e}", document.0.len());
+        start = end;
+    }
+    assert_eq!(start, logits.len());
 }

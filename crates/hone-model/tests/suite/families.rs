@@ -72,21 +72,7 @@ fn lora(dropout: f32) -> LoraConfig {
 
 #[test]
 fn a_document_alone_is_the_document_in_a_pack() {
-    each(|config, family| {
-        let mut decoder = decoder(Cpu::new(), config, Training::Frozen);
-        let documents = documents(config, &LENS);
-        let packed = pack(&documents);
-        let logits = decoder.logits(&packed, &every_row(&packed)).unwrap();
-        let mut start = 0;
-        for document in &documents {
-            let alone = pack(std::slice::from_ref(document));
-            let expected = decoder.logits(&alone, &every_row(&alone)).unwrap();
-            let end = start + expected.len();
-            let off = distance(&logits[start..end], &expected);
-            assert!(off <= ROUNDING, "{family}, a document of {}: {off:e}", document.0.len());
-            start = end;
-        }
-    });
+    each(|config, family| check_alone(config, &LENS, ROUNDING, family));
 }
 
 #[test]

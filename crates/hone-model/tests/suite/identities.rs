@@ -20,23 +20,7 @@ fn both(check: impl Fn(bool)) {
 /// A document's logits alone are those that it has inside a pack: neighbours are not seen.
 #[test]
 fn a_document_alone_is_the_document_in_a_pack() {
-    both(|odd| {
-        let config = config(odd);
-        let mut decoder = decoder(Cpu::new(), &config, Training::Frozen);
-        let documents = documents(&config, &LENS);
-        let packed = pack(&documents);
-        let logits = decoder.logits(&packed, &every_row(&packed)).unwrap();
-        let mut start = 0;
-        for document in &documents {
-            let alone = pack(std::slice::from_ref(document));
-            let expected = decoder.logits(&alone, &every_row(&alone)).unwrap();
-            let end = start + expected.len();
-            let off = distance(&logits[start..end], &expected);
-            assert!(off <= ROUNDING, "a document of {}: {off:e}", document.0.len());
-            start = end;
-        }
-        assert_eq!(start, logits.len());
-    });
+    both(|odd| check_alone(&config(odd), &LENS, ROUNDING, if odd { "odd" } else { "plain" }));
 }
 
 /// Gradients and loss of all documents, cut into micro-batches of `size`.
