@@ -27,7 +27,7 @@ impl Fixed {
 /// One rendering.
 #[derive(Debug)]
 pub(crate) struct Context {
-    pub(crate) fixed: Arc<Fixed>,
+    fixed: Arc<Fixed>,
     /// Variables of the row's own.
     own: Vec<(String, Value)>,
     messages: Value,

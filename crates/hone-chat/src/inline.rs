@@ -54,7 +54,7 @@ pub(crate) fn framed(
     text: &str,
     is_answer: impl Fn(&Leaf) -> bool,
 ) -> Vec<Block> {
-    // Of each answer the first text of its content, until its first block has been seen.
+    // The first text of the content of each answer; only that may open with a thought.
     let mut first: Vec<bool> = vec![false; leaves.len()];
     let mut seen: HashSet<usize> = HashSet::new();
     for (leaf, is_first) in leaves.iter().zip(&mut first) {

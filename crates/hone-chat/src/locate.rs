@@ -225,7 +225,7 @@ impl Search<'_> {
     /// for the template's: of those there is no telling where they are.
     fn check_whole(&self, leaves: &[Leaf]) -> Result<(), TemplateError> {
         let is_open = |leaf: &&Leaf| {
-            let control = self.template.control_token_in(&leaf.text).is_some();
+            let control = self.template.control.find(&leaf.text).is_some();
             match self.is_answer(leaf) && leaf.part != Part::ToolCall {
                 // What a template looks for in an answer it writes itself.
                 true => is_said(leaf.message, &leaf.key) && !control,

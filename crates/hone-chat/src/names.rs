@@ -83,7 +83,7 @@ impl ChatTemplate {
         what: &'static str,
         message: &str,
     ) -> Result<(), TemplateError> {
-        match self.control_token_in(name) {
+        match self.control.find(name) {
             None => Ok(()),
             Some(token) => Err(TemplateError::Forged {
                 message: message.to_owned(),
@@ -92,10 +92,5 @@ impl ChatTemplate {
                 token: token.to_owned(),
             }),
         }
-    }
-
-    /// A control token that a text holds.
-    pub(crate) fn control_token_in(&self, text: &str) -> Option<&str> {
-        self.control.find(text)
     }
 }
