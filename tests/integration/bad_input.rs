@@ -663,10 +663,10 @@ fn a_manifest_edited_by_hand_is_refused() {
                  hand\n",
             ),
             case(
-                &manifest("\"schema\": 3", "\"schema\": 999"),
+                &manifest("\"schema\": 4", "\"schema\": 999"),
                 "exit 3\n\
                  error: `runs/p/tokenize/manifest.json`: the manifest has schema 999, this \
-                 program reads 3\n\
+                 program reads 4\n\
                  hint: run `hone-tokenize --force` to make it again; artefacts are not edited by \
                  hand\n",
             ),

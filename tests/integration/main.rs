@@ -13,3 +13,4 @@ mod same_bytes;
 mod settings;
 mod tidy;
 mod watch;
+mod told;

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use arrow::array::{BooleanArray, LargeStringArray};
 use hone_kernels::Cpu;
 use hone_model::{Batch, Decoder, ModelConfig, StoredType, Training, init_weights};
-use hone_schema::{ArtefactKind, Doc, InputRef, Kind, Ledger, Pack, Prompt, Split, sha256};
+use hone_schema::{ArtefactKind, Doc, InputRef, Kind, Ledger, Pack, Prompt, Roles, Split, sha256};
 use hone_store::{Draft, Seal, Sealed};
 use hone_tokens::{Vocab, VocabSpec, train_vocab};
 use serde_json::Value;
@@ -112,6 +112,7 @@ impl Place {
         Pack {
             input_ids: (0..24).map(|i| (i * 11 + n) % 260).collect(),
             loss_weight: (0..24).map(|i| if i % 3 == 0 { 0.0 } else { 0.5 }).collect(),
+            roles: Roles::one("assistant", 24),
             docs: vec![doc(10, Kind::Sft), doc(14, Kind::Text)],
         }
     }

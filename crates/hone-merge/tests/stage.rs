@@ -7,7 +7,7 @@ use hone_model::{
     Adapter, BnbConfig, LoraConfig, Merge, ModelConfig, SafetensorsRegions, StoredType, Targets,
     TensorSource, Tensors, ValueType, init_weights, write_bnb_checkpoint,
 };
-use hone_schema::{ArtefactKind, Doc, InputRef, Kind, Ledger, Pack, sha256};
+use hone_schema::{ArtefactKind, Doc, InputRef, Kind, Ledger, Pack, Roles, sha256};
 use hone_store::{Draft, ModelDir, Seal, Sealed};
 use serde_json::{Value, json};
 
@@ -97,6 +97,7 @@ impl Place {
         let pack = |n: u32| Pack {
             input_ids: (0..24).map(|i| (i * 7 + n) % 61).collect(),
             loss_weight: vec![1.0; 24],
+            roles: Roles::one("assistant", 24),
             docs: vec![doc(2 * n, 10), doc(2 * n + 1, 14)],
         };
         let rendered = Sealed::open(&self.stage("template"), ArtefactKind::Rendered).unwrap();

@@ -14,6 +14,7 @@ mod manifest;
 mod message;
 mod names;
 mod packs;
+mod roles;
 mod rows;
 mod share;
 mod steps;
@@ -24,9 +25,10 @@ pub use manifest::{ArtefactKind, FileEntry, InputRef, Manifest, ManifestError, P
 pub use message::{Mark, Message, MessageError, REASONING_KEYS, THOUGHT_MARKS, parse_messages};
 pub use names::{FileName, NameError};
 pub use packs::{Doc, Pack, PackColumns, PackError};
+pub use roles::{Roles, TEMPLATE, TEXT, THOUGHTS, UNKNOWN};
 pub use rows::{Conversation, Kind, Part, Prompt, Reject, Rendered, RowError, Span, Split};
 pub use share::Share;
 pub use steps::PlanStep;
 
 /// Version of the manifest and of every row type; a reader takes exactly its own.
-pub const SCHEMA_VERSION: u32 = 3;
+pub const SCHEMA_VERSION: u32 = 4;

@@ -11,12 +11,14 @@ use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 
 use crate::columns::{column, item};
+use crate::roles::{Roles, roles_at, roles_column, run_field};
 use crate::rows::ids_column;
 use crate::{Kind, RowError};
 
 const INPUT_IDS: &str = "input_ids";
 const LOSS_WEIGHT: &str = "loss_weight";
 const SEQ_LENS: &str = "seq_lens";
+const ROLES: &str = "roles";
 
 /// A row of a `packs` artefact: documents end to end, each isolated from the others by whoever computes with it.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +27,8 @@ pub struct Pack {
     pub input_ids: Vec<u32>,
     /// Weight of the loss of predicting each token; 0 = not trained. The first token of a document is never predicted.
     pub loss_weight: Vec<f32>,
+    /// Whose words the trained tokens are, in runs over all ids.
+    pub roles: Roles,
     /// The documents, in order; their lengths add up to the number of ids.
     pub docs: Vec<Doc>,
 }
@@ -112,6 +116,14 @@ pub enum PackError {
         /// The ranges, as text.
         found: String,
     },
+    /// Roles that are not those of the tokens.
+    #[error("a pack has {ids} ids, and its roles are {found}")]
+    Roles {
+        /// Number of ids.
+        ids: usize,
+        /// What is wrong with them.
+        found: String,
+    },
     /// A weight that is negative or not a number.
     #[error("token {index} of a pack has loss weight {weight}")]
     Weight {
@@ -128,6 +140,7 @@ impl Pack {
         Pack {
             input_ids: Vec::with_capacity(n_tokens),
             loss_weight: Vec::with_capacity(n_tokens),
+            roles: Roles::default(),
             docs: Vec::new(),
         }
     }
@@ -145,6 +158,11 @@ impl Pack {
         let docs: u64 = self.docs.iter().map(|doc| u64::from(doc.len)).sum();
         if docs != ids as u64 {
             return Err(PackError::Docs { ids, docs });
+        }
+        let n_roles = self.roles.n_tokens();
+        let of_others = (n_roles != ids as u64).then(|| format!("those of {n_roles} tokens"));
+        if let Some(found) = of_others.or_else(|| self.roles.fault()) {
+            return Err(PackError::Roles { ids, found });
         }
         match self.loss_weight.iter().position(|w| !(w.is_finite() && *w >= 0.0)) {
             Some(index) => {
@@ -182,6 +200,7 @@ impl Pack {
             list(INPUT_IDS, DataType::UInt32),
             list(LOSS_WEIGHT, DataType::Float32),
             list(SEQ_LENS, DataType::UInt32),
+            Field::new(ROLES, DataType::List(Arc::new(run_field())), false),
             list("docs", DataType::Struct(doc_fields())),
         ]))
     }
@@ -200,6 +219,7 @@ impl Pack {
             Arc::new(ids_column(packs.iter().map(|p| p.input_ids.as_slice()))?),
             Arc::new(weights_column(packs)?),
             Arc::new(ids_column(lens.iter().map(Vec::as_slice))?),
+            Arc::new(roles_column(packs.iter().map(|p| &p.roles))?),
             Arc::new(docs_column(packs)?),
         ];
         Ok(RecordBatch::try_new(Self::schema(), columns)?)
@@ -211,12 +231,14 @@ impl Pack {
     /// A missing or mistyped column, a pack that contradicts itself.
     pub fn from_batch(batch: &RecordBatch) -> Result<Vec<Self>, RowError> {
         let columns = PackColumns::of(batch)?;
-        let docs = column::<ListArray>(batch, "docs")?;
+        let (roles, docs) =
+            (column::<ListArray>(batch, ROLES)?, column::<ListArray>(batch, "docs")?);
         (0..batch.num_rows())
             .map(|row| {
                 let pack = Pack {
                     input_ids: columns.input_ids(row)?.values().to_vec(),
                     loss_weight: columns.loss_weight(row)?.values().to_vec(),
+                    roles: roles_at(roles, row)?,
                     docs: docs_at(docs, row)?,
                 };
                 pack.check().map_err(|e| wrong(row, &e))?;
@@ -394,10 +416,17 @@ mod tests {
         }
     }
 
+    fn roles(runs: &[(&str, u32)]) -> Roles {
+        let mut roles = Roles::default();
+        runs.iter().for_each(|(role, n)| roles.push(role, *n));
+        roles
+    }
+
     fn pack() -> Pack {
         Pack {
             input_ids: vec![1, 2, 3, 4, 5],
             loss_weight: vec![1.0, 0.5, 0.0, 1.0, 0.0],
+            roles: roles(&[("user", 2), ("assistant", 3)]),
             docs: vec![doc(2), doc(3)],
         }
     }
@@ -463,7 +492,7 @@ mod tests {
             "column `seq_lens` has type UInt64",
         );
         check(Arc::new(UInt32Array::from(vec![5, 5])), "column `seq_lens` has type UInt32");
-        let without = batch.project(&[0, 1, 3]).unwrap();
+        let without = batch.project(&[0, 1, 3, 4]).unwrap();
         let error = Pack::from_batch(&without).unwrap_err().to_string();
         assert_eq!(error, "column `seq_lens` is missing");
     }
@@ -485,6 +514,8 @@ mod tests {
         check(|p| p.docs[1].kept = vec![0..2, 2..3], "keeps [0..2, 2..3]");
         check(|p| p.docs[1].kept = one(1..4), "keeps [1..4]");
         check(|p| p.docs[1].offset = u32::MAX, "beyond the 2^32nd");
+        check(|p| p.roles = roles(&[("user", 4)]), "5 ids, and its roles are those of 4 tokens");
+        check(|p| p.roles = Roles::one("", 5), "5 ids, and its roles are [(\"\", 5)]");
         check(|p| p.loss_weight[1] = f32::NAN, "token 1 of a pack has loss weight NaN");
         check(|p| p.loss_weight[1] = -1.0, "loss weight -1");
     }

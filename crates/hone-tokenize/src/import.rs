@@ -7,13 +7,15 @@
 use std::path::PathBuf;
 
 use hone_cli::{Common, Context, Exit, Failure, Outcome, Pipeline, StagePlan, run_stage};
-use hone_schema::{ArtefactKind, InputRef, Kind, Pack, Prompt, Reject, Split};
+use hone_schema::{
+    ArtefactKind, InputRef, Kind, Pack, Prompt, Reject, Roles, Split, TEXT, UNKNOWN,
+};
 use hone_store::{Draft, ForeignTable, IpcFile, ParquetFile};
 use hone_tokens::{Counts, Reason, Refusal, Row, Taken, TooLong};
 use serde_json::json;
 
 use crate::args::{Config, split};
-use crate::conserve::Multiset;
+use crate::conserve::{Multiset, role_keys};
 use crate::inputs::Tokenizer;
 use crate::labels::{LabelledDoc, rows};
 use crate::packs;
@@ -206,12 +208,14 @@ impl Import<'_> {
         let counts =
             Counts { tokens: u64::from(n), trained: trained().filter(|is| *is).count() as u64 };
         let source = source.unwrap_or_else(|| self.source.clone());
+        // A row that is trained whole is a text.
+        let is_text = trained().skip(1).all(|is| is);
         Row {
             id: name.unwrap_or_else(|| format!("{}:{named}", self.source)),
             source,
             split: self.args.split,
-            // A row that is trained whole is a text.
-            kind: if trained().skip(1).all(|is| is) { Kind::Text } else { Kind::Sft },
+            kind: if is_text { Kind::Text } else { Kind::Sft },
+            roles: Roles::one(if is_text { TEXT } else { UNKNOWN }, n),
             turns: ends.len() as u32,
             stops,
             offsets: Vec::new(),
@@ -261,12 +265,14 @@ impl Sinks {
         for row in docs {
             let doc = row.doc(index);
             if let Some((aside, tokens)) = &mut self.aside {
-                let record = record::to_bytes(&doc, &row.ids, &row.weights);
+                let record = record::to_bytes(&doc, &row.roles, &row.ids, &row.weights);
                 aside.push(doc.len, &record)?;
-                *tokens = tokens.and(Multiset::of(&doc, &row.ids, &row.weights));
+                let roles = &mut role_keys(&row.roles);
+                *tokens = tokens.and(Multiset::of(&doc, &row.ids, &row.weights, roles));
             } else {
                 pack.input_ids.extend_from_slice(&row.ids);
                 pack.loss_weight.extend_from_slice(&row.weights);
+                pack.roles.append(&row.roles);
                 pack.docs.push(doc);
             }
             self.tally.pass(&Taken { rows: vec![row], refused: Vec::new() }, None);

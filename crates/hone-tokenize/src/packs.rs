@@ -90,6 +90,7 @@ fn assemble(aside: &Aside, rows: &[u32]) -> Result<Pack, Failure> {
         let record = aside.record(*row)?;
         pack.input_ids.extend(record.ids);
         pack.loss_weight.extend(record.weights);
+        pack.roles.append(&record.roles);
         pack.docs.push(record.doc);
     }
     Ok(pack)

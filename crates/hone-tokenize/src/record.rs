@@ -1,10 +1,10 @@
 //! Tokenized rows on their way to their packs: put aside on disk, one record a row.
 //!
-//! A record is the row's [`Doc`], its ids and its weights. Numbers are written in seven bits a byte, lowest first, the high bit saying
+//! A record is the row's [`Doc`], its roles, its ids and its weights. Numbers are written in seven bits a byte, lowest first, the high bit saying
 //! that more follow; weights as runs, since a row has few of them.
 
 use hone_cli::Failure;
-use hone_schema::{Doc, Kind};
+use hone_schema::{Doc, Kind, Roles};
 use hone_store::{Draft, Spill, SpillWriter};
 
 /// A row as tokens, with its place in its row.
@@ -12,6 +12,8 @@ use hone_store::{Draft, Spill, SpillWriter};
 pub(crate) struct Record {
     /// Which tokens of which row these are.
     pub(crate) doc: Doc,
+    /// Whose words they are.
+    pub(crate) roles: Roles,
     /// Their ids.
     pub(crate) ids: Vec<u32>,
     /// The weights of their losses.
@@ -19,7 +21,7 @@ pub(crate) struct Record {
 }
 
 /// The bytes of a record.
-pub(crate) fn to_bytes(doc: &Doc, ids: &[u32], weights: &[f32]) -> Vec<u8> {
+pub(crate) fn to_bytes(doc: &Doc, roles: &Roles, ids: &[u32], weights: &[f32]) -> Vec<u8> {
     let mut out = Vec::with_capacity(3 * ids.len() + doc.row_id.len() + doc.source.len() + 32);
     put(&mut out, doc.row);
     put_text(&mut out, &doc.row_id);
@@ -31,6 +33,11 @@ pub(crate) fn to_bytes(doc: &Doc, ids: &[u32], weights: &[f32]) -> Vec<u8> {
     for range in &doc.kept {
         put(&mut out, range.start.into());
         put(&mut out, range.end.into());
+    }
+    put(&mut out, roles.runs().len() as u64);
+    for (role, n) in roles.runs() {
+        put_text(&mut out, role);
+        put(&mut out, n.into());
     }
     put(&mut out, ids.len() as u64);
     ids.iter().for_each(|id| put(&mut out, (*id).into()));
@@ -51,6 +58,10 @@ impl Record {
         let kept = (0..take(from)?)
             .map(|_| Some(take_u32(from)?..take_u32(from)?))
             .collect::<Option<Vec<_>>>()?;
+        let mut roles = Roles::default();
+        for _ in 0..take(from)? {
+            roles.push(&take_text(from)?, take_u32(from)?);
+        }
         let len = take_u32(from)?;
         let ids = (0..len).map(|_| take_u32(from)).collect::<Option<Vec<u32>>>()?;
         let mut weights = Vec::with_capacity(ids.len());
@@ -64,7 +75,7 @@ impl Record {
             weights.resize(weights.len() + n, f32::from_le_bytes(*weight));
         }
         let doc = Doc { len, row, row_id, source, kind, offset, truncated, kept };
-        from.is_empty().then_some(Record { doc, ids, weights })
+        from.is_empty().then_some(Record { doc, roles, ids, weights })
     }
 }
 
@@ -174,11 +185,12 @@ mod tests {
             truncated: !kept.is_empty(),
             kept: kept.to_vec(),
         };
-        Record { doc, ids: ids.to_vec(), weights: weights.to_vec() }
+        let (roles, ids) = (Roles::one("tool", doc.len), ids.to_vec());
+        Record { doc, roles, ids, weights: weights.to_vec() }
     }
 
     fn check(record: &Record) {
-        let bytes = to_bytes(&record.doc, &record.ids, &record.weights);
+        let bytes = to_bytes(&record.doc, &record.roles, &record.ids, &record.weights);
         assert_eq!(Record::from_bytes(&bytes).as_ref(), Some(record));
         for end in 0..bytes.len() {
             assert_eq!(Record::from_bytes(&bytes[..end]), None, "cut at {end}");
@@ -195,7 +207,8 @@ mod tests {
 
     #[test]
     fn more_weights_than_ids_are_no_record() {
-        let mut bytes = to_bytes(&record(&[1], &[1.0], &[]).doc, &[1], &[1.0]);
+        let Record { doc, roles, .. } = record(&[1], &[1.0], &[]);
+        let mut bytes = to_bytes(&doc, &roles, &[1], &[1.0]);
         let n = bytes.len();
         bytes[n - 5] = 2;
         assert_eq!(Record::from_bytes(&bytes), None);

@@ -25,6 +25,8 @@ struct SplitTally {
     packs: u64,
     tokens: u64,
     trained: u64,
+    /// Trained tokens by the role of the message that they are of.
+    trained_by_role: BTreeMap<String, u64>,
     longest: u64,
     largest_pack: u64,
     /// Share of padding in padded batches, by their size; where rows are not packed.
@@ -66,6 +68,9 @@ impl Tally {
             ours.rows += theirs.rows;
             ours.tokens += theirs.tokens;
             ours.trained += theirs.trained;
+            for (role, n) in theirs.trained_by_role {
+                *ours.trained_by_role.entry(role).or_default() += n;
+            }
             ours.longest = ours.longest.max(theirs.longest);
         }
         self.stop_ids.extend(other.stop_ids);
@@ -142,6 +147,12 @@ impl Tally {
         split.rows += 1;
         split.tokens += now.tokens;
         split.trained += now.trained;
+        for (role, n) in row.roles.trained(&row.weights).filter(|(_, n)| *n > 0) {
+            match split.trained_by_role.get_mut(role) {
+                Some(sum) => *sum += n,
+                None => _ = split.trained_by_role.insert(role.to_owned(), n),
+            }
+        }
         split.longest = split.longest.max(now.tokens);
         self.stop_ids.extend(&row.stops);
         self.turns += u64::from(row.turns);
@@ -250,6 +261,7 @@ impl Tally {
                     "fill": split.tokens as f64 / space as f64,
                     "tokens": split.tokens,
                     "trained_tokens": split.trained,
+                    "trained_tokens_by_role": split.trained_by_role,
                     "longest_row": split.longest,
                     "longest_pack": split.largest_pack,
                 });

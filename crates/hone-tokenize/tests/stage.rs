@@ -327,15 +327,21 @@ fn roles_and_stops_are_trained_as_the_pipeline_says() {
     };
     let (responses, report, _) = run(&[]);
     assert_eq!(report["rows_by_trained_role"], json!({}));
+    let by_role = |report: &Value| report["splits"]["train"]["trained_tokens_by_role"].clone();
+    let plain = by_role(&report)["text"].as_u64().unwrap();
+    assert_eq!(by_role(&report), json!({"assistant": responses - plain, "text": plain}));
     // 52 chats, each with one stop token that goes untrained.
     let (without, ..) = run(&["tokenize.train_on_stop=none"]);
     assert_eq!(responses - without, 52);
     let (both, report, stderr) = run(&[r#"tokenize.train_on=["assistant", "user", "tool"]"#]);
     assert_eq!(report["rows_by_trained_role"], json!({"assistant": 55, "tool": 0, "user": 55}));
     assert!(stderr.contains("names the role `tool`, which no row has"), "{stderr}");
-    let (every, ..) = run(&["tokenize.train_on=every"]);
+    let (every, report, _) = run(&["tokenize.train_on=every"]);
     assert_eq!(both, every);
     assert!(every > responses);
+    let user = every - responses;
+    let all = json!({"assistant": responses - plain, "text": plain, "user": user});
+    assert_eq!(by_role(&report), all);
 }
 
 #[test]

@@ -19,11 +19,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
-use hone_schema::{Kind, Part};
+use hone_schema::{Kind, Part, Roles};
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::certificate::{Ending, Proof};
+use crate::role::roles;
 use crate::row::{Counts, Reason, Refusal, Row, Rules, Taken, Work};
 use crate::vocab::Vocab;
 
@@ -155,6 +156,7 @@ fn whole_row(work: Work, proof: &Proof) -> Row {
         split: work.row.split,
         kind: work.row.kind,
         before: Counts::of(&work.weights),
+        roles: roles(work.row, &work.encoded, &work.weights),
         ids: work.encoded.ids,
         weights: work.weights,
         offsets: work.encoded.offsets,
@@ -173,13 +175,17 @@ fn part(whole: &Row, kept: &[Range<usize>]) -> Row {
     if let Some(first) = weights.first_mut() {
         *first = 0.0;
     }
+    let mut roles = Roles::default();
+    let kept_ids = || kept.iter().map(|range| range.start as u32..range.end as u32);
+    kept_ids().for_each(|range| roles.append(&whole.roles.part(&range)));
     Row {
         id: whole.id.clone(),
         source: whole.source.clone(),
+        roles,
         ids: kept.iter().map(take).flat_map(|r| whole.ids[r].iter().copied()).collect(),
         weights,
         offsets: kept.iter().map(take).flat_map(|r| whole.offsets[r].iter().cloned()).collect(),
-        kept: kept.iter().map(|range| range.start as u32..range.end as u32).collect(),
+        kept: kept_ids().collect(),
         stops: whole.stops.clone(),
         ..*whole
     }

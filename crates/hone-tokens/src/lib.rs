@@ -21,6 +21,7 @@ mod mask;
 mod pack;
 mod policy;
 mod prompt;
+mod role;
 mod row;
 mod thought;
 mod vocab;

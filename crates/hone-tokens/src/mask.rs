@@ -257,7 +257,7 @@ pub(crate) fn touched(spans: &[Span], token: &Range<usize>) -> Range<usize> {
 }
 
 /// The same, looked for from the span `from` on: tokens come in order, so the next one's spans are near.
-fn touched_from(spans: &[Span], token: &Range<usize>, from: usize) -> Range<usize> {
+pub(crate) fn touched_from(spans: &[Span], token: &Range<usize>, from: usize) -> Range<usize> {
     if spans.is_empty() {
         return 0..0;
     }

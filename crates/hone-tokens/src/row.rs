@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use hone_schema::{Doc, Kind, Rendered, Split};
+use hone_schema::{Doc, Kind, Rendered, Roles, Split};
 
 use crate::certificate::certify;
 use crate::cut::{TooLong, cut};
@@ -211,6 +211,8 @@ pub struct Row {
     pub ids: Vec<u32>,
     /// Weight of each token's loss.
     pub weights: Vec<f32>,
+    /// Whose words its trained tokens are.
+    pub roles: Roles,
     /// The bytes of the row's text that each token stands for.
     pub offsets: Vec<Range<usize>>,
     /// Which of the whole row's tokens these are: ranges in order, apart from each other; one range where nothing was cut out.

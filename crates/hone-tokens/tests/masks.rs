@@ -2,8 +2,10 @@
 
 mod support;
 
-use hone_schema::{Kind, Part, Rendered, Share};
-use hone_tokens::{Learn, Policy, Reason, Row, Rules, TrainOn, TrainOnStop, Vocab, tokenize};
+use hone_schema::{Kind, Part, Rendered, Roles, Share};
+use hone_tokens::{
+    Learn, Policy, Reason, Row, Rules, TooLong, TrainOn, TrainOnStop, Vocab, tokenize,
+};
 use proptest::prelude::*;
 use support::{Bit, byte_level, chat, outcome, pieces, rendered, rules, vocab_of, with};
 
@@ -546,5 +548,105 @@ proptest! {
         prop_assert_eq!(vocab.decode(&ids, false).unwrap(), whole);
         let expected: f32 = expected.iter().map(|(_, weight)| *weight).reduce(f32::min).unwrap_or(0.0);
         prop_assert_eq!(weights.into_iter().reduce(f32::min), Some(expected));
+    }
+}
+
+/// The trained text of each run of roles, `role[text]`.
+fn voices(row: &Row, text: &str) -> String {
+    let mut at = 0;
+    let run = |(role, n): (&str, u32)| {
+        let tokens = at..at + n as usize;
+        at = tokens.end;
+        let trained = tokens.filter(|token| row.weights[*token] > 0.0);
+        let said: String = trained.map(|token| &text[row.offsets[token].clone()]).collect();
+        format!("{role}[{said}]")
+    };
+    let voices: Vec<String> = row.roles.runs().map(run).collect();
+    assert_eq!(at, row.ids.len(), "a role for every token");
+    voices.join(" ")
+}
+
+fn check_voices(policy: Policy, row: &Rendered, expect: &str) {
+    let rules = Rules { policy, ..rules() };
+    let made = one(&vocab_of(&byte_level()), row, &rules);
+    assert_eq!(voices(&made, &row.text), expect);
+    let whole = 0..made.ids.len() as u32;
+    assert_eq!(made.roles.part(&whole), made.roles);
+}
+
+#[test]
+fn every_trained_token_has_the_role_of_its_message() {
+    let every = || Policy { train_on: TrainOn::Every, ..Policy::default() };
+    check_voices(Policy::default(), &chat(&TWO), "assistant[yo<e>no<e>]");
+    check_voices(every(), &chat(&TWO), "user[hello] assistant[yo<e>] user[there] assistant[no<e>]");
+    let three = chat(&[("s", "x"), ("u", "y"), ("a", "z")]);
+    check_voices(every(), &three, "system[x] user[y] assistant[z<e>]");
+    // The ends of turns are of those whose turns they end, though the template writes them between messages.
+    let stops = Policy { stop: TrainOnStop::All, ..Policy::default() };
+    check_voices(stops.clone(), &three, "system[<e>] user[<e>] assistant[z<e>]");
+    // A turn that no message has.
+    let mut bits: Vec<Bit> = vec![("<sys>\n be good <e>\n", None, "", Part::Scaffold, 0.0)];
+    bits.extend([
+        ("<u>\n", None, "", Part::Scaffold, 0.0),
+        ("hello", Some(0), "user", Part::Content, 1.0),
+        ("<e>\n<a>\n", None, "", Part::Scaffold, 0.0),
+        ("yo", Some(1), "assistant", Part::Content, 1.0),
+        ("<e>", Some(1), "assistant", Part::Stop, 1.0),
+    ]);
+    let own = rendered(Kind::Sft, &bits, None);
+    check_voices(stops, &own, "template[<e>] user[<e>] assistant[yo<e>]");
+    let text = [("yo hello", None, "text", Part::Content, 1.0)];
+    check_voices(Policy::default(), &rendered(Kind::Text, &text, None), "text[ hello]");
+}
+
+#[test]
+fn what_a_response_thinks_has_a_role_of_its_own() {
+    let answer = |part| Some((Some(1), "assistant", part, 1.0));
+    let bits: Vec<Bit> = [
+        ("<u>\n", None),
+        ("hello", Some((Some(0), "user", Part::Content, 1.0))),
+        ("<e>\n<a>\n", None),
+        ("<think>", answer(Part::Scaffold)),
+        ("\n", answer(Part::Scaffold)),
+        ("there", answer(Part::Reasoning)),
+        ("\n\n", answer(Part::Scaffold)),
+        ("yo", answer(Part::Content)),
+        (" 12", answer(Part::ToolCall)),
+        ("<e>", answer(Part::Stop)),
+        ("\n<u>\n", None),
+        ("no", Some((Some(2), "tool", Part::Content, 0.5))),
+        ("<e>\n", None),
+    ]
+    .into_iter()
+    .map(|(text, owner): (&str, Option<(Option<u32>, &str, Part, f32)>)| {
+        let (message, role, part, weight) = owner.unwrap_or((None, "", Part::Scaffold, 0.0));
+        (text, message, role, part, weight)
+    })
+    .collect();
+    let row = rendered(Kind::Sft, &bits, None);
+    // The marks of a thought, and the blanks around it, are the template's: of the answer.
+    let answer = "assistant[<think>\n] assistant/reasoning[there] assistant[\n\nyo 12<e>]";
+    check_voices(Policy::default(), &row, answer);
+    let every = Policy { train_on: TrainOn::Every, ..Policy::default() };
+    check_voices(every, &row, &format!("user[hello] {answer} tool[no]"));
+    let masked = Policy { reasoning: Learn::Mask, ..Policy::default() };
+    check_voices(masked, &row, "assistant[<think>\n\n\nyo 12<e>]");
+}
+
+#[test]
+fn pieces_of_a_row_have_the_roles_of_their_tokens() {
+    let policy = Policy { train_on: TrainOn::Every, ..Policy::default() };
+    let row = chat(&[("u", "hello there"), ("a", "yo yo"), ("u", "no no"), ("a", "hello")]);
+    let vocab = vocab_of(&byte_level());
+    let whole = one(&vocab, &row, &Rules { policy: policy.clone(), ..rules() });
+    for max_len in 3..whole.ids.len() as u32 {
+        let rules = Rules { max_len, too_long: TooLong::Split, policy: policy.clone(), ..rules() };
+        let Ok(taken) = tokenize(&vocab, &row, &rules) else { continue };
+        for piece in taken.rows {
+            let mut roles = Roles::default();
+            piece.kept.iter().for_each(|range| roles.append(&whole.roles.part(range)));
+            assert_eq!(piece.roles, roles);
+            voices(&piece, &row.text);
+        }
     }
 }

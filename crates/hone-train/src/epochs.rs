@@ -5,10 +5,11 @@ use hone_cli::Failure;
 use hone_kernels::mapping;
 use hone_learn::shuffle;
 use hone_model::Batch;
-use hone_schema::{Kind, Pack, PackColumns, RowError};
+use hone_schema::{Kind, Pack, PackColumns, RowError, TEXT};
 use hone_store::Sealed;
 
 use crate::args::Shuffle;
+use crate::tally::Groups;
 
 /// What is counted of a pack.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -24,18 +25,15 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
+    /// Of a pack in which the first token of each document has no weight.
     fn of(pack: &Pack) -> Self {
         let mut facts = Facts { n_tokens: pack.input_ids.len() as u32, ..Facts::default() };
-        let mut at = 0;
-        for doc in &pack.docs {
-            let end = at + doc.len as usize;
-            // Nothing stands before the first token of a document that could predict it.
-            let trained = pack.loss_weight[at + 1..end].iter().filter(|w| **w > 0.0);
+        for (doc, tokens) in pack.documents() {
+            let trained = pack.loss_weight[tokens].iter().filter(|w| **w > 0.0);
             let n = trained.clone().count() as u32;
             facts.n_trained += n;
             facts.n_replay += if doc.kind == Kind::Text { n } else { 0 };
             facts.weight += trained.map(|w| f64::from(*w)).sum::<f64>();
-            at = end;
         }
         facts
     }
@@ -47,18 +45,13 @@ pub(crate) struct Packs {
     /// Index of the first pack of each batch.
     starts: Vec<usize>,
     facts: Vec<Facts>,
-    /// Sources of all documents, in the order in which they come.
-    sources: Vec<String>,
-    /// Of each pack, the source of each document.
-    doc_sources: Vec<Box<[u16]>>,
+    sources: Groups,
+    roles: Groups,
     causal: bool,
 }
 
-/// Most sources told apart; those beyond are counted with the last.
-const SOURCES_MAX: usize = 1 << 10;
-
 impl Packs {
-    /// Reads a split of the packs artefact; none when it has no rows. With `causal`, every token counts 1.
+    /// Reads a split of the packs artefact; none when it has no rows. With `causal`, every token counts 1, and all is text.
     pub(crate) fn read(sealed: &Sealed, split: &str, causal: bool) -> Result<Self, Failure> {
         let name = format!("{split}.arrow");
         // Mapped: what training computes with is copied when its turn comes, and the rest stays on the disk.
@@ -76,48 +69,47 @@ impl Packs {
             batches: Vec::new(),
             starts: Vec::new(),
             facts: Vec::new(),
-            sources: Vec::new(),
-            doc_sources: Vec::new(),
+            sources: Groups::default(),
+            roles: Groups::default(),
             causal,
         };
         for batch in batches {
             packs.starts.push(packs.facts.len());
             // Once as values, so that every pack is checked; after that their columns are enough.
-            let values = Pack::from_batch(&batch).map_err(bad)?;
-            for pack in &values {
-                let of = pack.docs.iter().map(|doc| packs.source_idx(&doc.source)).collect();
-                packs.doc_sources.push(of);
+            for pack in Pack::from_batch(&batch).map_err(bad)? {
+                packs.count(pack);
             }
-            packs.facts.extend(values.into_iter().map(|mut pack| {
-                if causal {
-                    pack.loss_weight.fill(1.0);
-                }
-                Facts::of(&pack)
-            }));
             packs.batches.push(PackColumns::of(&batch).map_err(bad)?);
         }
         Ok(packs)
     }
 
-    fn source_idx(&mut self, name: &str) -> u16 {
-        let found = self.sources.iter().position(|source| source == name);
-        let idx = found.unwrap_or_else(|| {
-            if self.sources.len() < SOURCES_MAX {
-                self.sources.push(name.to_owned());
-            }
-            self.sources.len() - 1
-        });
-        idx as u16
+    fn count(&mut self, mut pack: Pack) {
+        if self.causal {
+            pack.loss_weight.fill(1.0);
+        }
+        // Nothing stands before the first token of a document that could predict it.
+        let firsts: Vec<usize> = pack.documents().map(|(_, tokens)| tokens.start).collect();
+        firsts.into_iter().for_each(|first| pack.loss_weight[first] = 0.0);
+        let weights = &pack.loss_weight;
+        let docs = pack.docs.iter();
+        self.sources.push(docs.map(|doc| (doc.source.as_str(), doc.len)), weights);
+        if self.causal {
+            self.roles.push(std::iter::once((TEXT, weights.len() as u32)), weights);
+        } else {
+            self.roles.push(pack.roles.runs(), weights);
+        }
+        self.facts.push(Facts::of(&pack));
     }
 
-    /// Names of the sources.
-    pub(crate) fn sources(&self) -> &[String] {
+    /// Whose rows the tokens are of.
+    pub(crate) fn sources(&self) -> &Groups {
         &self.sources
     }
 
-    /// The source of each document of these packs.
-    pub(crate) fn doc_sources(&self, idxs: &[u64]) -> impl Iterator<Item = u16> {
-        idxs.iter().flat_map(|idx| self.doc_sources[*idx as usize].iter().copied())
+    /// Whose words the trained tokens are.
+    pub(crate) fn roles(&self) -> &Groups {
+        &self.roles
     }
 
     /// Number of packs.
@@ -138,6 +130,11 @@ impl Packs {
     /// Number of tokens that are learned.
     pub(crate) fn n_trained(&self) -> u64 {
         self.facts.iter().map(|facts| u64::from(facts.n_trained)).sum()
+    }
+
+    /// Number of those of them that are plain text.
+    pub(crate) fn n_replay(&self) -> u64 {
+        self.facts.iter().map(|facts| u64::from(facts.n_replay)).sum()
     }
 
     /// Refuses packs without a token to learn from.
@@ -251,7 +248,8 @@ impl Order {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hone_schema::Doc;
+    use crate::tally::{Losses, Tally};
+    use hone_schema::{Doc, Roles};
 
     #[test]
     fn an_epoch_sees_every_pack_once_and_any_step_can_be_asked_first() {
@@ -294,6 +292,7 @@ mod tests {
         Pack {
             input_ids: (0..len).collect(),
             loss_weight: (0..len).map(|idx| if idx % 3 == 1 { 0.0 } else { 0.5 }).collect(),
+            roles: Roles::one("assistant", len),
             docs: kinds.iter().enumerate().map(doc).collect(),
         }
     }
@@ -323,9 +322,87 @@ mod tests {
                 (pack.input_ids.len() as u32, expect.rows.len() as u32)
             );
         }
-        assert_eq!(packs.facts(1).n_replay, 1);
+        assert_eq!((packs.facts(1).n_replay, packs.n_replay()), (1, 5));
         let causal = Packs::new(batches(), true).unwrap();
         assert_eq!(causal.n_trained(), 25 - 6);
         assert_eq!(causal.batch(&[2, 0]).unwrap().weight(), 12.0 + 4.0);
+    }
+
+    /// A pack of documents: source, kind, and of each token its id, its weight and its role.
+    fn told(docs: &[(&str, Kind, &[(u32, f32, &str)])]) -> Pack {
+        let mut pack = Pack::with_capacity(0);
+        for (row, (source, kind, tokens)) in docs.iter().enumerate() {
+            for (id, weight, role) in *tokens {
+                pack.input_ids.push(*id);
+                pack.loss_weight.push(*weight);
+                pack.roles.push(role, 1);
+            }
+            pack.docs.push(Doc {
+                len: tokens.len() as u32,
+                row: row as u64,
+                row_id: format!("r{row}"),
+                source: (*source).to_owned(),
+                kind: *kind,
+                offset: 0,
+                truncated: false,
+                kept: Vec::new(),
+            });
+        }
+        pack
+    }
+
+    /// Computed by hand: every role trained, and replay of weight 0.5 in the same packs.
+    #[test]
+    fn replay_and_roles_in_one_pack_have_the_losses_that_they_have_by_hand() {
+        let chat: &[(u32, f32, &str)] = &[
+            (1, 0.0, "user"),
+            (2, 1.0, "user"),
+            (3, 0.0, "user"),
+            (4, 1.0, "assistant/reasoning"),
+            (5, 1.0, "assistant"),
+            (6, 2.0, "assistant"),
+        ];
+        // The first token of a document is no target, whatever its weight.
+        let text: &[(u32, f32, &str)] = &[(7, 0.5, "text"), (8, 0.5, "text"), (9, 0.5, "text")];
+        let values = [
+            told(&[("tuned", Kind::Sft, chat), ("replay", Kind::Text, text)]),
+            told(&[("replay", Kind::Text, text), ("tuned", Kind::Sft, &chat[3..])]),
+        ];
+        let packs = Packs::new(vec![Pack::to_batch(&values).unwrap()], false).unwrap();
+        assert_eq!((packs.n_trained(), packs.n_replay()), (4 + 2 + 2 + 2, 4));
+        let weight: f64 = [0, 1].map(|idx| packs.facts(idx).weight).iter().sum();
+        assert_eq!(weight, (5.0 + 1.0) + (1.0 + 3.0));
+        let count = |named: &[(&str, u64)], groups: &Groups| {
+            assert_eq!(groups.trained().collect::<Vec<_>>(), named);
+        };
+        count(&[("tuned", 6), ("replay", 4)], packs.sources());
+        let roles = [("user", 1), ("assistant/reasoning", 1), ("assistant", 4), ("text", 4)];
+        count(&roles, packs.roles());
+
+        // The first step sees pack 1, then pack 0, a batch each.
+        let mut tally = Tally::over(&packs, &[1, 0]);
+        for (idx, losses) in [(1, [1.0, 3.0, 4.0, 8.0]), (0, [6.0, 2.0, 0.5, 0.25])] {
+            let batch = packs.batch(&[idx]).unwrap();
+            // Pack 0 has two more targets, both of its text.
+            let losses =
+                if idx == 0 { [&losses[..], &[10.0, 20.0]].concat() } else { losses.to_vec() };
+            assert_eq!(batch.rows.len(), losses.len());
+            tally.add(&batch, &losses);
+        }
+        let replay = (0.5 * 1.0 + 0.5 * 3.0 + 0.5 * 10.0 + 0.5 * 20.0) / 2.0;
+        let tuned = (4.0 + 2.0 * 8.0) + (6.0 + 2.0 + 0.5 + 2.0 * 0.25);
+        let assistant = (4.0 + 2.0 * 8.0 + 0.5 + 2.0 * 0.25) / 6.0;
+        let by_source = vec![("tuned", tuned / 8.0), ("replay", replay)];
+        let by_role = vec![
+            ("user", 6.0),
+            ("assistant/reasoning", 2.0),
+            ("assistant", assistant),
+            ("text", replay),
+        ];
+        assert_eq!(tally.losses(), Losses { by_source, by_role });
+
+        // In pre-training all is text.
+        let causal = Packs::new(vec![Pack::to_batch(&values).unwrap()], true).unwrap();
+        assert_eq!(causal.roles().trained().collect::<Vec<_>>(), [("text", 5 + 2 + 2 + 2)]);
     }
 }

@@ -12,9 +12,10 @@
 //! | `checkpoint` | what a resumed run needs, sealed; the newest that verifies is taken |
 //! | `weights` | named tensors into a file |
 //! | `watch` | the least held-out loss; a training that has gone wrong |
-//! | `tally` | losses told apart by source |
+//! | `tally` | losses told apart by source and by role |
 //! | `samples` | answers while training |
 //! | `selftest` | what must hold of every training, tried on the first step |
+//! | `report` | the part of the report that tells sources and roles apart |
 //! | `metrics` | the lines of `metrics.jsonl`, and the live logs with times |
 //! | `tensorboard` | event files |
 //!
@@ -27,6 +28,7 @@ mod epochs;
 mod memory;
 mod metrics;
 mod plan;
+mod report;
 mod run;
 mod samples;
 mod selftest;

@@ -12,6 +12,7 @@ use hone_store::Live;
 use serde_json::{Value, json};
 
 use crate::samples::Sample;
+use crate::tally::Losses;
 use crate::tensorboard::EventFile;
 
 /// Collects the lines of a run.
@@ -64,13 +65,14 @@ impl Metrics {
         tokens as f64 / self.started.elapsed().as_secs_f64().max(1e-9)
     }
 
-    /// Records a step over `n_tokens` tokens, at `epoch` epochs after it, with the losses by source where there are several.
+    /// Records a step over `n_tokens` tokens, at `epoch` epochs after it, with the share of replay in what was trained, where
+    /// there is any at all, and the losses told apart.
     pub(crate) fn step(
         &mut self,
         report: &StepReport,
-        n_tokens: u64,
+        (n_tokens, replay): (u64, Option<f64>),
         epoch: f64,
-        by_source: &[(&str, f64)],
+        losses: &Losses,
     ) -> Result<(), Failure> {
         self.tokens_seen += n_tokens;
         self.loss = report.loss;
@@ -93,11 +95,13 @@ impl Metrics {
             ("train/epoch", epoch),
             ("train/tokens_per_second", self.rate()),
         ];
-        let names = names(by_source, |source| format!("train/{source}/loss"));
-        if !by_source.is_empty() {
-            line["losses"] = object(by_source);
-            values.extend(names.iter().map(|(name, loss)| (name.as_str(), *loss)));
+        if let Some(share) = replay {
+            line["replay_share"] = share.into();
+            values.push(("train/replay_share", share));
         }
+        losses.write(&mut line, "losses");
+        let names = told_apart("train", losses);
+        values.extend(names.iter().map(|(name, loss)| (name.as_str(), *loss)));
         self.record(line, step, &values)
     }
 
@@ -114,7 +118,8 @@ impl Metrics {
         let names = names(&norms, |part| format!("train/grad_norm/{part}"));
         let values: Vec<(&str, f64)> =
             names.iter().map(|(name, norm)| (name.as_str(), *norm)).collect();
-        self.record(json!({"step": step, "grad_norms": object(&norms)}), step, &values)
+        let object: Value = norms.iter().copied().collect();
+        self.record(json!({"step": step, "grad_norms": object}), step, &values)
     }
 
     /// Records what the model says after `step` steps.
@@ -132,7 +137,7 @@ impl Metrics {
         &mut self,
         step: u64,
         found: &Evaluation,
-        by_source: &[(&str, f64)],
+        losses: &Losses,
     ) -> Result<(), Failure> {
         self.eval_loss = Some(found.loss);
         let mut line = json!({
@@ -146,11 +151,9 @@ impl Metrics {
             ("eval/perplexity", found.perplexity),
             ("eval/mean_token_accuracy", found.accuracy),
         ];
-        let names = names(by_source, |source| format!("eval/{source}/loss"));
-        if !by_source.is_empty() {
-            line["eval_losses"] = object(by_source);
-            values.extend(names.iter().map(|(name, loss)| (name.as_str(), *loss)));
-        }
+        losses.write(&mut line, "eval_losses");
+        let names = told_apart("eval", losses);
+        values.extend(names.iter().map(|(name, loss)| (name.as_str(), *loss)));
         self.record(line, step, &values)
     }
 
@@ -168,14 +171,16 @@ impl Metrics {
     }
 }
 
+/// Losses that are told apart, under their names in TensorBoard.
+fn told_apart(split: &str, losses: &Losses) -> Vec<(String, f64)> {
+    let mut all = names(&losses.by_source, |source| format!("{split}/{source}/loss"));
+    all.extend(names(&losses.by_role, |role| format!("{split}/role/{role}/loss")));
+    all
+}
+
 /// Values under longer names.
 fn names(values: &[(&str, f64)], name: impl Fn(&str) -> String) -> Vec<(String, f64)> {
     values.iter().map(|(short, value)| (name(short), *value)).collect()
-}
-
-fn object(values: &[(&str, f64)]) -> Value {
-    let pairs = values.iter().map(|(name, value)| ((*name).to_owned(), Value::from(*value)));
-    Value::Object(pairs.collect())
 }
 
 /// The last step of some lines; 0 before the first.

@@ -290,7 +290,7 @@ fn table(steps: &[PlanStep]) -> String {
 mod tests {
     use super::*;
     use crate::args::{Shuffle, TrainConfig};
-    use hone_schema::{Doc, Kind, Pack};
+    use hone_schema::{Doc, Kind, Pack, Roles};
     use std::path::PathBuf;
 
     fn packs(n: u32) -> Packs {
@@ -307,7 +307,8 @@ mod tests {
                 kept: Vec::new(),
             };
             let len = doc.len as usize;
-            Pack { input_ids: vec![7; len], loss_weight: vec![0.5; len], docs: vec![doc] }
+            let roles = Roles::one("assistant", doc.len);
+            Pack { input_ids: vec![7; len], loss_weight: vec![0.5; len], roles, docs: vec![doc] }
         };
         let packs: Vec<Pack> = (0..n).map(pack).collect();
         Packs::new(vec![Pack::to_batch(&packs).unwrap()], false).unwrap()

@@ -13,6 +13,7 @@ use crate::checkpoint::Checkpoints;
 use crate::epochs::Packs;
 use crate::memory::{self, Memory, Run};
 use crate::plan::Steps;
+use crate::report;
 use crate::samples::Samples;
 use crate::start::Inputs;
 use crate::training::{self, Trained};
@@ -145,7 +146,7 @@ fn outcome(packs: &Sealed, train: &Packs, done: &Trained, memory: &Memory) -> Ou
     let evaluation = done.evaluation.map(
         |e| json!({"loss": e.loss, "perplexity": e.perplexity, "mean_token_accuracy": e.accuracy}),
     );
-    let report = json!({
+    let mut report = json!({
         "n_steps": done.n_steps,
         "n_packs": train.len(),
         "num_tokens": done.metrics.tokens_seen(),
@@ -155,6 +156,7 @@ fn outcome(packs: &Sealed, train: &Packs, done: &Trained, memory: &Memory) -> Ou
         "stopped_early": done.n_steps < done.n_planned,
         // From its text in every run, so that the floats of a resumed one are the same.
         "self_test": serde_json::from_str::<Value>(&done.self_test).ok(),
+    report::tell_apart(&mut report, train, done);
         "memory_plan": memory.sealed(),
     });
     let held_out = done.evaluation.map_or(String::new(), |e| format!(", held-out {:.4}", e.loss));

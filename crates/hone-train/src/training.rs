@@ -14,7 +14,7 @@ use crate::epochs::Packs;
 use crate::metrics::Metrics;
 use crate::plan::{self, Steps};
 use crate::samples::Samples;
-use crate::tally::Tally;
+use crate::tally::{Losses, Tally};
 use crate::watch::{Watch, Wrong};
 
 /// What a finished run leaves beside its weights.
@@ -27,6 +27,8 @@ pub(crate) struct Trained {
     pub(crate) n_planned: u64,
     /// The last evaluation on the held-out split, if it has packs.
     pub(crate) evaluation: Option<Evaluation>,
+    /// That evaluation told apart, as JSON.
+    pub(crate) eval_losses: Value,
     /// Step and held-out loss of the best weights, where they are what is left.
     pub(crate) best: Value,
     /// Who got a gradient at step 0, as JSON.
@@ -44,6 +46,7 @@ struct Course<'a> {
     self_test: String,
     watch: Watch,
     evaluation: Option<Evaluation>,
+    eval_losses: Losses<'a>,
 }
 
 /// Trains from where the learner stands to the last step, or to where the held-out loss gets no better; then the learner has the
@@ -70,11 +73,10 @@ pub(crate) fn train(
         let n_tokens: u64 = batches.iter().map(|batch| batch.n_tokens() as u64).sum();
 
         // 2. Forward and backward, then one update.
-        let mut tally = Tally::new(train.sources());
-        let mut sources = train.doc_sources(&planned.packs);
+        let mut tally = Tally::over(train, &planned.packs);
         for batch in &batches {
             learner.accumulate(batch, weight).map_err(failure)?;
-            tally.add(batch, learner.decoder().row_losses(), &mut sources);
+            tally.add(batch, learner.decoder().row_losses());
         }
         course.look_at_gradients(learner)?;
         let report = learner.apply().map_err(|e| course.failure(e))?;
@@ -83,7 +85,8 @@ pub(crate) fn train(
         // 3. The record, and a look at whether it goes well.
         let done = learner.step();
         let epoch = done as f64 / steps.steps_per_epoch() as f64;
-        course.metrics.step(&report, n_tokens, epoch, &tally.losses())?;
+        let replay = (train.n_replay() > 0).then_some(planned.replay_share);
+        course.metrics.step(&report, (n_tokens, replay), epoch, &tally.losses())?;
         bar.message(course.metrics.message());
         bar.inc(1);
         let health = course.watch.stepped(&report, &config.watchdog);
@@ -134,7 +137,7 @@ impl<'a> Course<'a> {
         let before = found.as_ref().map(|found| found.metrics.clone());
         let Found { self_test, watch, .. } = found.unwrap_or_default();
         let metrics = Metrics::new(&settings.logs, checkpoints.run(), before)?;
-        let evaluation = None;
+        let (evaluation, eval_losses) = (None, Losses::default());
         learner.decoder_mut().keep_row_losses();
         Ok(Course {
             settings,
@@ -146,6 +149,7 @@ impl<'a> Course<'a> {
             self_test,
             watch,
             evaluation,
+            eval_losses,
         })
     }
 
@@ -175,9 +179,9 @@ impl<'a> Course<'a> {
     /// The held-out split with the weights that the run would leave now, which are kept if they are the best.
     fn evaluate(&mut self, learner: &mut Learner<Cpu>) -> Result<(), Failure> {
         let averages = self.settings.config.save == Some(Save::Average) && learner.swap_average();
-        let by_source = self.measure(learner)?;
+        self.measure(learner)?;
         if let Some(found) = &self.evaluation {
-            self.metrics.evaluation(learner.step(), found, &by_source)?;
+            self.metrics.evaluation(learner.step(), found, &self.eval_losses)?;
             let stopping = self.settings.config.early_stopping.unwrap_or_default();
             let is_best = self.watch.evaluated(learner.step(), found.loss, stopping.min_delta);
             if is_best && self.keeps_best() {
@@ -190,19 +194,19 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
-    /// Loss of the held-out split, and by source.
-    fn measure(&mut self, learner: &mut Learner<Cpu>) -> Result<Vec<(&'a str, f64)>, Failure> {
+    /// Loss of the held-out split, and told apart.
+    fn measure(&mut self, learner: &mut Learner<Cpu>) -> Result<(), Failure> {
         let all: Vec<u64> = (0..self.eval.len() as u64).collect();
-        let mut tally = Tally::new(self.eval.sources());
-        let mut sources = self.eval.doc_sources(&all);
+        let mut tally = Tally::over(self.eval, &all);
         let (mut sums, mut rows) = (LossSums::default(), Vec::new());
         for batch in &self.held_out {
             let found = learner.decoder_mut().loss(batch, Some(&mut rows));
             sums += found.map_err(|e| Failure::input(e.to_string()))?;
-            tally.add(batch, &rows, &mut sources);
+            tally.add(batch, &rows);
         }
         self.evaluation = Evaluation::from_sums(&sums);
-        Ok(tally.losses())
+        self.eval_losses = tally.losses();
+        Ok(())
     }
 
     /// Answers with the weights that the run would leave now.
@@ -271,8 +275,10 @@ impl<'a> Course<'a> {
         if self.evaluation.is_none() || !best.is_null() {
             self.measure(learner)?;
         }
+        let mut eval_losses = json!({});
+        self.eval_losses.write(&mut eval_losses, "losses");
         let Course { metrics, evaluation, self_test, .. } = self;
-        Ok(Trained { metrics, n_steps, n_planned, evaluation, best, self_test })
+        Ok(Trained { metrics, n_steps, n_planned, evaluation, eval_losses, best, self_test })
     }
 }
 
