@@ -25,6 +25,8 @@ import tomllib
 import warnings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# `draw` leaves nothing beside the sources.
+sys.dont_write_bytecode = True
 # OpenMP's threads wait asleep: where others compute too, PyTorch is ten times slower with threads that spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 warnings.filterwarnings("ignore")
