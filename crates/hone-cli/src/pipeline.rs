@@ -188,7 +188,8 @@ impl Pipeline {
             let set = self.overrides.iter().rev().find(|set| is_set(set, stage, key));
             let line = line.or_else(|| {
                 let is_rewritten = set.is_none() && !self.renamed.is_empty();
-                is_rewritten.then(|| find_key(&self.text, stage, key)).flatten()
+                let (line, table) = find_key(&self.text, stage, key);
+                if is_rewritten { line.or(table) } else { None }
             });
             match (line, set) {
                 (None, Some(set)) => set.place(),
@@ -217,15 +218,18 @@ impl Pipeline {
         Failure::usage(format!("{}: [{stage}] {what}", at(key.unwrap_or_default())))
     }
 
-    /// A failure of a check of `stage`'s values, with the place of the key that it names in backticks.
+    /// A failure of a check of `stage`'s values, with the place of the first key that it names in backticks and that somebody set.
     pub fn at(&self, stage: &str, failure: Failure) -> Failure {
-        let key = self.written(failure.message.split('`').nth(1).unwrap_or_default());
-        let set = self.overrides.iter().rev().find(|set| is_set(set, stage, key));
-        let place = match (set, find_key(&self.text, stage, key)) {
-            (Some(set), _) => set.place(),
-            (None, Some(line)) => format!("{}:{line}", self.file),
-            (None, None) => self.file.clone(),
-        };
+        let words = failure.message.split('`').skip(1).step_by(2);
+        let place = words.map(|word| self.written(word)).find_map(|key| {
+            let set = self.overrides.iter().rev().find(|set| is_set(set, stage, key));
+            let line = || Some(format!("{}:{}", self.file, find_key(&self.text, stage, key).0?));
+            set.map(Override::place).or_else(line)
+        });
+        let place = place.unwrap_or_else(|| match find_key(&self.text, stage, "").1 {
+            Some(line) => format!("{}:{line}", self.file),
+            None => self.file.clone(),
+        });
         Failure { message: format!("{place}: {}", failure.message), ..failure }
     }
 }
@@ -238,8 +242,8 @@ fn is_set(set: &Override, stage: &str, key: &str) -> bool {
     !key.is_empty() && inner.is_some_and(ends)
 }
 
-/// The line of a key in the table of `stage`, or else that of the table.
-fn find_key(text: &str, stage: &str, key: &str) -> Option<usize> {
+/// The lines of a key in the table of `stage`, and of that table.
+fn find_key(text: &str, stage: &str, key: &str) -> (Option<usize>, Option<usize>) {
     let (mut inside, mut table) = (false, None);
     for (idx, line) in text.lines().enumerate() {
         let line = line.trim();
@@ -253,10 +257,10 @@ fn find_key(text: &str, stage: &str, key: &str) -> Option<usize> {
             && !key.is_empty()
             && line.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='))
         {
-            return Some(idx + 1);
+            return (Some(idx + 1), table);
         }
     }
-    table
+    (None, table)
 }
 
 /// A message of the TOML library without the names of Rust's types.
