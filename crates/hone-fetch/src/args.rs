@@ -37,6 +37,34 @@ pub(crate) enum Command {
         #[arg(long, value_name = "TYPE", value_enum, default_value_t)]
         dtype: Dtype,
     },
+    /// Make a base with new tokens: they are added to the tokenizer, and the embedding and the head
+    /// get rows for them.
+    ///
+    /// A new row is the mean of the others. Train it: `train.trainable_tokens = ["<|token|>"]`, or
+    /// `modules_to_save`, or full fine-tuning.
+    Tokens {
+        /// A model directory.
+        base: PathBuf,
+        /// A new token, as it is written; repeat it for more.
+        #[arg(long, value_name = "TEXT", required = true)]
+        add: Vec<String>,
+        /// Rows of the embedding are a multiple of this.
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+        pad_to: u32,
+    },
+    /// Store a base in 4 bits, as bitsandbytes and transformers lay it out: a quarter of bf16's bytes.
+    ///
+    /// Training on it is training with `method = "qlora"` on the base that it was made from.
+    Quantize {
+        /// A model directory.
+        base: PathBuf,
+        /// The code book.
+        #[arg(long = "type", value_name = "TYPE", value_enum, default_value_t)]
+        book: Book,
+        /// Keep the scales of blocks in f32: half a bit a weight instead of an eighth.
+        #[arg(long)]
+        no_double_quant: bool,
+    },
     /// Print the metadata and the tensors of a GGUF file.
     Inspect {
         /// A GGUF file.
@@ -68,6 +96,16 @@ impl Dtype {
             Dtype::F32 => "f32",
         }
     }
+}
+
+/// What the 16 codes of 4-bit weights stand for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Book {
+    /// Quantiles of a normal distribution.
+    #[default]
+    Nf4,
+    /// Floats of 4 bits.
+    Fp4,
 }
 
 /// Where a model comes from.

@@ -3,13 +3,17 @@
 //! A directory is complete when the decoder accepts its configuration, its tokenizer loads and has
 //! no more tokens than the embedding has rows, every shard that the index names is there, and the
 //! headers of the shards hold exactly the tensors that the configuration asks for, in their shapes,
-//! with their bytes. The weights themselves are only copied, never decoded.
+//! with their bytes. The weights themselves are only copied, never decoded; of those in 4 bits the
+//! descriptions are read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Seek, SeekFrom};
 
 use hone_cli::Failure;
-use hone_model::{ModelConfig, ModelError, NamedTensor, TensorEntry, TensorSource};
+use hone_kernels::mapping::{self, Mapped};
+use hone_model::{
+    BnbConfig, BnbRegions, ModelConfig, ModelError, NamedTensor, TensorEntry, TensorSource,
+};
 use hone_store::{ModelDir, StoreError};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -98,26 +102,42 @@ pub(crate) struct Verified {
 
 /// Checks a whole directory.
 pub(crate) fn verify(dir: &ModelDir) -> Result<Verified, DirectoryError> {
-    let config = config(&dir.read("config.json", SMALL_BYTES_MAX)?)?;
+    let (config, quant) = config(&dir.read("config.json", SMALL_BYTES_MAX)?)?;
     check_tokenizer(&dir.read("tokenizer.json", SMALL_BYTES_MAX)?, &config)?;
     let index = dir.try_read(INDEX, SMALL_BYTES_MAX)?;
     let shards = shards(index.as_deref(), |name| dir.has(name))?;
     let mut files: BTreeMap<_, _> = dir.weights()?.into_iter().collect();
-    let mut headers = Headers::default();
+    let mut headers = Headers { has_codes: quant.is_some(), ..Headers::default() };
     for name in &shards {
         let file = files.remove(name).ok_or_else(|| DirectoryError::NoShard(name.clone()))?;
         headers.add(name, file)?;
     }
-    config.check_source(&headers)?;
+    match quant {
+        None => config.check_source(&headers)?,
+        Some(_) => with_tensors(dir, |tensors| Ok(config.check_source(tensors)?))?,
+    }
     let n_tensors = headers.entries.len();
     let weight_files = index.iter().map(|_| INDEX.to_owned()).chain(shards).collect();
     Ok(Verified { config, weight_files, n_tensors })
 }
 
-/// Reads `config.json`.
-pub(crate) fn config(bytes: &[u8]) -> Result<ModelConfig, DirectoryError> {
+/// Reads `config.json`: the shape, and how the weights are quantised, if they are.
+pub(crate) fn config(bytes: &[u8]) -> Result<(ModelConfig, Option<BnbConfig>), DirectoryError> {
     let text = String::from_utf8_lossy(bytes);
-    Ok(ModelConfig::from_json(&text)?)
+    Ok(BnbConfig::read_model_config(&text)?)
+}
+
+/// Calls `work` with the tensors of all files of weights, which are mapped meanwhile.
+pub(crate) fn with_tensors<T>(
+    dir: &ModelDir,
+    work: impl FnOnce(&BnbRegions<'_>) -> Result<T, DirectoryError>,
+) -> Result<T, DirectoryError> {
+    let map = |(name, file): &(String, _)| {
+        mapping::map(file).map_err(|source| DirectoryError::Io { file: name.clone(), source })
+    };
+    let maps = dir.weights()?.iter().map(map).collect::<Result<Vec<Mapped>, _>>()?;
+    let regions: Vec<&[u8]> = maps.iter().map(AsRef::as_ref).collect();
+    work(&BnbRegions::new(&regions)?)
 }
 
 /// Loads a tokenizer, and checks that every token has a row in the embedding.
@@ -170,6 +190,8 @@ pub(crate) fn shards(
 #[derive(Debug, Default)]
 struct Headers {
     entries: BTreeMap<String, Vec<usize>>,
+    /// Whether tensors may be codes of quantised weights.
+    has_codes: bool,
 }
 
 /// What a safetensors header says of one tensor.
@@ -205,7 +227,8 @@ impl Headers {
         for (tensor, value) in map.into_iter().filter(|(tensor, _)| tensor != "__metadata__") {
             let entry: Entry = serde_json::from_value(value)
                 .map_err(|error| refuse(format!("tensor `{tensor}`: {error}")))?;
-            check_entry(&entry).map_err(|what| refuse(format!("tensor `{tensor}`: {what}")))?;
+            check_entry(&entry, self.has_codes)
+                .map_err(|what| refuse(format!("tensor `{tensor}`: {what}")))?;
             spans.push(entry.data_offsets);
             if self.entries.insert(tensor.clone(), entry.shape).is_some() {
                 return Err(refuse(format!("tensor `{tensor}` is also in another file")));
@@ -216,10 +239,11 @@ impl Headers {
 }
 
 /// A tensor's type must be one that is read, and its bytes must fill its shape.
-fn check_entry(entry: &Entry) -> Result<(), String> {
+fn check_entry(entry: &Entry, has_codes: bool) -> Result<(), String> {
     let n_bytes: usize = match entry.dtype.as_str() {
         "F32" => 4,
         "F16" | "BF16" => 2,
+        "U8" if has_codes => 1,
         other => return Err(format!("it is stored as {other}, not as F32, F16 or BF16")),
     };
     let (start, end) = entry.data_offsets;

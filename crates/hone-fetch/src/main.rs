@@ -9,6 +9,8 @@
 //! |---|---|
 //! | `args` | the flags, and which kind of source a text names |
 //! | `run` | bringing a model in, by each of the three ways |
+//! | `quantize` | a base in 4 bits |
+//! | `tokens` | a base with new tokens |
 //! | `inspect` | what a GGUF file says of itself |
 //! | `gguf` | the GGUF file format |
 //! | `import` | a GGUF file as a model directory |
@@ -23,7 +25,9 @@ mod gguf;
 mod hub;
 mod import;
 mod inspect;
+mod quantize;
 mod run;
+mod tokens;
 
 fn main() -> std::process::ExitCode {
     hone_cli::launch(run::run)

@@ -15,6 +15,7 @@ use crate::gguf::{Gguf, GgufError};
 use crate::hub::{Hub, HubError, RemoteFile, Settings, Snapshot};
 use crate::import::{Import, ImportError};
 use crate::inspect::inspect;
+use crate::{quantize, tokens};
 
 /// Bytes copied at a time.
 const BLOCK: usize = 1 << 20;
@@ -26,13 +27,21 @@ pub(crate) fn run(args: Args, ctx: &Context) -> Result<Exit, Failure> {
         let message = "hone-fetch reads no pipeline file, so `--pipeline` and `--set` do nothing";
         return Err(Failure::usage(message).hint("leave them out"));
     }
+    let out = || {
+        let message = "`--out` is missing: where shall the model lie?";
+        let missing = || Failure::usage(message).hint("for example `--out runs/base/model`");
+        common.out.clone().ok_or_else(missing)
+    };
     match args.command {
         Command::Inspect { file } => inspect(ctx, common, &file),
+        Command::Tokens { base, add, pad_to } => {
+            tokens::add(ctx, common, out()?, &base, &add, pad_to)
+        }
+        Command::Quantize { base, book, no_double_quant } => {
+            quantize::quantize(ctx, common, out()?, &base, (book, !no_double_quant))
+        }
         Command::Model { source, dtype } => {
-            let Some(out) = common.out.clone() else {
-                let message = "`--out` is missing: where shall the model lie?";
-                return Err(Failure::usage(message).hint("for example `--out runs/base/model`"));
-            };
+            let out = out()?;
             match Source::parse(&source)? {
                 Source::Directory(dir) => from_directory(ctx, common, out, &dir),
                 Source::Gguf(file) => from_gguf(ctx, common, out, &file, dtype),
@@ -42,12 +51,12 @@ pub(crate) fn run(args: Args, ctx: &Context) -> Result<Exit, Failure> {
     }
 }
 
-fn plan(out: PathBuf, config: Value, inputs: Vec<InputRef>) -> StagePlan {
+pub(crate) fn plan(out: PathBuf, config: Value, inputs: Vec<InputRef>) -> StagePlan {
     StagePlan { stage: "fetch", kind: ArtefactKind::Weights, dir: out, config, inputs }
 }
 
 /// What is said about a model that was brought in.
-fn outcome(config: &ModelConfig, n_tensors: usize, origin: Value) -> Outcome {
+pub(crate) fn outcome(config: &ModelConfig, n_tensors: usize, origin: Value) -> Outcome {
     let n_params = config.n_params();
     Outcome {
         ledger: Ledger::default(),
@@ -63,7 +72,7 @@ fn outcome(config: &ModelConfig, n_tensors: usize, origin: Value) -> Outcome {
     }
 }
 
-fn check_stop(ctx: &Context) -> Result<(), Failure> {
+pub(crate) fn check_stop(ctx: &Context) -> Result<(), Failure> {
     ctx.stop().map_or(Ok(()), |exit| Err(Failure::stopped(exit)))
 }
 

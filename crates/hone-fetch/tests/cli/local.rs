@@ -144,3 +144,37 @@ fn damaged_directories_are_refused() {
     check_damage(rows, "a token with the id 259, the embedding only 259 rows");
     check_damage(|m| edit(m, "tokenizer.json", "\"BPE\"", "\"BPX\""), "does not load");
 }
+
+/// A base in 4 bits, and a base with new tokens: each a model that is brought in again as it is.
+#[test]
+fn what_is_made_of_a_base_is_a_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny_model(dir.path());
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (base, small, copy) = (model.to_str().unwrap(), at("small"), at("copy"));
+    let (grown, again) = (at("grown"), at("again"));
+    let quantize =
+        |more: &[&str], out: &str| fetch(&[&["quantize", base, "--out", out], more].concat(), &[]);
+    quantize(&[], &small).check(0, "linear maps as nf4 of 4.13 bits a weight");
+    quantize(&[], &small).check(0, "fresh");
+    assert_eq!(names(Path::new(&small)), MODEL_FILES);
+    fetch(&["model", &small, "--out", &copy], &[]).check(0, "2440 weights in ");
+    let read = |dir: &str| std::fs::read(Path::new(dir).join("model.safetensors")).unwrap();
+    assert!(read(&small) == read(&copy));
+    quantize(&["--type", "fp4", "--no-double-quant"], &again).check(0, "fp4 of 4.5 bits");
+    assert!(read(&again) != read(&small));
+    fetch(&["quantize", &small, "--out", &again], &[]).check(3, "it lies in 4 bits already");
+
+    let add =
+        |base: &str, token: &str| fetch(&["tokens", base, "--add", token, "--out", &grown], &[]);
+    add(base, "<|note|>").check(0, "<|note|> = 260; 261 rows of the embedding");
+    fetch(&["model", &grown, "--out", &copy], &[]).check(0, "2448 weights in ");
+    let text = |name: &str| std::fs::read_to_string(Path::new(&grown).join(name)).unwrap();
+    let token = serde_json::from_str::<serde_json::Value>(&text("tokenizer_config.json")).unwrap();
+    if let Some(tokens) = token.get("added_tokens_decoder") {
+        assert_eq!(tokens["260"]["content"], "<|note|>");
+    }
+    add(&grown, "<|note|>").check(2, "`--add <|note|>`: it is a token already, the one of id 260");
+    add(base, " ").check(2, "`--add` is given no token");
+    add(&small, "<|note|>").check(3, "its weights lie in 4 bits");
+}
