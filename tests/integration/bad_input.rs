@@ -276,9 +276,9 @@ fn a_key_that_is_unknown_missing_or_mistyped_is_named_with_its_line() {
             ),
             case(
                 "train",
-                &file("rank = 4", "method = \"qlora\""),
+                &file("rank = 4", "method = \"qora\""),
                 "exit 2\n\
-                 error: p.toml:20: [train] unknown variant `qlora`, expected `lora` or `full`\n",
+                 error: p.toml:20: [train] unknown variant `qora`, expected one of `lora`, `qlora`, `full`\n",
             ),
             case(
                 "train",

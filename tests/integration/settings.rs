@@ -260,6 +260,65 @@ const REFUSED: &[(&[&str], &str)] = &[
          error: `--set train.adapter_init=x`: [train] `adapter_init` needs `method = \"lora\"`\n",
     ),
     (
+        &["train.quant_type=nf4"],
+        "exit 2\n\
+         error: `--set train.quant_type=nf4`: [train] `quant_type` needs `method = \"qlora\"`\n",
+    ),
+    (
+        &["train.lora_init=loftq"],
+        "exit 2\n\
+         error: `--set train.lora_init=loftq`: [train] `lora_init` = \"loftq\" needs `method = \"qlora\"`\n",
+    ),
+    (
+        &["train.method=full", "train.dora=true"],
+        "exit 2\n\
+         error: `--set train.dora=true`: [train] `dora` needs `method = \"lora\"`\n",
+    ),
+    (
+        &["train.lora_init=pissa", "train.adapter_init=x"],
+        "exit 2\n\
+         error: `--set train.lora_init=pissa`: [train] `lora_init` is of a fresh adapter, and `adapter_init` names one\n\
+         hint: leave one of them out\n",
+    ),
+    (
+        &["train.lora_init=pissa", "train.method=qlora"],
+        "exit 2\n\
+         error: `--set train.lora_init=pissa`: [train] `lora_init` = \"pissa\" takes its part out of the base before that is cut to 4 bits: \
+         the adapter would fit no base that there is\n\
+         hint: use `lora_init = \"loftq\"`, or `method = \"lora\"`\n",
+    ),
+    (
+        &["train.trainable_tokens=['<|nothing|>']"],
+        "exit 2\n\
+         error: `--set train.trainable_tokens=['<|nothing|>']`: [train] `trainable_tokens` names \"<|nothing|>\", which is no token\n\
+         hint: `hone-fetch tokens` makes a base with new tokens, and rows of the embedding for them\n",
+    ),
+    (
+        &["train.trainable_tokens=[5000]"],
+        "exit 2\n\
+         error: p.toml:19: [train] the adapter does not fit the model: token 5000 in `trainable_token_indices` lies outside the vocabulary of 2048\n",
+    ),
+    (
+        &["train.trainable_tokens={head=[3]}"],
+        "exit 2\n\
+         error: `--set train.trainable_tokens={head=[3]}`: [train] a list of tokens, or a table with `embed_tokens` and `lm_head`, is expected\n",
+    ),
+    (
+        &["train.target_modules=3"],
+        "exit 2\n\
+         error: `--set train.target_modules=3`: [train] a list of names, or an expression in quotes, is expected\n",
+    ),
+    (
+        &["train.target_modules='layers.9.*'"],
+        "exit 2\n\
+         error: `--set train.target_modules='layers.9.*'`: [train] the adapter does not fit the model: `layers.9.*` in `target_modules` names no module of the model; near it are q_proj, k_proj, v_proj\n",
+    ),
+    (
+        &["train.modules_to_save=['nrm']"],
+        "exit 2\n\
+         error: `--set train.modules_to_save=['nrm']`: [train] the adapter does not fit the model: `nrm` in `modules_to_save` names no module of the model; near it are norm, k_proj, o_proj\n",
+    ),
+    (
         &["train.method=full", "train.freeze=['layers.0.selfattn']"],
         "exit 2\n\
          error: `--set train.freeze=['layers.0.selfattn']`: [train] `freeze` = \"layers.0.selfattn\": it matches no tensor; the nearest are \

@@ -45,12 +45,26 @@ impl Dtype {
     }
 }
 
+/// Which base an adapter that learned on 4-bit weights is folded into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum MergeBase {
+    /// The weights that it learned on, dequantised: the merged model is the trained one.
+    #[default]
+    Trained,
+    /// The weights as they were before: nearer to the base, and what quantising took from it, which
+    /// the adapter has learned to live with, is back.
+    Original,
+}
+
 /// The `[merge]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct MergeConfig {
     /// `base`, `f32` or `bf16`.
     pub(crate) dtype: Dtype,
+    /// After `method = "qlora"`: `trained` or `original`.
+    pub(crate) base: MergeBase,
     /// Documents that the check runs.
     pub(crate) check_rows: usize,
     /// Largest difference of a logit that an f32 merge may make. W + s B A is the same sum in
@@ -65,7 +79,13 @@ pub(crate) struct MergeConfig {
 
 impl Default for MergeConfig {
     fn default() -> Self {
-        MergeConfig { dtype: Dtype::Base, check_rows: 8, max_logit_diff: 1e-3, max_kl: 0.01 }
+        MergeConfig {
+            dtype: Dtype::Base,
+            base: MergeBase::Trained,
+            check_rows: 8,
+            max_logit_diff: 1e-3,
+            max_kl: 0.01,
+        }
     }
 }
 

@@ -5,9 +5,12 @@ use std::path::Path;
 
 use hone_cli::Failure;
 use hone_kernels::mapping::{self, Mapped};
-use hone_model::{Adapter, BnbConfig, ModelConfig, ModelError, Tensors};
+use hone_model::{
+    Adapter, BnbConfig, CodeBook, ModelConfig, ModelError, QuantSpec, Tensors, ValueType,
+};
 use hone_schema::{ArtefactKind, InputRef, Kind, Pack, Sha256Hex};
 use hone_store::{ModelDir, Sealed};
+use serde_json::Value;
 
 use crate::args::MergePlan;
 
@@ -28,6 +31,8 @@ pub(crate) struct Inputs {
     pub(crate) base: ModelDir,
     /// What was trained on it.
     pub(crate) trained: Trained,
+    /// How the base was quantised for the adapter, if its training did that.
+    pub(crate) quant: Option<BnbConfig>,
     /// Shape of the model.
     pub(crate) model: ModelConfig,
     /// The `config.json` that the shape was read from.
@@ -70,7 +75,8 @@ impl Inputs {
         // Whether the weights lie in 4 bits, their own files say.
         let (model, _) =
             BnbConfig::read_model_config(&config_json).map_err(|e| refused(base.dir(), &e))?;
-        Ok(Inputs { base, trained, model, config_json, packs, rendered, sealed })
+        let quant = quant(&sealed)?;
+        Ok(Inputs { base, trained, quant, model, config_json, packs, rendered, sealed })
     }
 
     /// What the merge depends on.
@@ -124,6 +130,7 @@ impl Inputs {
 }
 
 /// A document of the packs.
+#[derive(Clone)]
 pub(crate) struct Document {
     /// Id of its row.
     pub(crate) row_id: String,
@@ -162,6 +169,27 @@ fn adapter(sealed: &Sealed) -> Result<Adapter, Failure> {
     Tensors::from_safetensors(&[&bytes])
         .and_then(|tensors| Adapter::from_parts(&text, tensors))
         .map_err(|e| refused(sealed.dir(), &e))
+}
+
+/// How training quantised its base, as its record has it.
+fn quant(sealed: &Sealed) -> Result<Option<BnbConfig>, Failure> {
+    let config = &sealed.manifest().config;
+    if config.get("method").and_then(Value::as_str) != Some("qlora") {
+        return Ok(None);
+    }
+    let book = match config.get("quant_type").and_then(Value::as_str) {
+        Some("nf4") => Some(CodeBook::Nf4),
+        Some("fp4") => Some(CodeBook::Fp4),
+        _ => None,
+    };
+    let nested = config.get("double_quant").and_then(Value::as_bool);
+    let (Some(book), Some(nested)) = (book, nested) else {
+        let at = sealed.dir().display();
+        let message = format!("`{at}` does not say how its base was quantised");
+        return Err(Failure::input(message).hint("run `hone-train` again"));
+    };
+    let spec = QuantSpec { book, nested, ..QuantSpec::qlora(ValueType::F32) };
+    Ok(Some(BnbConfig { spec, skip_modules: Vec::new() }))
 }
 
 /// Refuses an artefact that was made from another state of its input: a model would be given a

@@ -4,17 +4,17 @@ use std::path::{Path, PathBuf};
 
 use hone_cli::{Context, Exit, Failure, Outcome, StagePlan, run_stage};
 use hone_model::{
-    BnbRegions, Merge, ModelConfig, ModelError, SafetensorsRegions, SafetensorsWriter, StoredType,
-    TensorSource,
+    Adapter, BnbRegions, Merge, ModelConfig, ModelError, QuantizeOnLoad, SafetensorsRegions,
+    SafetensorsWriter, StoredType, TensorSource,
 };
 use hone_schema::{ArtefactKind, Ledger};
 use hone_store::{Draft, StoreError};
 use serde_json::{Value, json};
 
-use crate::args::{Args, MergeConfig, MergePlan};
+use crate::args::{Args, MergeBase, MergeConfig, MergePlan};
 use crate::check::{Difference, Reference, choose};
 use crate::files;
-use crate::inputs::{Inputs, Trained, map, refused};
+use crate::inputs::{Document, Inputs, Trained, map, refused};
 
 /// Name of the weights.
 const WEIGHTS: &str = "model.safetensors";
@@ -44,10 +44,17 @@ fn work(
     let regions: Vec<&[u8]> = maps.iter().map(AsRef::as_ref).collect();
     let source = BnbRegions::new(&regions).map_err(bad)?;
     let stored = plan.config.dtype.stored(source.is_all_bf16());
+    let quantized = inputs.quant.as_ref().map(|q| QuantizeOnLoad::new(&inputs.model, &source, q));
+    let trained_on: &dyn TensorSource = match &quantized {
+        Some(quantized) => quantized,
+        None => &source,
+    };
+    let into = match plan.config.base {
+        MergeBase::Trained => trained_on,
+        MergeBase::Original => &source,
+    };
     let merged = match &inputs.trained {
-        Trained::Adapter(adapter) => {
-            Some(Merge::new(&inputs.model, &source, adapter).map_err(bad)?)
-        }
+        Trained::Adapter(adapter) => Some(Merge::new(&inputs.model, into, adapter).map_err(bad)?),
         Trained::Weights => None,
     };
     // An adapter may give a tied head a matrix of its own.
@@ -61,17 +68,9 @@ fn work(
     let rows = choose(documents, plan.config.check_rows);
     let found = match (&inputs.trained, &merged) {
         (Trained::Adapter(adapter), Some(merged)) => {
-            let n_changed = model.tensors().iter().filter(|t| merged.changes(&t.name)).count();
             let file = write(ctx, draft, model, merged, stored)?;
-            let reference =
-                Reference::new(&inputs.model, &source, Some(adapter), rows).map_err(bad)?;
-            let written = compare_file(&reference, model, &file)?;
-            // A file of f32 is the exact merge; a rounded one is measured beside it.
-            let exact = match stored {
-                StoredType::F32 => written,
-                StoredType::Bf16 => reference.compare(model, merged).map_err(bad)?,
-            };
-            Found { model, exact: Some(exact), written, reference, n_changed }
+            let bases = (trained_on, into);
+            folded(inputs, (adapter, merged), bases, (&file, stored), rows)?
         }
         _ => {
             model.check_source(&source).map_err(bad)?;
@@ -94,6 +93,33 @@ fn work(
         exit: if faults.is_empty() { Exit::Done } else { Exit::GateFailed },
         report,
     })
+}
+
+/// Compares a merge with base and adapter, and its file with what was trained. `bases` are the one
+/// that the adapter learned on and the one that it was folded into, which may be the same.
+fn folded<'a>(
+    inputs: &Inputs,
+    (adapter, merged): (&Adapter, &'a Merge<'_>),
+    (trained_on, into): (&dyn TensorSource, &dyn TensorSource),
+    (file, stored): (&Path, StoredType),
+    rows: Vec<Document>,
+) -> Result<Found<'a>, Failure> {
+    let bad = |e: ModelError| refused(inputs.base.dir(), &e);
+    let model = merged.config();
+    let beside = |base, rows| Reference::new(&inputs.model, base, Some(adapter), rows);
+    let reference = beside(trained_on, rows.clone()).map_err(bad)?;
+    let written = compare_file(&reference, model, file)?;
+    let exact = if !std::ptr::addr_eq(trained_on, into) {
+        // On its own base it says something else: that is a matter of `written`.
+        beside(into, rows).and_then(|other| other.compare(model, merged)).map_err(bad)?
+    } else if stored == StoredType::F32 {
+        // A file of f32 is the exact merge; a rounded one is measured beside it.
+        written
+    } else {
+        reference.compare(model, merged).map_err(bad)?
+    };
+    let n_changed = model.tensors().iter().filter(|t| merged.changes(&t.name)).count();
+    Ok(Found { model, exact: Some(exact), written, reference, n_changed })
 }
 
 /// Streams the model's tensors into the weights' file, and says where it lies.
@@ -193,6 +219,8 @@ fn report(
             Trained::Weights => "weights",
         },
         "dtype": dtype_name(stored),
+        // Of an adapter that learned on weights of 4 bits: what it was folded into.
+        "base": inputs.quant.as_ref().map(|_| config.base),
         "n_params": found.model.n_params(),
         "n_tensors": found.model.tensors().len(),
         "n_changed": found.n_changed,

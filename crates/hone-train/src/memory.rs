@@ -2,21 +2,21 @@
 
 use hone_cli::Failure;
 use hone_learn::{AdamW8bitConfig, OptimizerConfig};
-use hone_model::{MemoryNeeds, MemoryPlan, ModelConfig};
+use hone_model::{MemoryNeeds, MemoryPlan};
 use hone_store::machine;
 use serde_json::{Value, json};
 
-use crate::args::{Method, RecomputeKnob, TrainPlan};
+use crate::args::{LoraInit, Method, RecomputeKnob, TrainConfig, TrainPlan};
 use crate::epochs::Packs;
 use crate::plan::Steps;
-use crate::start::{self, Start};
+use crate::start::{self, Inputs, Start};
 
 /// What a process of hone holds before it reads a model: its program, tables and threads, as measured.
 const PROGRAM: u64 = 36_000_000;
 
 /// What a run over packs of a model is planned from.
 pub(crate) struct Run<'a> {
-    pub(crate) model: &'a ModelConfig,
+    pub(crate) inputs: &'a Inputs,
     /// Bytes of the base's weights.
     pub(crate) files: u64,
     pub(crate) train: &'a Packs,
@@ -44,7 +44,7 @@ impl Run<'_> {
         let held_out: Vec<usize> = (0..self.eval.len()).collect();
         let n_tokens = n_tokens.max(self.eval.tokens_max(&held_out, micro));
         let needs = MemoryNeeds {
-            method: start::trains(plan, &start.lora),
+            method: start.trains(plan),
             trained: &start.trained,
             optimizer: kept + optimizer.scratch_bytes(&start.trained),
             average: recipe.ema_decay.is_some(),
@@ -55,7 +55,8 @@ impl Run<'_> {
             files: self.files,
         };
         let n_tokens_all = self.train.n_tokens() + self.eval.n_tokens();
-        Memory { plan: MemoryPlan::new(self.model, &needs), packs: 8 * n_tokens_all, n_tokens }
+        let plan = MemoryPlan::new(&self.inputs.base.model, &needs);
+        Memory { plan, packs: 8 * n_tokens_all, n_tokens }
     }
 
     /// Settings whose plan fits `budget` bytes, each with what it changes and what it holds: first those that give the same result.
@@ -87,7 +88,7 @@ impl Run<'_> {
         if knob != plan.config.recompute {
             keys.push("recompute = \"layer\"".to_owned());
         }
-        let start = Start::new(&other, self.model).ok()?;
+        let start = self.inputs.start_of(&other).ok()?;
         let most = plan.config.micro_batch_size;
         let halves = std::iter::successors(Some(most), |n| (*n > 1).then_some(n / 2));
         for micro in halves {
@@ -107,17 +108,35 @@ impl Run<'_> {
 /// The settings as they are, then those that learn in another way.
 fn variants(plan: &TrainPlan) -> Vec<(Vec<String>, TrainPlan)> {
     let mut all = vec![(Vec::new(), plan.clone())];
-    if plan.config.method == Method::Full {
-        if matches!(plan.recipe().optimizer, OptimizerConfig::AdamW(_)) {
-            let mut other = plan.clone();
-            other.config.optimizer = Some(OptimizerConfig::AdamW8bit(AdamW8bitConfig::default()));
-            all.push((vec!["optimizer = \"adamw8bit\"".to_owned()], other));
-        }
+    let mut put = |key: &str, edit: &dyn Fn(&mut TrainConfig)| {
         let mut other = plan.clone();
-        other.config.method = Method::Lora;
+        edit(&mut other.config);
+        // What follows from it.
+        if other.config.settle().is_ok() {
+            all.push((vec![key.to_owned()], other));
+        }
+    };
+    let is_adamw = matches!(plan.recipe().optimizer, OptimizerConfig::AdamW(_));
+    let adapter = |config: &mut TrainConfig, method: Method| {
+        config.method = method;
         // Names of full fine-tuning's tensors.
-        (other.config.groups, other.config.freeze) = (Vec::new(), Vec::new());
-        all.push((vec!["method = \"lora\"".to_owned()], other));
+        (config.groups, config.freeze) = (Vec::new(), Vec::new());
+    };
+    if plan.config.method == Method::Full {
+        if is_adamw {
+            put("optimizer = \"adamw8bit\"", &|config| {
+                let rule = OptimizerConfig::AdamW8bit(AdamW8bitConfig::default());
+                config.optimizer = Some(rule);
+                // AdamW's own, at hand since the table was settled.
+                (config.beta1, config.beta2) = (None, None);
+                (config.eps, config.weight_decay) = (None, None);
+            });
+        }
+        put("method = \"lora\"", &|config| adapter(config, Method::Lora));
+        put("method = \"qlora\"", &|config| adapter(config, Method::Qlora));
+    }
+    if plan.config.method == Method::Lora && plan.config.lora_init != LoraInit::Pissa {
+        put("method = \"qlora\"", &|config| config.method = Method::Qlora);
     }
     all
 }

@@ -30,13 +30,21 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     /// Goes on after the lines `before` of a resumed run. Live logs go below `dir`, TensorBoard's into its folder `run`, so that runs
-    /// with other settings are other curves.
-    pub(crate) fn new(dir: &Path, run: &str, before: Option<String>) -> Result<Self, Failure> {
+    /// with other `settings` are other curves.
+    pub(crate) fn new(
+        (dir, run): (&Path, &str),
+        settings: &Value,
+        before: Option<String>,
+    ) -> Result<Self, Failure> {
+        let is_new = before.is_none();
         let path = dir.join("metrics.jsonl");
         let live = if before.is_some() { Live::append(&path)? } else { Live::create(&path)? };
         let sealed = before.unwrap_or_default();
         let tokens_seen = last_tokens(&sealed);
-        let events = EventFile::create(&dir.join(run), last_step(&sealed) + 1)?;
+        let mut events = EventFile::create(&dir.join(run), last_step(&sealed) + 1)?;
+        if let Some(settings) = settings.as_object().filter(|_| is_new) {
+            events.settings(settings)?;
+        }
         Ok(Metrics {
             sealed,
             live,

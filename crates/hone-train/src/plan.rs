@@ -132,7 +132,8 @@ pub(crate) fn show(ctx: &Context, common: &Common, args: &PlanArgs) -> Result<Ex
     plan.notes.iter().for_each(|note| ctx.note(format!("train: {note}")));
     let inputs = Inputs::open(&plan)?;
     let (packs, eval) = inputs.splits(&plan)?;
-    let run = Run { model: &inputs.model, files: inputs.files(&plan)?, train: &packs, eval: &eval };
+    let files = inputs.base.files(&plan)?;
+    let run = Run { inputs: &inputs, files, train: &packs, eval: &eval };
     let memory = run.memory(&plan, &inputs.start);
     if let Some(budget) = args.fit {
         return Ok(fit(ctx, common, &run.fitting(&plan, budget), budget, &memory));

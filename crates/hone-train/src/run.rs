@@ -3,7 +3,7 @@
 use hone_cli::{Common, Context, Exit, Failure, Outcome, StagePlan, run_stage};
 use hone_kernels::Cpu;
 use hone_learn::Learner;
-use hone_model::{Decoder, StoredType, reinit_rows};
+use hone_model::{Adapter, Decoder, StoredType, reinit_rows};
 use hone_schema::{ArtefactKind, Ledger};
 use hone_store::{Draft, Live, Sealed, machine};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use crate::memory::{self, Memory, Run};
 use crate::plan::Steps;
 use crate::report;
 use crate::samples::Samples;
-use crate::start::Inputs;
+use crate::start::{Inputs, Loaded};
 use crate::training::{self, Trained};
 use crate::weights;
 
@@ -27,7 +27,7 @@ pub(crate) fn train(ctx: &Context, common: &Common, earlier: EarlierArgs) -> Res
     let mut stage = StagePlan {
         stage: "train",
         kind: match plan.config.method {
-            Method::Lora => ArtefactKind::Adapter,
+            Method::Lora | Method::Qlora => ArtefactKind::Adapter,
             Method::Full => ArtefactKind::Weights,
         },
         dir: plan.packs.with_file_name("train"),
@@ -65,7 +65,7 @@ fn work(
     checkpoints: &Checkpoints,
 ) -> Result<Outcome, Failure> {
     let (train, eval) = inputs.splits(plan)?;
-    let run = Run { model: &inputs.model, files: inputs.files(plan)?, train: &train, eval: &eval };
+    let run = Run { inputs, files: inputs.base.files(plan)?, train: &train, eval: &eval };
     let memory = run.memory(plan, &inputs.start);
     memory.check(force)?;
     let mut steps = Steps::new(plan, &train);
@@ -78,7 +78,7 @@ fn work(
         memory::size(memory.peak())
     ));
     steps.write(draft)?;
-    let decoder = inputs.start.decoder(Cpu::new(), plan, &inputs.base, &inputs.model)?;
+    let Loaded { decoder, taken } = inputs.start.load(Cpu::new(), plan, &inputs.base)?;
     let mut learner = Learner::new(decoder, plan.recipe(), steps.schedule(), plan.seed)
         .map_err(training::failure)?;
     let data = (&train, &eval, Samples::open(&inputs.packs, &plan.config)?);
@@ -87,7 +87,7 @@ fn work(
     if !plan.config.reinit_tokens.is_empty() {
         reinit_tokens(plan, &mut decoder)?;
     }
-    save(plan, inputs, &decoder, draft)?;
+    save(plan, inputs, &decoder, taken.as_ref(), draft)?;
     draft.write("metrics.jsonl", done.metrics.sealed().as_bytes(), None)?;
     measured(ctx, plan, &memory)?;
     Ok(outcome(&inputs.packs, &train, &done, &memory))
@@ -117,17 +117,15 @@ fn save(
     plan: &TrainPlan,
     inputs: &Inputs,
     decoder: &Decoder<Cpu>,
+    taken: Option<&Adapter>,
     draft: &mut Draft,
 ) -> Result<(), Failure> {
     match plan.config.method {
-        Method::Lora => {
-            weights::write(
-                draft,
-                "adapter_model.safetensors",
-                &decoder.trained(),
-                StoredType::F32,
-            )?;
-            draft.write("adapter_config.json", inputs.start.lora.to_json().as_bytes(), None)?;
+        Method::Lora | Method::Qlora => {
+            let Adapter { config, tensors } =
+                inputs.start.learned(&inputs.base.model, decoder, taken)?;
+            weights::write(draft, "adapter_model.safetensors", &tensors, StoredType::F32)?;
+            draft.write("adapter_config.json", config.to_json().as_bytes(), None)?;
         }
         Method::Full => {
             let stored = match plan.config.save_dtype {
@@ -135,7 +133,7 @@ fn save(
                 SaveDtype::Bf16 => StoredType::Bf16,
             };
             weights::write(draft, "model.safetensors", &decoder.export(), stored)?;
-            draft.write("config.json", inputs.model.to_json().as_bytes(), None)?;
+            draft.write("config.json", inputs.base.model.to_json().as_bytes(), None)?;
         }
     }
     Ok(())
@@ -156,9 +154,9 @@ fn outcome(packs: &Sealed, train: &Packs, done: &Trained, memory: &Memory) -> Ou
         "stopped_early": done.n_steps < done.n_planned,
         // From its text in every run, so that the floats of a resumed one are the same.
         "self_test": serde_json::from_str::<Value>(&done.self_test).ok(),
-    report::tell_apart(&mut report, train, done);
         "memory_plan": memory.sealed(),
     });
+    report::tell_apart(&mut report, train, done);
     let held_out = done.evaluation.map_or(String::new(), |e| format!(", held-out {:.4}", e.loss));
     let summary = format!(
         "{} steps, loss {:.4}{held_out}, {:.0} tokens/s",

@@ -102,8 +102,8 @@ impl Bench {
     }
 
     fn learner<B: Backend>(&self, backend: B) -> Result<Learner<B>, Failure> {
-        let Inputs { base, model, start, .. } = &self.inputs;
-        let decoder = start.decoder(backend, &self.plan, base, model)?;
+        let Inputs { base, start, .. } = &self.inputs;
+        let decoder = start.load(backend, &self.plan, base)?.decoder;
         let schedule = Steps::new(&self.plan, &self.packs).schedule();
         Learner::new(decoder, self.plan.recipe(), schedule, self.plan.seed).map_err(failure)
     }

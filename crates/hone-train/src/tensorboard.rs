@@ -2,17 +2,23 @@
 //!
 //! A file is a sequence of records: length (u64), masked CRC-32C of the length, payload, masked CRC-32C of the payload, all little-endian.
 //! A payload is a protocol-buffer `Event`; of its fields only wall_time (1, double), step (2, varint), file_version (3, string),
-//! session_log (7) and summary (5) are written, a summary being values (1) of tag (1, string) and simple_value (2, float), or, for
-//! text, of tag, a tensor (8) of one string and metadata (9) that name the plugin which shows it.
+//! session_log (7) and summary (5) are written, a summary being values (1) of tag (1, string) and simple_value (2, float), or of tag,
+//! a tensor (8) and metadata (9) that name the plugin which shows it: `text`, whose tensor is a string, and `hparams`, whose
+//! settings stand in the metadata.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hone_cli::Failure;
 use hone_store::Live;
+use serde_json::{Map, Value};
 
-/// TensorFlow's number of the type of strings.
+/// TensorFlow's numbers of the types of floats and strings.
+const FLOAT_TYPE: u64 = 1;
 const STRING_TYPE: u64 = 7;
+
+/// Name under which TensorBoard looks for a run's settings.
+const SETTINGS: &[u8] = b"_hparams_/session_start_info";
 
 /// TensorFlow's number of a session's start.
 const SESSION_START: u64 = 1;
@@ -59,24 +65,23 @@ impl EventFile {
 
     /// Writes a text of a step, as Markdown.
     pub(crate) fn text(&mut self, step: u64, tag: &str, text: &str) -> Result<(), Failure> {
-        let (mut shape, mut dim) = (Vec::new(), Vec::new());
-        key(&mut dim, 1, 0);
-        varint(&mut dim, 1);
-        bytes(&mut shape, 2, &dim);
-        let mut tensor = Vec::new();
-        key(&mut tensor, 1, 0);
-        varint(&mut tensor, STRING_TYPE);
-        bytes(&mut tensor, 2, &shape);
+        let mut tensor = tensor(STRING_TYPE, 1);
         bytes(&mut tensor, 8, text.as_bytes());
-        let (mut plugin, mut metadata) = (Vec::new(), Vec::new());
-        bytes(&mut plugin, 1, b"text");
-        bytes(&mut metadata, 1, &plugin);
-        let (mut one, mut summary) = (Vec::new(), Vec::new());
-        bytes(&mut one, 1, tag.as_bytes());
-        bytes(&mut one, 8, &tensor);
-        bytes(&mut one, 9, &metadata);
-        bytes(&mut summary, 1, &one);
-        self.summary(step, &summary)
+        self.summary(step, &shown_by(b"text", &[], tag.as_bytes(), &tensor))
+    }
+
+    /// Writes the settings of the run, which TensorBoard lists beside those of others.
+    pub(crate) fn settings(&mut self, settings: &Map<String, Value>) -> Result<(), Failure> {
+        let (mut session, mut data) = (Vec::new(), Vec::new());
+        for (name, value) in settings.iter().filter(|(_, value)| !value.is_null()) {
+            let mut entry = Vec::new();
+            bytes(&mut entry, 1, name.as_bytes());
+            bytes(&mut entry, 2, &any(value));
+            bytes(&mut session, 1, &entry);
+        }
+        double(&mut session, 5, now());
+        bytes(&mut data, 3, &session);
+        self.summary(0, &shown_by(b"hparams", &data, SETTINGS, &tensor(FLOAT_TYPE, 0)))
     }
 
     fn summary(&mut self, step: u64, summary: &[u8]) -> Result<(), Failure> {
@@ -87,6 +92,47 @@ impl EventFile {
         bytes(&mut event, 5, summary);
         Ok(self.file.write(&record(&event))?)
     }
+}
+
+/// A `google.protobuf.Value`; of what is neither a number, a text nor a truth its JSON.
+fn any(value: &Value) -> Vec<u8> {
+    let mut out = Vec::new();
+    match value {
+        Value::Bool(is) => {
+            key(&mut out, 4, 0);
+            varint(&mut out, u64::from(*is));
+        }
+        Value::Number(number) => double(&mut out, 2, number.as_f64().unwrap_or(f64::NAN)),
+        Value::String(text) => bytes(&mut out, 3, text.as_bytes()),
+        other => bytes(&mut out, 3, other.to_string().as_bytes()),
+    }
+    out
+}
+
+/// Type and shape of a tensor of `n` values in a row.
+fn tensor(of: u64, n: u64) -> Vec<u8> {
+    let (mut tensor, mut shape, mut dim) = (Vec::new(), Vec::new(), Vec::new());
+    key(&mut dim, 1, 0);
+    varint(&mut dim, n);
+    bytes(&mut shape, 2, &dim);
+    key(&mut tensor, 1, 0);
+    varint(&mut tensor, of);
+    bytes(&mut tensor, 2, &shape);
+    tensor
+}
+
+/// A summary of one value that a plugin shows.
+fn shown_by(name: &[u8], data: &[u8], tag: &[u8], tensor: &[u8]) -> Vec<u8> {
+    let (mut plugin, mut metadata) = (Vec::new(), Vec::new());
+    bytes(&mut plugin, 1, name);
+    bytes(&mut plugin, 2, data);
+    bytes(&mut metadata, 1, &plugin);
+    let (mut one, mut summary) = (Vec::new(), Vec::new());
+    bytes(&mut one, 1, tag);
+    bytes(&mut one, 8, tensor);
+    bytes(&mut one, 9, &metadata);
+    bytes(&mut summary, 1, &one);
+    summary
 }
 
 /// Seconds since 1970.

@@ -136,7 +136,8 @@ impl<'a> Course<'a> {
         let found = checkpoints.resume(ctx, learner)?;
         let before = found.as_ref().map(|found| found.metrics.clone());
         let Found { self_test, watch, .. } = found.unwrap_or_default();
-        let metrics = Metrics::new(&settings.logs, checkpoints.run(), before)?;
+        let table = serde_json::to_value(settings).expect("a plan has only string keys");
+        let metrics = Metrics::new((&settings.logs, checkpoints.run()), &table, before)?;
         let (evaluation, eval_losses) = (None, Losses::default());
         learner.decoder_mut().keep_row_losses();
         Ok(Course {

@@ -231,6 +231,11 @@ impl LoraConfig {
                 }
             }
         }
+        if let Targets::Pattern(pattern) = &self.target_modules
+            && !names().any(|name| self.target_modules.matches(&name))
+        {
+            return refuse("target_modules", pattern, &mut names());
+        }
         if !names().any(|name| self.targets(&name)) {
             let what = "its targets, less what is excluded, name no linear map of the model";
             return Err(ModelError::Adapter(what.to_owned()));

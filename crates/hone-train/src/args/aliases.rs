@@ -25,7 +25,7 @@ type Meaning = fn(&Value) -> Result<Says, &'static str>;
 
 /// The other tools' names, and what they mean. Accumulation stands apart: see [`steps_of`].
 #[rustfmt::skip]
-const MEANINGS: [(&str, Meaning); 52] = [
+const MEANINGS: [(&str, Meaning); 69] = [
     // transformers, TRL
     ("learning_rate", |v| same("lr", v)),
     ("num_train_epochs", epochs),
@@ -56,13 +56,26 @@ const MEANINGS: [(&str, Meaning); 52] = [
     ("lora_alpha", |v| same("alpha", v)),
     ("lora_dropout", |v| same("dropout", v)),
     ("use_rslora", |v| same("rslora", v)),
-    ("lora_target_modules", targets),
+    ("lora_target_modules", modules),
+    ("use_dora", |v| same("dora", v)),
+    ("lora_bias", lora_bias),
+    ("init_lora_weights", lora_init),
+    ("trainable_token_indices", tokens),
+    ("bnb_4bit_quant_type", |v| same("quant_type", v)),
+    ("bnb_4bit_use_double_quant", |v| same("double_quant", v)),
     // Axolotl
     ("num_epochs", epochs),
     ("lr_scheduler", schedule),
     ("adapter", method),
     ("lora_target_linear", |v| flag(v, all_linear(), vec![])),
     ("lora_model_dir", |v| same("adapter_init", v)),
+    ("lora_modules_to_save", |v| same("modules_to_save", v)),
+    ("peft_use_dora", |v| same("dora", v)),
+    ("peft_use_rslora", |v| same("rslora", v)),
+    ("peft_init_lora_weights", lora_init),
+    ("peft_layers_to_transform", |v| same("layers_to_transform", v)),
+    ("peft_layers_pattern", |v| same("layers_pattern", v)),
+    ("peft_trainable_token_indices", tokens),
     ("unfrozen_parameters", |_| Err("say what stays as it is: `freeze = [\"pattern\"]`")),
     ("saves_per_epoch", |_| Err("give `checkpoint_every` in steps")),
     ("evals_per_epoch", |_| Err("give `eval_every` in steps")),
@@ -74,13 +87,17 @@ const MEANINGS: [(&str, Meaning); 52] = [
     ("lora_rank", |v| same("rank", v)),
     ("lora_target", targets),
     ("adapter_name_or_path", |v| same("adapter_init", v)),
+    ("additional_target", |v| Ok(vec![("modules_to_save", list(v))])),
+    ("quantization_type", |v| same("quant_type", v)),
+    ("double_quantization", |v| same("double_quant", v)),
+    ("pissa_init", |v| flag(v, only("lora_init", "pissa"), vec![])),
     ("loraplus_lr_ratio", lora_plus),
     ("use_dft_loss", |v| same("dft", v)),
     ("disable_shuffling", |v| flag(v, only("shuffle", "none"), vec![])),
     ("freeze_parameters_regex", |v| Ok(vec![("freeze", Value::Array(vec![v.clone()]))])),
     // Names of hone's own that have another form too.
     ("order", order),
-    ("target_modules", targets),
+    ("target_modules", modules),
     ("init_adapter", |v| same("adapter_init", v)),
     ("max_steps", max_steps),
 ];
@@ -92,6 +109,10 @@ const MICRO: [&str; 4] = [
     "per_device_batch_size",
     "micro_batch_size",
 ];
+
+/// Those that ask for a base of 4 bits below whatever adapter is trained, and the value that does.
+const FOUR_BITS: [(&str, Value); 2] =
+    [("load_in_4bit", Value::Boolean(true)), ("quantization_bit", Value::Integer(4))];
 
 const ACCUMULATION: &str = "gradient_accumulation_steps";
 
@@ -199,21 +220,66 @@ fn optimizer(value: &Value) -> Result<Says, &'static str> {
 
 fn method(value: &Value) -> Result<Says, &'static str> {
     match value.as_str() {
-        Some(name @ ("lora" | "full")) => Ok(only("method", name)),
+        Some(name @ ("lora" | "qlora" | "full")) => Ok(only("method", name)),
         Some("freeze") => Err("write `method = \"full\"` and `freeze`, the patterns of what stays"),
-        _ => Err("known are `lora` and `full`: write `method`"),
+        _ => Err("known are `lora`, `qlora` and `full`: write `method`"),
     }
 }
 
+/// A list of names, or what LLaMA-Factory has in its place: all, or names with commas between them.
 fn targets(value: &Value) -> Result<Says, &'static str> {
     Ok(match value {
         Value::String(all) if matches!(all.as_str(), "all" | "all-linear") => all_linear(),
-        Value::String(names) => {
-            let names = names.split(',').map(|name| text(name.trim())).collect();
-            vec![("target_modules", Value::Array(names))]
-        }
-        list => vec![("target_modules", list.clone())],
+        value => vec![("target_modules", list(value))],
     })
+}
+
+/// A list, or names with commas between them.
+fn list(value: &Value) -> Value {
+    match value {
+        Value::String(names) => {
+            Value::Array(names.split(',').map(|name| text(name.trim())).collect())
+        }
+        list => list.clone(),
+    }
+}
+
+/// PEFT's: a list of names, `all-linear`, or an expression.
+fn modules(value: &Value) -> Result<Says, &'static str> {
+    match value.as_str() {
+        Some("all-linear") => Ok(all_linear()),
+        _ => same("target_modules", value),
+    }
+}
+
+/// PEFT's list is of the embedding alone.
+fn tokens(value: &Value) -> Result<Says, &'static str> {
+    let value = match value {
+        Value::Array(_) => {
+            Value::Table([("embed_tokens".to_owned(), value.clone())].into_iter().collect())
+        }
+        table => table.clone(),
+    };
+    Ok(vec![("trainable_tokens", value)])
+}
+
+fn lora_bias(value: &Value) -> Result<Says, &'static str> {
+    match value {
+        Value::Boolean(false) => Ok(vec![]),
+        _ => Err("the factors have no biases here; `bias` is about the model's own"),
+    }
+}
+
+fn lora_init(value: &Value) -> Result<Says, &'static str> {
+    match value {
+        Value::Boolean(true) => Ok(only("lora_init", "default")),
+        Value::String(name) if matches!(name.as_str(), "gaussian" | "pissa" | "loftq") => {
+            Ok(only("lora_init", name))
+        }
+        // There it says how exact the singular vectors are; here they are as exact as f32 has them.
+        Value::String(name) if name.starts_with("pissa_niter_") => Ok(only("lora_init", "pissa")),
+        _ => Err("known are `true`, `gaussian`, `pissa` and `loftq`"),
+    }
 }
 
 fn lora_plus(value: &Value) -> Result<Says, &'static str> {
@@ -252,7 +318,7 @@ impl Said {
 /// Two settings that contradict each other; one that has no counterpart. The message names the key first.
 pub(crate) fn translate(table: &mut Table) -> Result<Aliases, Failure> {
     let mut aliases = Aliases::default();
-    let mut said = Vec::new();
+    let mut said = four_bits(table)?;
     for (name, meaning) in MEANINGS {
         let Some(value) = table.get(name).cloned() else { continue };
         let says = meaning(&value).map_err(|hint| no_counterpart(name, &value, hint))?;
@@ -284,6 +350,26 @@ pub(crate) fn translate(table: &mut Table) -> Result<Aliases, Failure> {
     }
     once(table)?;
     Ok(aliases)
+}
+
+/// What is said of 4-bit bases. There it is a setting beside the adapter's kind, here a method of its own.
+fn four_bits(table: &mut Table) -> Result<Vec<Said>, Failure> {
+    let mut said = Vec::new();
+    for (name, yes) in FOUR_BITS {
+        let Some(value) = table.remove(name) else { continue };
+        if value == yes {
+            for kind in ["method", "adapter", "finetuning_type", "tuner_type", "train_type"] {
+                if table.get(kind).and_then(Value::as_str) == Some("lora") {
+                    table.insert(kind.to_owned(), text("qlora"));
+                }
+            }
+            said.push(Said::new(name, &value, ("method", text("qlora"))));
+        } else if value.as_bool() != Some(false) {
+            let hint = "bases are quantised to 4 bits: `method = \"qlora\"`, or not at all";
+            return Err(no_counterpart(name, &value, hint));
+        }
+    }
+    Ok(said)
 }
 
 /// What is said of the packs of a step. There a step has micro-batches times accumulation, here `batch_size` packs, which are cut
@@ -437,6 +523,30 @@ mod tests {
         ("lora_dropout = 0.05", "dropout = 0.05"),
         ("use_rslora = true", "rslora = true"),
         ("lora_target_modules = ['q_proj']", "target_modules = ['q_proj']"),
+        ("lora_target_modules = '.*proj'", "target_modules = '.*proj'"),
+        ("use_dora = true", "dora = true"),
+        ("peft_use_dora = true", "dora = true"),
+        ("peft_use_rslora = true", "rslora = true"),
+        ("init_lora_weights = true", "lora_init = 'default'"),
+        ("init_lora_weights = 'pissa_niter_16'", "lora_init = 'pissa'"),
+        ("peft_init_lora_weights = 'gaussian'", "lora_init = 'gaussian'"),
+        ("pissa_init = true", "lora_init = 'pissa'"),
+        ("peft_layers_to_transform = [1]", "layers_to_transform = [1]"),
+        ("peft_layers_pattern = ['layers']", "layers_pattern = ['layers']"),
+        ("trainable_token_indices = [3]", "trainable_tokens = { embed_tokens = [3] }"),
+        (
+            "peft_trainable_token_indices = { lm_head = [3] }",
+            "trainable_tokens = { lm_head = [3] }",
+        ),
+        ("lora_modules_to_save = ['lm_head']", "modules_to_save = ['lm_head']"),
+        ("additional_target = 'lm_head,norm'", "modules_to_save = ['lm_head', 'norm']"),
+        ("bnb_4bit_quant_type = 'fp4'", "quant_type = 'fp4'"),
+        ("bnb_4bit_use_double_quant = true", "double_quant = true"),
+        ("quantization_type = 'nf4'", "quant_type = 'nf4'"),
+        ("double_quantization = false", "double_quant = false"),
+        ("load_in_4bit = true", "method = 'qlora'"),
+        ("load_in_4bit = true\nadapter = 'qlora'", "method = 'qlora'"),
+        ("quantization_bit = 4\nfinetuning_type = 'lora'", "method = 'qlora'"),
         ("lora_target = 'all'", "target_modules = ['all-linear']"),
         ("lora_target = 'q_proj, v_proj'", "target_modules = ['q_proj', 'v_proj']"),
         ("lora_target_linear = true", "target_modules = ['all-linear']"),
@@ -491,6 +601,10 @@ mod tests {
         refuse("output_dir = 'x'", "`output_dir`", "--out");
         refuse("gradient_accumulation_steps = 0", "`gradient_accumulation_steps`", "above 0");
         refuse("batch_size = 7\ngradient_accumulation_steps = 2", "steps` is 2", "cannot be cut");
+        refuse("quantization_bit = 8", "`quantization_bit` is 8", "4 bits");
+        refuse("load_in_4bit = true\nfinetuning_type = 'full'", "contradict", "method");
+        refuse("init_lora_weights = 'olora'", "`init_lora_weights`", "pissa");
+        refuse("lora_bias = true", "`lora_bias`", "`bias`");
         refuse("order = 'random'", "`order`", "sequential");
     }
 

@@ -11,9 +11,12 @@ use hone_learn::{
     AdamWConfig, Convention, GroupConfig, LossConfig, OptimizerConfig, Recipe, ScheduleConfig,
     ScheduleKind, Warmup,
 };
-use hone_model::LoraConfig;
 use serde::{Deserialize, Serialize};
 
+use super::adapter::{Modules, TokenLists};
+use super::choices::{
+    Bias, Init, LoraInit, Method, Objective, QuantType, RecomputeKnob, Save, SaveDtype, Shuffle,
+};
 use crate::watch::{EarlyStopping, Watchdog};
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -36,90 +39,18 @@ fn is_transformers(convention: &Convention) -> bool {
     *convention == Convention::Transformers
 }
 
-/// What is trained.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Method {
-    /// A low-rank adapter (Hu et al. 2021); the base stays as it is.
-    #[default]
-    Lora,
-    /// All weights.
-    Full,
-}
-
-/// Which tokens count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Objective {
-    /// Tokens count as the packs' loss weights say.
-    #[default]
-    Sft,
-    /// Every token counts 1: pre-training.
-    Causal,
-}
-
-/// Where the weights come from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Init {
-    /// From the base model's safetensors files.
-    #[default]
-    Base,
-    /// Drawn anew, N(0, `initializer_range`), for the base's `config.json`.
-    Random,
-}
-
-/// Value type of full weights in their file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum SaveDtype {
-    /// Exact.
-    #[default]
-    F32,
-    /// Rounded to bfloat16.
-    Bf16,
-}
-
-/// What an epoch puts in a random order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Shuffle {
-    /// Packs.
-    #[default]
-    Packs,
-    /// Batches of packs that stand beside each other: those of similar length stay together, if they were laid so.
-    Batches,
-    /// Nothing: packs come in the order in which they lie.
-    None,
-}
-
-/// Which weights a run with a moving average leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Save {
-    /// The moving average.
-    Average,
-    /// Those after the last step.
-    Last,
-}
-
-/// How much the backward pass computes again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum RecomputeKnob {
-    /// Nothing: fastest.
-    #[default]
-    None,
-    /// Each layer's forward: a third more time, a fraction of the memory.
-    Layer,
-}
-
 /// The `[train]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct TrainConfig {
-    /// `lora` or `full`.
+    /// `lora`, `qlora` or `full`.
     pub(crate) method: Method,
+    /// With `qlora`: the code book, `nf4` or `fp4`. NF4 when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) quant_type: Option<QuantType>,
+    /// With `qlora`: whether the scales of blocks are quantised too, as they are when it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) double_quant: Option<bool>,
     /// `sft` or `causal`.
     pub(crate) objective: Objective,
     /// `base` or `random`.
@@ -197,20 +128,38 @@ pub(crate) struct TrainConfig {
     pub(crate) dropout: f32,
     /// Scales by alpha / sqrt(rank) instead of alpha / rank.
     pub(crate) rslora: bool,
-    /// Modules with an adapter, by the end of their name; `["all-linear"]` for all.
-    pub(crate) target_modules: Vec<String>,
-    /// Modules that get none though they are targets, by the end of their name.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) exclude_modules: Vec<String>,
+    /// Gives the rows of adapted weights a trained magnitude (DoRA, Liu et al. 2024).
+    #[serde(skip_serializing_if = "is_default")]
+    pub(crate) dora: bool,
+    /// Biases that are trained too: `none`, `all`, `lora_only`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(crate) bias: Bias,
+    /// How a fresh adapter starts: `default`, `gaussian`, `pissa`, `loftq`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(crate) lora_init: LoraInit,
+    /// Modules with an adapter, by the end of their name, `["all-linear"]` for all; or an expression for the whole name.
+    pub(crate) target_modules: Modules,
+    /// Modules that get none though they are targets, likewise.
+    #[serde(skip_serializing_if = "Modules::is_empty")]
+    pub(crate) exclude_modules: Modules,
     /// Layers that get an adapter, by number; all when empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) layers_to_transform: Vec<usize>,
+    /// What the list of those layers is called in a module's name, where it is not the only one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) layers_pattern: Vec<String>,
     /// Other ranks by the end of a module's name, an expression; of those that match the first in the order of their texts.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) rank_pattern: BTreeMap<String, usize>,
     /// Other alphas, likewise.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) alpha_pattern: BTreeMap<String, f64>,
+    /// Modules that are trained whole beside the adapter and saved with it: `lm_head`, `embed_tokens`, norms.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) modules_to_save: Vec<String>,
+    /// Tokens whose rows of the embedding and of the head are trained, by id or as they are written: a list for both, or one each.
+    #[serde(skip_serializing_if = "TokenLists::is_empty")]
+    pub(crate) trainable_tokens: TokenLists,
     /// A PEFT adapter to go on from; its settings must be those given here. What it is, is an input of the run, not where it lies.
     #[serde(skip_serializing)]
     pub(crate) adapter_init: Option<PathBuf>,
@@ -257,6 +206,8 @@ impl Default for TrainConfig {
     fn default() -> Self {
         TrainConfig {
             method: Method::Lora,
+            quant_type: None,
+            double_quant: None,
             objective: Objective::Sft,
             init: Init::Base,
             epochs: 1,
@@ -288,11 +239,17 @@ impl Default for TrainConfig {
             alpha: None,
             dropout: 0.0,
             rslora: false,
-            target_modules: vec!["all-linear".to_owned()],
-            exclude_modules: Vec::new(),
+            dora: false,
+            bias: Bias::None,
+            lora_init: LoraInit::Default,
+            target_modules: Modules::Names(vec!["all-linear".to_owned()]),
+            exclude_modules: Modules::default(),
             layers_to_transform: Vec::new(),
+            layers_pattern: Vec::new(),
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
+            modules_to_save: Vec::new(),
+            trainable_tokens: TokenLists::default(),
             adapter_init: None,
             freeze: Vec::new(),
             recompute: RecomputeKnob::None,
@@ -319,6 +276,10 @@ impl TrainConfig {
     /// A flat key of AdamW beside another rule, or `save` without an average.
     pub(crate) fn settle(&mut self) -> Result<(), Failure> {
         self.alpha = Some(self.alpha.unwrap_or(2.0 * self.rank as f64));
+        if self.method == Method::Qlora {
+            self.quant_type = Some(self.quant_type.unwrap_or(QuantType::Nf4));
+            self.double_quant = Some(self.double_quant.unwrap_or(true));
+        }
         self.settle_optimizer()?;
         match (self.ema_decay, self.save) {
             (None, Some(Save::Average)) => {
@@ -402,30 +363,6 @@ impl TrainConfig {
             min_lr_ratio: self.min_lr_ratio,
             n_steps,
             convention: self.schedule_convention,
-        }
-    }
-
-    /// The adapter's settings, where `all-linear` stands for these names.
-    pub(crate) fn lora(&self, all_linear: &[&str]) -> LoraConfig {
-        let is_all = self.target_modules.iter().any(|target| target == "all-linear");
-        let target_modules = if is_all && !all_linear.is_empty() {
-            all_linear.iter().map(|name| (*name).to_owned()).collect()
-        } else {
-            self.target_modules.clone()
-        };
-        LoraConfig {
-            r: self.rank,
-            lora_alpha: self.alpha.unwrap_or(2.0 * self.rank as f64),
-            lora_dropout: self.dropout,
-            target_modules: target_modules.into(),
-            use_rslora: self.rslora,
-            exclude_modules: (!self.exclude_modules.is_empty())
-                .then(|| self.exclude_modules.clone().into()),
-            layers_to_transform: (!self.layers_to_transform.is_empty())
-                .then(|| self.layers_to_transform.clone()),
-            rank_pattern: self.rank_pattern.clone().into_iter().collect(),
-            alpha_pattern: self.alpha_pattern.clone().into_iter().collect(),
-            ..LoraConfig::all_linear(self.rank, 1.0)
         }
     }
 }

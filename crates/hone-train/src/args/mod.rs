@@ -1,20 +1,23 @@
 //! Flags, the `[train]` table, and the plan they resolve to.
 
+mod adapter;
 mod aliases;
+mod choices;
 mod config;
 
 use std::path::PathBuf;
 
 use hone_cli::{Common, Failure, Pipeline};
 use hone_learn::{LearnError, Recipe, ScheduleConfig};
-use hone_model::{LoraConfig, ModelConfig};
+use hone_model::{LoraConfig, ModelConfig, TokenRows};
 use serde::Serialize;
 
 use crate::watch;
 
-pub(crate) use config::{
-    Init, Method, Objective, RecomputeKnob, Save, SaveDtype, Shuffle, TrainConfig,
+pub(crate) use choices::{
+    Init, LoraInit, Method, Objective, RecomputeKnob, Save, SaveDtype, Shuffle,
 };
+pub(crate) use config::TrainConfig;
 
 /// Fine-tune a base model on token packs, or pre-train one from random weights.
 #[derive(Debug, clap::Parser)]
@@ -143,39 +146,15 @@ impl TrainPlan {
         if let Some(fault) = watch::fault(config) {
             return wrong(fault);
         }
-        self.check_method()?;
+        config.check_method()?;
         self.recipe().check().map_err(setting)?;
         self.schedule(1).check().map_err(setting)?;
         if config.rank == 0 {
             return wrong("`rank` is 0, and an adapter has at least 1");
         }
-        if config.method == Method::Lora {
-            let lora = config.lora(&[]);
+        if config.method.has_adapter() {
+            let lora = config.lora(&[], TokenRows::default());
             lora.check().map_err(|e| Failure::usage(format!("[train] {e}")))?;
-        }
-        Ok(())
-    }
-
-    /// Keys that one method alone has.
-    fn check_method(&self) -> Result<(), Failure> {
-        let config = &self.config;
-        let needs = |key: &str, method: &str| {
-            Err(Failure::usage(format!("[train] `{key}` needs `method = \"{method}\"`")))
-        };
-        if config.method == Method::Full {
-            return match &config.adapter_init {
-                Some(_) => needs("adapter_init", "lora"),
-                None => Ok(()),
-            };
-        }
-        if config.init == Init::Random {
-            return needs("init = \"random\"", "full");
-        }
-        if !config.reinit_tokens.is_empty() {
-            return needs("reinit_tokens", "full");
-        }
-        if !config.freeze.is_empty() {
-            return needs("freeze", "full");
         }
         Ok(())
     }
@@ -190,9 +169,9 @@ impl TrainPlan {
         self.config.schedule(n_steps)
     }
 
-    /// The adapter's settings on a model.
-    pub(crate) fn lora(&self, model: &ModelConfig) -> LoraConfig {
-        self.config.lora(&model.linear_names())
+    /// The adapter's settings on a model of which these rows are trained by themselves.
+    pub(crate) fn lora(&self, model: &ModelConfig, tokens: &TokenRows) -> LoraConfig {
+        self.config.lora(&model.linear_names(), tokens.clone())
     }
 }
 
