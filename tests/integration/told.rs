@@ -19,11 +19,7 @@ name = "replay"
 path = "replay.jsonl"
 replay = true
 weight = 0.5
-
-[[ingest.source]]
-name = "plain"
-path = "plain.jsonl"
-split = "eval"
+eval_rows = 8
 "#;
 
 /// All packs in every step, and nothing that chance decides.
@@ -58,7 +54,6 @@ fn place() -> Place {
         format!("{}\n", json!({"text": format!("{i} is a number and so is {}.", i + 1)}))
     };
     place.tree.write("replay.jsonl", (0..40).map(text).collect::<String>());
-    place.tree.write("plain.jsonl", (40..50).map(text).collect::<String>());
     place.done("ingest", &[]);
     place.done("template", &[]);
     place
@@ -122,7 +117,7 @@ fn the_loss_of_a_role_is_that_of_a_run_that_trains_no_other() {
     // Held out, likewise.
     let held_out = lines.iter().rfind(|line| line.get("eval_loss").is_some()).unwrap();
     assert_eq!(names(&held_out["eval_losses_by_role"]), ROLES);
-    assert_eq!(names(&held_out["eval_losses"]), ["chats", "plain"]);
+    assert_eq!(names(&held_out["eval_losses"]), ["chats", "replay"]);
     for key in ["losses", "losses_by_role"] {
         for (name, loss) in report["eval"][key].as_object().unwrap() {
             let line = number(&held_out[format!("eval_{key}")][name]);
@@ -248,11 +243,12 @@ fn bytes<'a>(message: &'a [u8], number: u64) -> Option<&'a [u8]> {
     })
 }
 
-/// What an event file holds: scalars by tag and step, and texts.
+/// What an event file holds: scalars by tag and step, texts, and the names of the settings.
 #[derive(Default)]
 struct Events {
     scalars: BTreeMap<(String, u64), f32>,
     texts: BTreeMap<(String, u64), String>,
+    settings: BTreeSet<String>,
 }
 
 /// Reads a file that a run wrote from its first step on.
@@ -298,6 +294,16 @@ fn take(events: &mut Events, step: u64, value: &(u64, Field<'_>)) {
         Some(scalar) => events.scalars.insert((tag.clone(), step), scalar).is_some(),
         None => {
             let plugin = bytes(bytes(value, 9).unwrap(), 1).unwrap();
+            if bytes(plugin, 1) == Some(b"hparams") {
+                assert_eq!((tag.as_str(), step), ("_hparams_/session_start_info", 0));
+                let session = bytes(bytes(plugin, 2).unwrap(), 3).unwrap();
+                let is_map = |(number, field): (u64, Field<'_>)| match (number, field) {
+                    (1, Field::Bytes(entry)) => Some(text(bytes(entry, 1).unwrap())),
+                    _ => None,
+                };
+                events.settings = fields(session).into_iter().filter_map(is_map).collect();
+                return;
+            }
             assert_eq!(bytes(plugin, 1).unwrap(), b"text");
             let said = text(bytes(bytes(value, 8).unwrap(), 8).unwrap());
             events.texts.insert((tag.clone(), step), said).is_some()
@@ -358,7 +364,10 @@ fn an_event_file_holds_the_record_for_any_reader() {
     let rest: BTreeSet<String> = found.scalars.into_keys().map(|(tag, _)| tag).collect();
     assert_eq!(rest, BTreeSet::from(["train/tokens_per_second".to_owned()]));
     assert!(found.texts.is_empty());
-    for tag in ["train/role/assistant/reasoning/loss", "eval/role/tool/loss", "eval/plain/loss"] {
+    for key in ["lr", "rank", "schedule", "seed", "shuffle"] {
+        assert!(found.settings.contains(key), "no {key} in {:?}", found.settings);
+    }
+    for tag in ["train/role/assistant/reasoning/loss", "eval/role/tool/loss", "eval/replay/loss"] {
         assert!(seen.contains(tag), "no {tag} in {seen:?}");
     }
 }

@@ -25,6 +25,7 @@ Each [[ingest.source]]:
   split = \"auto\"           by the shares; or train, eval, test for all its rows
   weight = 1.0             of its rows' loss, times a row's own `weight`
   replay = false           mix it into training at replay_share
+  eval_rows = 0            of a replay source: rows held out instead, for a loss curve of its own
   limit                    most rows taken, chosen by the hash of their ids
   columns                  names of the columns of a table without a header line
   rename = {}              new names of columns: { old = \"new\" }
@@ -132,6 +133,8 @@ pub(crate) struct SourceConfig {
     pub(crate) weight: f32,
     /// Whether it is mixed into training at `replay_share`.
     pub(crate) replay: bool,
+    /// Rows of a replay source that are held out instead.
+    pub(crate) eval_rows: u64,
     /// Most rows taken, chosen by the hash of their ids.
     pub(crate) limit: Option<u64>,
     /// Names of the columns of a table without a header line.
@@ -153,6 +156,7 @@ impl Default for SourceConfig {
             split: "auto".to_owned(),
             weight: 1.0,
             replay: false,
+            eval_rows: 0,
             limit: None,
             columns: None,
             rename: BTreeMap::new(),

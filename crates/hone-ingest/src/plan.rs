@@ -34,6 +34,7 @@ pub(crate) struct Source {
     pub(crate) split: Option<Split>,
     pub(crate) weight: f32,
     pub(crate) replay: bool,
+    pub(crate) eval_rows: u64,
     pub(crate) limit: Option<u64>,
     pub(crate) table: TableOptions,
     pub(crate) convert: Options,
@@ -129,7 +130,11 @@ impl SourceConfig {
             return Err(wrong(
                 "replay rows are trained on, so `split` cannot hold them out".to_owned(),
             )
-            .hint("give the held-out rows as a source of their own"));
+            .hint("`eval_rows` holds out so many of them"));
+        }
+        if self.eval_rows > 0 && !self.replay {
+            return Err(wrong("`eval_rows` are held out of replay rows".to_owned())
+                .hint("`split` and `eval_share` hold out rows of other sources"));
         }
         if !(self.weight.is_finite() && self.weight >= 0.0) {
             return Err(wrong(format!("`weight` is {}, not a number of at least 0", self.weight)));
@@ -146,6 +151,7 @@ impl SourceConfig {
             split,
             weight: self.weight,
             replay: self.replay,
+            eval_rows: self.eval_rows,
             limit: self.limit,
             table: TableOptions {
                 columns: self.columns.clone(),
@@ -224,6 +230,7 @@ mod tests {
             with(|s| (s.replay, s.split) = (true, "test".into())),
             "replay rows are trained on",
         );
+        refused(with(|s| s.eval_rows = 3), "`eval_rows` are held out of replay rows");
         let two =
             Config { source: vec![source("x/a.jsonl"), source("y/a.csv")], ..Config::default() };
         refused(two.clone(), "two sources are named `a`");

@@ -7,7 +7,8 @@
 //!    (so that nothing is trained on that is also tested), then the first.
 //! 3. **Limit.** The rows of a source first in the order of their sampling hash.
 //! 4. **Replay.** So many rows of the replay sources that they are `replay_share` of all train
-//!    rows, chosen alike.
+//!    rows, chosen alike. Those that a source holds out (`eval_rows`) are the last in that order,
+//!    so that they stay the same whatever the share.
 //!
 //! Rows with equal ids but unequal content stay; they share a split, and all but the first get a
 //! number behind their id.
@@ -100,8 +101,8 @@ pub(crate) fn select(index: &Index, plan: &Plan) -> PolarsResult<Selection> {
         .sort(["source", "sample_hash", "seq"], SortMultipleOptions::default())
         .with_row_index("at", None)
         .filter(place_in(&["source"])?.cast(DataType::UInt64).lt(col("limit")))
-        .drop(cols(["at", "limit"]))
-        .collect()?;
+        .drop(cols(["at", "limit"]));
+    let within = held_out(within)?.collect()?;
     mark(&mut fates, &within, Fate::NotSampled)?;
     let is_other = col("replay").not().and(col("split").eq(lit(code(Split::Train))));
     let counts = within.clone().lazy();
@@ -165,6 +166,7 @@ fn with_split(index: &Index, plan: &Plan) -> PolarsResult<DataFrame> {
     let ids: Vec<u32> = (0..plan.sources.len() as u32).collect();
     let forced: Vec<u32> = plan.sources.iter().map(|s| s.split.map_or(AUTO, code)).collect();
     let limits: Vec<u64> = plan.sources.iter().map(|s| s.limit.unwrap_or(u64::MAX)).collect();
+    let eval_rows: Vec<u64> = plan.sources.iter().map(|s| s.eval_rows).collect();
     let replay: Vec<bool> = plan.sources.iter().map(|s| s.replay).collect();
     let sources = DataFrame::new(
         plan.sources.len(),
@@ -172,6 +174,7 @@ fn with_split(index: &Index, plan: &Plan) -> PolarsResult<DataFrame> {
             small("source", &ids),
             small("forced", &forced),
             words("limit", &limits),
+            words("eval_rows", &eval_rows),
             BooleanChunked::from_slice("replay".into(), &replay).into_column(),
         ],
     )?;
@@ -189,6 +192,19 @@ fn with_split(index: &Index, plan: &Plan) -> PolarsResult<DataFrame> {
         .with_column(split.alias("split"))
         .sort(["seq"], SortMultipleOptions::default())
         .collect()
+}
+
+/// Makes held-out rows of the last of each replay source; rows come in the order of their sampling
+/// hash within their source.
+fn held_out(rows: LazyFrame) -> PolarsResult<LazyFrame> {
+    let from_end = col("at").max().over([col("source")])? - col("at");
+    let is_held = col("replay").and(from_end.cast(DataType::UInt64).lt(col("eval_rows")));
+    let split = when(is_held.clone()).then(lit(code(Split::Eval))).otherwise(col("split"));
+    let replay = col("replay").and(is_held.not());
+    Ok(rows
+        .with_row_index("at", None)
+        .with_columns([split.alias("split"), replay.alias("replay")])
+        .drop(cols(["at", "eval_rows"])))
 }
 
 /// Whether a row is the one to keep of those with its content: held out before trained, replay

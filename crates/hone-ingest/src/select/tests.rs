@@ -161,6 +161,34 @@ fn a_larger_replay_share_keeps_the_rows_of_a_smaller_one() {
 }
 
 #[test]
+fn replay_holds_out_the_same_rows_whatever_its_share() {
+    let with = |share, eval_rows| {
+        let config = Config {
+            source: vec![source("a"), SourceConfig { eval_rows, ..replay("r") }, replay("s")],
+            replay_share: share,
+            eval_share: 0.0,
+            test_share: 0.0,
+            ..Config::default()
+        };
+        let plan = config.resolve(1).expect("a good plan");
+        let rows = [numbered(0, "a", 90), numbered(1, "r", 100), numbered(2, "s", 100)].concat();
+        fates(&plan, &borrowed(&rows))
+    };
+    let held = |fates: &[Fate]| -> Vec<usize> {
+        let is_held = |k: &usize| matches!(fates[*k], Fate::Keep(Split::Eval, _));
+        (0..fates.len()).filter(is_held).collect()
+    };
+    let (none, small, large) = (with(0.1, 0), with(0.1, 20), with(0.6, 20));
+    assert_eq!(splits(&none), [100, 0, 0]);
+    assert_eq!(splits(&small), [100, 20, 0]);
+    assert_eq!(splits(&large), [225, 20, 0]);
+    assert_eq!(held(&small), held(&large));
+    assert!(held(&small).iter().all(|k| (90..190).contains(k)));
+    // More than there are: all of them.
+    assert_eq!(splits(&with(0.5, 500)), [180, 100, 0]);
+}
+
+#[test]
 fn a_limit_takes_rows_by_hash_order() {
     let limited = SourceConfig { limit: Some(10), ..source("a") };
     let plan = plan(vec![limited, source("b")]);
