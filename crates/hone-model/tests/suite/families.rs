@@ -5,8 +5,8 @@ use crate::common::*;
 use crate::finite_differences;
 use hone_kernels::{Cpu, Reference};
 use hone_model::{
-    Decoder, Generator, LoraConfig, MemoryNeeds, MemoryPlan, Merge, Method, ModelConfig, ParamInfo,
-    Recompute, Targets, Training, trained_params,
+    Compute, Decoder, Generator, LoraConfig, MemoryNeeds, MemoryPlan, Merge, Method, ModelConfig,
+    ParamInfo, Recompute, Targets, Training, trained_params,
 };
 use proptest::prelude::*;
 
@@ -232,6 +232,7 @@ fn plans_grow_with_the_knobs() {
             checkpoints: false,
             n_tokens: 512,
             recompute: Recompute::None,
+            compute: Compute::F32,
             files: 0,
         };
         MemoryPlan::new(config, &needs)
