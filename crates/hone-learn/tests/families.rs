@@ -1,6 +1,8 @@
 //! Every family and rotary scaling against transformers, PEFT and PyTorch: tests/golden/README.md
 //! says what the files hold and how they were made.
 
+#[path = "families/bf16.rs"]
+mod bf16;
 mod rows;
 
 use std::io::Write;
@@ -176,10 +178,8 @@ fn check_gradients<B: Backend>(
     }
 }
 
-/// A run of twenty steps: losses, norms, final parameters.
-fn check_training<B: Backend>(seen: &mut Seen, golden: &Golden, decoder: Decoder<B>, method: &str) {
-    let what = format!("{} {} {method}", golden.variant, decoder.backend().name());
-    let run = &golden.json["train"][method];
+/// The learner of a golden's run, and the run's steps.
+fn learner<'a, B: Backend>(run: &'a Value, decoder: Decoder<B>) -> (Learner<B>, &'a [Value]) {
     let number = |key: &str| run["optimizer"][key].as_f64().unwrap();
     let adamw = AdamWConfig {
         beta1: number("beta1"),
@@ -201,7 +201,13 @@ fn check_training<B: Backend>(seen: &mut Seen, golden: &Golden, decoder: Decoder
         n_steps: steps.len() as u64,
         convention: Convention::Transformers,
     };
-    let mut learner = Learner::new(decoder, optimizer, schedule, 0).unwrap();
+    (Learner::new(decoder, optimizer, schedule, 0).unwrap(), steps)
+}
+
+/// A run of twenty steps: losses, norms, final parameters.
+fn check_training<B: Backend>(seen: &mut Seen, golden: &Golden, decoder: Decoder<B>, method: &str) {
+    let what = format!("{} {} {method}", golden.variant, decoder.backend().name());
+    let (mut learner, steps) = learner(&golden.json["train"][method], decoder);
     for step in steps {
         let chosen: Vec<usize> = integers(&step["rows"]).iter().map(|&row| row as usize).collect();
         let rows = batch(&golden.json["train_rows"], &chosen);

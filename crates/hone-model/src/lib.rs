@@ -56,7 +56,7 @@ pub use decoder::{Decoder, Recompute, Training};
 pub use error::ModelError;
 pub use generate::{Generation, Generator, Sampling};
 pub use hone_kernels::quant::{CodeBook, QuantSpec, ValueType};
-pub use hone_kernels::{LossOptions, LossSums};
+pub use hone_kernels::{Compute, LossOptions, LossSums};
 pub use init::{init_weights, reinit_rows};
 pub use lora::{Adapter, BiasMode, InitMethod, LoraConfig, Targets, TokenRows};
 pub use merge::Merge;

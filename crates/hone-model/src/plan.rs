@@ -5,9 +5,9 @@ use crate::config::{LinearShape, Map, layer_prefix};
 use crate::head::chunk_rows;
 use crate::lora::{EMBED, PREFIX, modules};
 use crate::param::{ParamInfo, ParamKind};
-use crate::{LoraConfig, ModelConfig, ModelError, QuantSpec, Recompute};
+use crate::{Compute, LoraConfig, ModelConfig, ModelError, QuantSpec, Recompute};
 
-/// Bytes of a value: everything is f32.
+/// Bytes of a value: everything is f32 but frozen matrices.
 const VALUE_BYTES: u64 = 4;
 
 /// Bytes of a target and its weight.
@@ -53,6 +53,9 @@ pub struct MemoryNeeds<'a> {
     pub n_tokens: usize,
     /// What the backward computes again.
     pub recompute: Recompute,
+    /// What products compute in: frozen matrices are kept in it. Trained weights are f32 in either,
+    /// and rounded as they are multiplied: there is no second copy of them.
+    pub compute: Compute,
     /// Bytes of the files that the weights are read from, which are mapped meanwhile.
     pub files: u64,
 }
@@ -88,7 +91,7 @@ impl MemoryPlan {
     pub fn new(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> Self {
         let n_trained: u64 = needs.trained.iter().map(|info| info.n_values() as u64).sum();
         let n_adapter = needs.method.lora().map_or(0, |lora| lora.n_params(config));
-        let (base, quantisation) = base_bytes(config, needs.method);
+        let (base, quantisation) = base_bytes(config, needs);
         let n_average = if needs.average { n_trained } else { 0 };
         MemoryPlan {
             weights: base + VALUE_BYTES * n_adapter,
@@ -147,16 +150,22 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes of the base's values, and of the scales of those in 4 bits.
-fn base_bytes(config: &ModelConfig, method: Method<'_>) -> (u64, u64) {
+/// Bytes of the base's values, and of the scales of those in 4 bits. The embedding, norms and biases
+/// are f32 always; of a model that is trained in full, all is.
+fn base_bytes(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> (u64, u64) {
     let full = VALUE_BYTES * config.n_params() as u64;
-    let Method::Qlora(_, spec) = method else { return (full, 0) };
+    let saved = |n: usize| (VALUE_BYTES - needs.compute.frozen_bytes() as u64) * n as u64;
+    let head = if config.tie_word_embeddings { 0 } else { config.vocab_size * config.hidden_size };
     let sizes = modules(config).map(|(_, shape)| shape.inp * shape.out);
-    sizes.fold((full, 0), |(values, scales), n| {
-        let codes = n.div_ceil(2);
-        let saved = VALUE_BYTES * n as u64 - codes as u64;
-        (values - saved, scales + (spec.n_bytes(n) - codes) as u64)
-    })
+    match needs.method {
+        Method::Full => (full, 0),
+        Method::Inference | Method::Lora(_) => (full - saved(head + sizes.sum::<usize>()), 0),
+        Method::Qlora(_, spec) => sizes.fold((full - saved(head), 0), |(values, scales), n| {
+            let codes = n.div_ceil(2);
+            let saved = VALUE_BYTES * n as u64 - codes as u64;
+            (values - saved, scales + (spec.n_bytes(n) - codes) as u64)
+        }),
+    }
 }
 
 /// Residual streams, activations and the buffers of the passes.
@@ -316,6 +325,7 @@ mod tests {
             checkpoints: false,
             n_tokens: 2048,
             recompute: Recompute::None,
+            compute: Compute::F32,
             files: 0,
         }
     }
@@ -344,6 +354,17 @@ mod tests {
         let bits = 8.0 * (small.quantisation as f64 - 1028.0 * 210.0) / 106_168_320.0;
         assert!((bits - 0.127).abs() < 1e-3, "{bits}");
         assert_eq!(small.gradients, plan.gradients);
+        // In bf16 the linear maps have 2 bytes a value; the embedding, which is the head, stays f32.
+        let half = MemoryPlan::new(&config, &MemoryNeeds { compute: Compute::Bf16, ..needs });
+        assert_eq!(plan.weights - half.weights, 2 * 106_168_320);
+        assert_eq!(MemoryPlan { weights: plan.weights, ..half }, plan);
+        let full = |compute| MemoryNeeds { method: Method::Full, compute, ..needs };
+        let [full, half] = [Compute::F32, Compute::Bf16].map(full);
+        assert_eq!(MemoryPlan::new(&config, &full), MemoryPlan::new(&config, &half));
+        let untied = ModelConfig { tie_word_embeddings: false, ..config.clone() };
+        let [whole, half] = [Compute::F32, Compute::Bf16]
+            .map(|compute| MemoryPlan::new(&untied, &MemoryNeeds { compute, ..needs }).weights);
+        assert_eq!(whole - half, 2 * (106_168_320 + 49_152 * 576));
         let needs = MemoryNeeds { recompute: Recompute::Layer, ..needs };
         let layer = MemoryPlan::new(&config, &needs);
         assert!(layer.activations * 5 < plan.activations, "{layer:?} {plan:?}");

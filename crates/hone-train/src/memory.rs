@@ -2,7 +2,7 @@
 
 use hone_cli::Failure;
 use hone_learn::{AdamW8bitConfig, OptimizerConfig};
-use hone_model::{MemoryNeeds, MemoryPlan};
+use hone_model::{Compute, MemoryNeeds, MemoryPlan};
 use hone_store::machine;
 use serde_json::{Value, json};
 
@@ -52,6 +52,7 @@ impl Run<'_> {
             checkpoints: true,
             n_tokens,
             recompute: start::recompute(plan),
+            compute: Compute::F32,
             files: self.files,
         };
         let n_tokens_all = self.train.n_tokens() + self.eval.n_tokens();

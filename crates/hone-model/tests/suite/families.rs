@@ -3,10 +3,10 @@
 
 use crate::common::*;
 use crate::finite_differences;
-use hone_kernels::{Cpu, Reference};
+use hone_kernels::{Backend, Cpu, Reference};
 use hone_model::{
-    Decoder, Generator, LoraConfig, MemoryNeeds, MemoryPlan, Merge, Method, ModelConfig, ParamInfo,
-    Recompute, Targets, Training, trained_params,
+    Compute, Decoder, Generator, LoraConfig, MemoryNeeds, MemoryPlan, Merge, Method, ModelConfig,
+    ParamInfo, Recompute, Targets, Training, trained_params,
 };
 use proptest::prelude::*;
 
@@ -79,10 +79,10 @@ fn a_document_alone_is_the_document_in_a_pack() {
 fn recomputation_and_threads_do_not_change_a_byte() {
     each(|config, family| {
         let documents = documents(config, &LENS);
-        let run = |recompute, training, n_threads| {
+        let run = |compute, recompute, training, n_threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
             pool.install(|| {
-                let mut decoder = decoder(Cpu::new(), config, training);
+                let mut decoder = decoder(Cpu::new().with_compute(compute), config, training);
                 decoder.attach(&adapter(config, lora(0.25)), true).unwrap();
                 decoder.set_recompute(recompute);
                 for part in documents.chunks(3) {
@@ -92,10 +92,12 @@ fn recomputation_and_threads_do_not_change_a_byte() {
             })
         };
         for training in [Training::Frozen, Training::Full] {
-            let expected = run(Recompute::None, training, 1);
-            assert_eq!(run(Recompute::Layer, training, 1), expected, "{family}");
-            assert_eq!(run(Recompute::None, training, 2), expected, "{family}");
-            assert_eq!(run(Recompute::Layer, training, 8), expected, "{family}");
+            for compute in [Compute::F32, Compute::Bf16] {
+                let expected = run(compute, Recompute::None, training, 1);
+                assert_eq!(run(compute, Recompute::Layer, training, 1), expected, "{family}");
+                assert_eq!(run(compute, Recompute::None, training, 2), expected, "{family}");
+                assert_eq!(run(compute, Recompute::Layer, training, 8), expected, "{family}");
+            }
         }
     });
 }
@@ -232,6 +234,7 @@ fn plans_grow_with_the_knobs() {
             checkpoints: false,
             n_tokens: 512,
             recompute: Recompute::None,
+            compute: Compute::F32,
             files: 0,
         };
         MemoryPlan::new(config, &needs)
