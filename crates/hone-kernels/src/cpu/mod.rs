@@ -548,4 +548,12 @@ impl Backend for Cpu {
         let n = seq_lens.iter().sum::<usize>() * d;
         options::add_noise(&mut x[..n], d, seq_lens, alpha, seed, first);
     }
+
+    fn frozen_bytes(&self, weight: &CpuFrozen) -> u64 {
+        let n = match &weight.weight {
+            Weight::Dense(values) => size_of::<f32>() * values.len(),
+            Weight::Quantized(stack) => stack.n_bytes(),
+        };
+        n as u64
+    }
 }
