@@ -272,8 +272,9 @@ pub fn trained_params(config: &ModelConfig, method: Method<'_>) -> Vec<ParamInfo
     }
 }
 
-/// Checks that of the maps that read the same input, which lie in one buffer, all are frozen or none.
-/// Errors: one that is, beside one that is not.
+/// Checks that of the weights that read the same input, which lie in one buffer, all are frozen or
+/// none; biases lie in buffers of their own, and each can be frozen by itself. Errors: a weight that
+/// is, beside one that is not.
 pub fn check_frozen(
     config: &ModelConfig,
     is_frozen: &dyn Fn(&str) -> bool,
@@ -284,13 +285,11 @@ pub fn check_frozen(
         one.map == other.map && layer(a) == layer(b)
     };
     for stacked in linears.chunk_by(same) {
-        for suffix in ["weight", "bias"] {
-            let names = stacked.iter().map(|(module, _)| format!("{module}.{suffix}"));
-            let (frozen, trained): (Vec<_>, Vec<_>) = names.partition(|name| is_frozen(name));
-            if let ([frozen, ..], [trained, ..]) = (&frozen[..], &trained[..]) {
-                let (frozen, trained) = (frozen.clone(), trained.clone());
-                return Err(ModelError::Freeze { frozen, trained });
-            }
+        let names = stacked.iter().map(|(module, _)| format!("{module}.weight"));
+        let (frozen, trained): (Vec<_>, Vec<_>) = names.partition(|name| is_frozen(name));
+        if let ([frozen, ..], [trained, ..]) = (&frozen[..], &trained[..]) {
+            let (frozen, trained) = (frozen.clone(), trained.clone());
+            return Err(ModelError::Freeze { frozen, trained });
         }
     }
     Ok(())

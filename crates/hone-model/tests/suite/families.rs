@@ -249,6 +249,15 @@ fn what_is_trained_is_known_before_it_is_loaded() {
         assert!(left.len() < all.len() && left.iter().all(|t| !is_frozen(&t.name)), "{family}");
         assert!(left.iter().all(|tensor| all.get(&tensor.name) == Some(tensor)), "{family}");
         assert_eq!(full.trained_params().len(), left.len());
+        let mut one_bias = decoder(Cpu::new(), config, Training::Full);
+        let is_bias = |name: &str| name.ends_with("layers.1.self_attn.k_proj.bias");
+        one_bias.freeze(&is_bias).unwrap();
+        one_bias.accumulate(&batch, 0.1, None).unwrap();
+        let left = one_bias.gradients();
+        let n_biases = all.iter().filter(|tensor| is_bias(&tensor.name)).count();
+        assert_eq!(n_biases, usize::from(config.attention_bias), "{family}");
+        assert_eq!(left.len() + n_biases, all.len(), "{family}");
+        assert!(left.iter().all(|tensor| all.get(&tensor.name) == Some(tensor)), "{family}");
         if !config.knobs.fused_weights {
             let error = full.freeze(&|name| name.ends_with("layers.1.self_attn.k_proj.weight"));
             let message = error.unwrap_err().to_string();
