@@ -578,4 +578,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
         alpha: f32,
         seed_first: (u64, u64),
     );
+
+    // ------------------------------------------------------------------ sizes
+
+    /// Bytes of a frozen weight as it is kept, its scales with it.
+    fn frozen_bytes(&self, weight: &Self::Frozen) -> u64;
 }

@@ -527,4 +527,7 @@ impl<B: Backend> Backend for Timed<B> {
     ) {
         timed("add_noise", || self.0.add_noise(x, d, seq_lens, alpha, seed_first));
     }
+    fn frozen_bytes(&self, weight: &B::Frozen) -> u64 {
+        self.0.frozen_bytes(weight)
+    }
 }

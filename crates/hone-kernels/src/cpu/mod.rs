@@ -643,4 +643,13 @@ impl Backend for Cpu {
         let n = seq_lens.iter().sum::<usize>() * d;
         options::add_noise(&mut x[..n], d, seq_lens, alpha, seed, first);
     }
+
+    fn frozen_bytes(&self, weight: &CpuFrozen) -> u64 {
+        let n = match &weight.weight {
+            Weight::Dense(values) => size_of::<f32>() * values.len(),
+            Weight::Half(values) => size_of::<half::bf16>() * values.len(),
+            Weight::Quantized(stack) => stack.n_bytes(),
+        };
+        n as u64
+    }
 }

@@ -61,6 +61,11 @@ impl Stack {
         Stack { parts, inp }
     }
 
+    /// Bytes of codes and scales.
+    pub(super) fn n_bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.codes().len() + part.scales().n_bytes()).sum()
+    }
+
     /// Rows of all parts.
     pub(super) fn rows(&self) -> usize {
         self.parts.iter().map(|part| part.len() / self.inp).sum()

@@ -622,4 +622,8 @@ impl Backend for Reference {
             }
         }
     }
+
+    fn frozen_bytes(&self, weight: &FrozenF64) -> u64 {
+        (size_of::<f64>() * weight.weight.len()) as u64
+    }
 }
