@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::fixture::{Files, Place, STAGES, differing, wait_until};
 
 /// Settings that say which way is taken.
-const METHODS: [&[&str]; 15] = [
+const METHODS: [&[&str]; 18] = [
     &["train.method=qlora"],
     &["train.method=qlora", "train.quant_type=fp4"],
     &["train.method=qlora", "train.double_quant=false", "train.dora=true"],
@@ -22,6 +22,9 @@ const METHODS: [&[&str]; 15] = [
     &["train.target_modules='.*layers.1.*_proj'", "train.exclude_modules=['down_proj']"],
     &["train.target_modules=['all-linear', 'lm_head']"],
     &["train.method=full", "train.optimizer=muon", "train.ema_decay=0.9"],
+    &["train.compute=bf16"],
+    &["train.compute=bf16", "train.method=qlora", "train.recompute=attention"],
+    &["train.compute=bf16", "train.method=full", "train.recompute=layer"],
 ];
 
 fn flags<'a>(settings: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {

@@ -16,7 +16,7 @@
 use std::ops::Range;
 
 use crate::quant::Quantized;
-use crate::{Adafactor, Lion, LossOptions, SecondMoment, Sgd};
+use crate::{Adafactor, Compute, Lion, LossOptions, SecondMoment, Sgd};
 #[allow(unused_imports, reason = "the documentation names them")]
 use crate::{CODE_BLOCK, CodeBook};
 
@@ -212,6 +212,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Name for reports: `cpu`, `reference`.
     fn name(&self) -> &'static str;
 
+    // ------------------------------------------------------------------ arithmetic
+
+    /// What [`Backend::gemm`], [`Backend::linear`] and [`Backend::linear_dx`] round their factors
+    /// to. [`Backend::freeze`] rounds a weight once and for all.
+    fn compute(&self) -> Compute;
+    /// The same device with other arithmetic of products: an update rule that is made of them asks
+    /// for f32. A weight that was frozen in bf16 is multiplied in bf16 by either.
+    fn with_compute(&self, compute: Compute) -> Self;
+
     // ------------------------------------------------------------------ memory
 
     /// A buffer of `n` zeros.
@@ -235,7 +244,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     // ------------------------------------------------------------------ matrix products
 
-    /// `C <- alpha * op(A) op(B) + beta * C`; with `beta = 0`, C may hold anything (NaN too)
+    /// `C <- alpha * op(A) op(B) + beta * C`, A and B rounded to [`Backend::compute`], sums of at
+    /// least f32; with `beta = 0`, C may hold anything (NaN too)
     /// before.
     #[allow(clippy::too_many_arguments, reason = "the seven arguments of BLAS")]
     fn gemm(
@@ -251,7 +261,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Takes a weight (out, in), dense and row-major, that only [`Backend::linear`] and
     /// [`Backend::linear_dx`] will read.
     fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> Self::Frozen;
-    /// The values given to [`Backend::freeze`], (out, in) row-major: exact while weights are f32.
+    /// The values given to [`Backend::freeze`], (out, in) row-major, as products see them: rounded
+    /// to [`Backend::compute`].
     fn thaw(&self, weight: &Self::Frozen) -> Vec<f32>;
     /// `Y (T, out) <- X (T, in) Wt + beta * Y`.
     fn linear(&self, x: Mat<'_, Self>, w: &Self::Frozen, y: MatMut<'_, Self>, beta: f32);
@@ -259,7 +270,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn linear_dx(&self, dy: Mat<'_, Self>, w: &Self::Frozen, dx: MatMut<'_, Self>, beta: f32);
     /// [`Backend::freeze`] of a 4-bit weight: matrices (rows, `inp`), each quantised on its own,
     /// one below the other. It stays 4-bit: products dequantise a part at a time, and
-    /// [`Backend::thaw`] gives the dequantised values.
+    /// [`Backend::thaw`] gives the dequantised values (rounded as all are that products see).
     fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> Self::Frozen;
 
     // ------------------------------------------------------------------ elementwise
@@ -567,4 +578,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
         alpha: f32,
         seed_first: (u64, u64),
     );
+
+    // ------------------------------------------------------------------ sizes
+
+    /// Bytes of a frozen weight as it is kept, its scales with it.
+    fn frozen_bytes(&self, weight: &Self::Frozen) -> u64;
 }

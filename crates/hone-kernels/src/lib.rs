@@ -5,6 +5,7 @@
 //! all crates this one may hold `unsafe` code.
 
 mod backend;
+mod compute;
 mod cpu;
 pub mod mapping;
 pub mod quant;
@@ -16,6 +17,7 @@ mod tests;
 mod update;
 
 pub use backend::*;
+pub use compute::Compute;
 pub use cpu::{Cpu, CpuBuf, CpuFrozen};
 pub use reference::Reference;
 pub use update::*;

@@ -14,8 +14,8 @@ use std::ops::Range;
 
 use hone_kernels::quant::Quantized;
 use hone_kernels::{
-    Adafactor, AdamW, AttnMask, Backend, Cpu, Heads, Lion, LossOptions, LossSums, Mat, MatMut, Op,
-    RmsNorm, SecondMoment, Sgd, rng,
+    Adafactor, AdamW, AttnMask, Backend, Compute, Cpu, Heads, Lion, LossOptions, LossSums, Mat,
+    MatMut, Op, RmsNorm, SecondMoment, Sgd, rng,
 };
 use hone_learn::{AdamWConfig, Learner, OptimizerConfig, ScheduleConfig};
 use hone_model::{Adapter, Batch, Decoder, LoraConfig, ModelConfig, Training, init_weights};
@@ -174,6 +174,12 @@ impl<B: Backend> Backend for Timed<B> {
 
     fn name(&self) -> &'static str {
         self.0.name()
+    }
+    fn compute(&self) -> Compute {
+        self.0.compute()
+    }
+    fn with_compute(&self, compute: Compute) -> Self {
+        Timed(self.0.with_compute(compute))
     }
     fn zeros(&self, n: usize) -> B::Buf {
         timed("zeros", || self.0.zeros(n))
@@ -520,5 +526,8 @@ impl<B: Backend> Backend for Timed<B> {
         seed_first: (u64, u64),
     ) {
         timed("add_noise", || self.0.add_noise(x, d, seq_lens, alpha, seed_first));
+    }
+    fn frozen_bytes(&self, weight: &B::Frozen) -> u64 {
+        self.0.frozen_bytes(weight)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use hone_kernels::{Backend, Mat, MatMut, Op};
+use hone_kernels::{Backend, Compute, Mat, MatMut, Op};
 
 use crate::MuonConfig;
 
@@ -79,13 +79,15 @@ pub(crate) fn step<B: Backend>(
 }
 
 /// Newton-Schulz: X <- a X + (b G + c G^2) X with G = X Xt, from X / |X|; of the shorter side, so
-/// that a tall matrix is multiplied from the right. Returns which of the two buffers holds it.
+/// that a tall matrix is multiplied from the right. In f32 whatever the model computes in: it is part
+/// of an update of f32 weights. Returns which of the two buffers holds it.
 fn orthogonalise<B: Backend>(
     backend: &B,
     config: &MuonConfig,
     matrix: Matrix,
     scratch: &mut MuonScratch<B>,
 ) -> usize {
+    let backend = &backend.with_compute(Compute::F32);
     let Matrix { rows, cols, .. } = matrix;
     let is_tall = rows > cols;
     let side = rows.min(cols);

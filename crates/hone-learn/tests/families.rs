@@ -1,6 +1,8 @@
 //! Every family and rotary scaling against transformers, PEFT and PyTorch: tests/golden/README.md
 //! says what the files hold and how they were made.
 
+#[path = "families/bf16.rs"]
+mod bf16;
 mod rows;
 
 use std::io::Write;
@@ -165,7 +167,7 @@ fn check_gradients<B: Backend>(
     let rows = &golden.json["rows"];
     let weight = batch(rows, &all(rows)).weight();
     let wanted = golden.part(part);
-    for (size, recompute) in [(5, Recompute::None), (1, Recompute::Layer), (2, Recompute::None)] {
+    for (size, recompute) in [5, 2, 1].into_iter().zip(Recompute::ALL) {
         decoder.set_recompute(recompute);
         decoder.zero_gradients();
         for chosen in all(rows).chunks(size) {
@@ -176,10 +178,8 @@ fn check_gradients<B: Backend>(
     }
 }
 
-/// A run of twenty steps: losses, norms, final parameters.
-fn check_training<B: Backend>(seen: &mut Seen, golden: &Golden, decoder: Decoder<B>, method: &str) {
-    let what = format!("{} {} {method}", golden.variant, decoder.backend().name());
-    let run = &golden.json["train"][method];
+/// The learner of a golden's run, and the run's steps.
+fn learner<'a, B: Backend>(run: &'a Value, decoder: Decoder<B>) -> (Learner<B>, &'a [Value]) {
     let number = |key: &str| run["optimizer"][key].as_f64().unwrap();
     let adamw = AdamWConfig {
         beta1: number("beta1"),
@@ -201,7 +201,13 @@ fn check_training<B: Backend>(seen: &mut Seen, golden: &Golden, decoder: Decoder
         n_steps: steps.len() as u64,
         convention: Convention::Transformers,
     };
-    let mut learner = Learner::new(decoder, optimizer, schedule, 0).unwrap();
+    (Learner::new(decoder, optimizer, schedule, 0).unwrap(), steps)
+}
+
+/// A run of twenty steps: losses, norms, final parameters.
+fn check_training<B: Backend>(seen: &mut Seen, golden: &Golden, decoder: Decoder<B>, method: &str) {
+    let what = format!("{} {} {method}", golden.variant, decoder.backend().name());
+    let (mut learner, steps) = learner(&golden.json["train"][method], decoder);
     for step in steps {
         let chosen: Vec<usize> = integers(&step["rows"]).iter().map(|&row| row as usize).collect();
         let rows = batch(&golden.json["train_rows"], &chosen);

@@ -179,7 +179,7 @@ fn check_gradients<B: Backend>(backend: B, variant: &'static str) {
         let expected = golden.tensors(file);
         let weight = batch(rows, &all(rows)).weight();
         for size in [1, 2, 4, 8] {
-            for recompute in [Recompute::None, Recompute::Layer] {
+            for recompute in Recompute::ALL {
                 decoder.set_recompute(recompute);
                 decoder.zero_gradients();
                 let mut loss = 0.0;

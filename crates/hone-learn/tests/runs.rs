@@ -1,14 +1,15 @@
 //! Whole runs: the same bytes for any number of threads and after any stop, refusals, the
 //! self-test.
 
-use hone_kernels::{Backend, Cpu, rng};
+use hone_kernels::{Backend, Cpu, Reference, rng};
 use hone_learn::{
     AdamWConfig, Convention, LearnError, Learner, OptimizerConfig, Recipe, ScheduleConfig,
     ScheduleKind, Warmup,
 };
 use hone_model::{
-    Adapter, Batch, BnbConfig, CpuDecoder, Decoder, Generator, LoraConfig, ModelConfig,
-    QuantizeOnLoad, StoredType, Targets, Tensors, TokenRows, Training, ValueType, init_weights,
+    Adapter, Batch, BnbConfig, CpuDecoder, Decoder, Generator, InitMethod, LoraConfig, Merge,
+    ModelConfig, QuantizeOnLoad, StoredType, Targets, TensorSource, Tensors, TokenRows, Training,
+    ValueType, init_weights,
 };
 
 /// Wide enough that products and attention are cut into several blocks.
@@ -172,6 +173,136 @@ fn the_self_test_knows_what_must_be_zero() {
             assert_eq!(test.n_frozen > 0, lora);
             learner.apply().unwrap();
         }
+    }
+}
+
+/// SmolLM3 with biases: the second layer has no rotary positions.
+fn biased() -> (ModelConfig, Tensors) {
+    let text = r#"{"model_type": "smollm3", "vocab_size": 301, "hidden_size": 48,
+        "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "attention_bias": true, "no_rope_layers": [1, 0, 1],
+        "max_position_embeddings": 256, "initializer_range": 0.1}"#;
+    let config = ModelConfig::from_json(text).unwrap();
+    let mut weights = init_weights(&config, 4);
+    let names: Vec<String> = weights.iter().map(|t| t.name.clone()).collect();
+    for name in names.iter().filter(|name| name.ends_with(".bias")) {
+        let bias = &mut weights.get_mut(name).unwrap().data;
+        bias.iter_mut().enumerate().for_each(|(i, b)| *b = rng::normal(9, i as u64) as f32);
+    }
+    (config, weights)
+}
+
+fn key_bias(layer: usize) -> String {
+    format!("model.layers.{layer}.self_attn.k_proj.bias")
+}
+
+/// In f64: without rotary positions a shift of all keys is no change of the loss, and the gradient is
+/// rounding; with them it is one.
+#[test]
+fn keys_that_nothing_rotates_need_no_bias() {
+    let (config, weights) = biased();
+    let micro = batches(0);
+    let weight = micro[0].weight();
+    let run = |weights: &Tensors| {
+        let mut decoder = Decoder::load(Reference, &config, weights, Training::Full).unwrap();
+        let sums = decoder.accumulate(&micro[0], (1.0 / weight) as f32, None).unwrap();
+        (sums.weighted_loss / weight, decoder.gradients())
+    };
+    let (loss, gradients) = run(&weights);
+    for layer in 0..3 {
+        let gradient = gradients.get(&key_bias(layer)).unwrap();
+        let size = gradient.data.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        let mut shifted = weights.clone();
+        let bias = &mut shifted.get_mut(&key_bias(layer)).unwrap().data;
+        bias.iter_mut().enumerate().for_each(|(i, b)| *b += 0.5 + (i % 3) as f32);
+        let change = (run(&shifted).0 - loss).abs();
+        if layer == 1 {
+            assert!(size < 1e-15 && change < 1e-13, "{layer}: {size:e} {change:e}");
+        } else {
+            assert!(size > 1e-6 && change > 1e-6, "{layer}: {size:e} {change:e}");
+        }
+    }
+}
+
+/// That bias is excused whatever rounding leaves of its gradient; what else gets none fails, its like
+/// in other layers too.
+#[test]
+fn the_self_test_excuses_what_no_softmax_sees_and_nothing_else() {
+    let (config, mut weights) = biased();
+    let failures = |weights: &Tensors| {
+        let decoder = Decoder::load(Cpu::new(), &config, weights, Training::Full).unwrap();
+        let mut learner = Learner::new(decoder, OptimizerConfig::default(), schedule(), 9).unwrap();
+        let micro = batches(0);
+        learner.accumulate(&micro[0], micro[0].weight()).unwrap();
+        let test = learner.self_test();
+        let excused = test.rows.iter().filter(|row| row.may_be_zero.is_some());
+        assert_eq!(excused.map(|row| row.name.as_str()).collect::<Vec<_>>(), [key_bias(1)]);
+        test.failures().map(|row| row.name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(failures(&weights), [""; 0]);
+    // With a way back of zeros, queries, keys and values get no gradient at all.
+    for layer in 0..2 {
+        let name = format!("model.layers.{layer}.self_attn.o_proj.weight");
+        weights.get_mut(&name).unwrap().data.fill(0.0);
+    }
+    let mut expected: Vec<String> = Vec::new();
+    for layer in 0..2 {
+        for part in ["weight", "bias"] {
+            for map in ["q_proj", "k_proj", "v_proj"] {
+                expected.push(format!("model.layers.{layer}.self_attn.{map}.{part}"));
+            }
+        }
+        expected.push(format!("model.layers.{layer}.input_layernorm.weight"));
+    }
+    expected.retain(|name| *name != key_bias(1));
+    let mut found = failures(&weights);
+    expected.sort();
+    found.sort();
+    assert_eq!(found, expected);
+}
+
+/// Where B is not zero at the start, A has a gradient from the first step on; where it is, only then
+/// has it none.
+#[test]
+fn every_start_is_expected_as_it_is() {
+    let config = config();
+    let weights = init_weights(&config, 4);
+    let plain = LoraConfig::all_linear(4, 8.0);
+    let dora = |init| LoraConfig { use_dora: true, init, ..plain.clone() };
+    let starts = [
+        (plain.clone(), 14),
+        (LoraConfig { init: InitMethod::Gaussian, ..plain.clone() }, 14),
+        (LoraConfig { init: InitMethod::Pissa, ..plain.clone() }, 0),
+        (LoraConfig { init: InitMethod::Loftq, ..plain.clone() }, 0),
+        (dora(InitMethod::Default), 14),
+        (dora(InitMethod::Pissa), 0),
+        (dora(InitMethod::Loftq), 0),
+    ];
+    for (settings, n_zero) in starts {
+        let what = format!("{:?}, DoRA {}", settings.init, settings.use_dora);
+        let quant = BnbConfig::qlora(ValueType::F32);
+        let small = QuantizeOnLoad::new(&config, &weights, &quant);
+        let is_loftq = settings.init == InitMethod::Loftq;
+        let base: &dyn TensorSource = if is_loftq { &small } else { &weights };
+        let adapter = Adapter::init_from(&config, settings, base, 2).unwrap();
+        let load = |base: &dyn TensorSource| {
+            Decoder::load(Cpu::new(), &config, base, Training::Frozen).unwrap()
+        };
+        let mut decoder = match adapter.config.init {
+            InitMethod::Pissa => load(&Merge::residual(&config, base, &adapter).unwrap()),
+            _ => load(base),
+        };
+        decoder.attach(&adapter, true).unwrap();
+        let mut learner = Learner::new(decoder, OptimizerConfig::default(), schedule(), 9).unwrap();
+        let micro = batches(0);
+        learner.accumulate(&micro[0], micro[0].weight()).unwrap();
+        let test = learner.self_test();
+        assert!(test.passed(), "{what}: {:?}", test.failures().collect::<Vec<_>>());
+        let zeros = test.rows.iter().filter(|row| row.expects_zero);
+        assert!(zeros.clone().all(|row| row.name.contains(".lora_A.") && row.grad_norm == 0.0));
+        assert_eq!(zeros.count(), n_zero, "{what}");
+        assert!(test.rows.iter().all(|row| row.may_be_zero.is_none()), "{what}");
+        assert_eq!(test.rows.len(), if adapter.config.use_dora { 42 } else { 28 }, "{what}");
     }
 }
 

@@ -1,10 +1,10 @@
 //! Sizes and constants of a model's layers, and the buffers of their passes.
 
-use hone_kernels::{Backend, Heads, RmsNorm};
+use hone_kernels::{Backend, Cpu, Heads, RmsNorm};
 
-use crate::ModelConfig;
 use crate::config::{Activation, QkNorm, ScoreScale};
-use crate::linear::LoraScratch;
+use crate::linear::{LoraNeeds, LoraScratch};
+use crate::{ModelConfig, Recompute};
 
 /// Sizes and constants that every layer shares.
 #[derive(Clone, Copy, Debug)]
@@ -81,27 +81,29 @@ impl Dims {
     }
 }
 
-/// What the backward of a layer reads, for T tokens; buffers of norms that are not there are empty.
-pub(crate) struct Acts<B: Backend> {
-    /// Output of the norm before attention (T, D).
-    pub(crate) normed: B::Buf,
-    /// Its scales (T).
+/// What the attention half of a layer keeps for T tokens beside attention itself: all of it is linear
+/// maps and norms of the layer's input and of attention's output. Buffers of norms that are not there
+/// are empty.
+pub(crate) struct HalfActs<B: Backend> {
+    /// Scales of the norm before attention (T).
     pub(crate) r1: B::Buf,
     /// Queries, keys and values after rotation (T, (H + 2 G) K).
     pub(crate) qkv: B::Buf,
     /// Queries and keys before their norms (T, H K), (T, G K).
     pub(crate) raw: [B::Buf; 2],
+    /// Input of the norm after attention (T, D), and its scales (T).
+    pub(crate) end: End<B>,
+    /// Residual stream between the halves (T, D).
+    pub(crate) mid: B::Buf,
+}
+
+/// What else the backward of a layer reads, for T tokens.
+pub(crate) struct CoreActs<B: Backend> {
     /// Output of attention (T, H K).
     pub(crate) attn: B::Buf,
     /// Log-sum-exp of attention (T, H).
     pub(crate) lse: B::Buf,
-    /// Input of the norm after attention (T, D), and its scales (T).
-    pub(crate) attn_end: End<B>,
-    /// Residual stream between the halves (T, D).
-    pub(crate) mid: B::Buf,
-    /// Output of the norm before the feed-forward (T, D).
-    pub(crate) mid_normed: B::Buf,
-    /// Its scales (T).
+    /// Scales of the norm before the feed-forward (T).
     pub(crate) r2: B::Buf,
     /// Gates and ups (T, 2 I); the backward turns them into their gradient.
     pub(crate) gate_up: B::Buf,
@@ -115,48 +117,137 @@ pub(crate) struct End<B: Backend> {
     pub(crate) r: B::Buf,
 }
 
-impl<B: Backend> Acts<B> {
-    pub(crate) fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
-        let zeros = |width: usize| backend.zeros(rows * width);
-        let when = |is_there: bool, width: usize| zeros(if is_there { width } else { 0 });
-        let end = || End { input: when(dims.norm_after, dims.d), r: when(dims.norm_after, 1) };
-        let has_qk_norm = dims.qk_norm != QkNorm::None;
-        Acts {
-            normed: when(dims.norm_before, dims.d),
-            r1: when(dims.norm_before, 1),
-            qkv: zeros(dims.heads.qkv_width()),
-            raw: dims.qk_widths().map(|width| when(has_qk_norm, width)),
-            attn: zeros(dims.heads.out_width()),
-            lse: zeros(dims.heads.n_q),
-            attn_end: end(),
-            mid: zeros(dims.d),
-            mid_normed: when(dims.norm_before, dims.d),
-            r2: when(dims.norm_before, 1),
-            gate_up: zeros(2 * dims.i),
-            ffn_end: end(),
-        }
+impl<B: Backend> HalfActs<B> {
+    /// Values per token of each buffer.
+    fn widths(dims: &Dims) -> [usize; 7] {
+        let (before, after) = (usize::from(dims.norm_before), usize::from(dims.norm_after));
+        let has_qk_norm = usize::from(dims.qk_norm != QkNorm::None);
+        let [q, k] = dims.qk_widths().map(|width| has_qk_norm * width);
+        [before, dims.heads.qkv_width(), q, k, after * dims.d, after, dims.d]
     }
 
-    /// Values per token.
-    pub(crate) fn values_per_token(dims: &Dims) -> usize {
-        let norms = usize::from(dims.norm_before) + usize::from(dims.norm_after);
-        let qk: usize =
-            if dims.qk_norm == QkNorm::None { 0 } else { dims.qk_widths().iter().sum() };
-        (2 * norms + 1) * dims.d
-            + 2 * norms
-            + qk
-            + dims.heads.qkv_width()
-            + dims.heads.out_width()
-            + dims.heads.n_q
-            + 2 * dims.i
+    fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
+        let buffers = Self::widths(dims).map(|width| backend.zeros(rows * width));
+        let [r1, qkv, q, k, input, r, mid] = buffers;
+        HalfActs { r1, qkv, raw: [q, k], end: End { input, r }, mid }
     }
 }
 
-/// Buffers of a forward that no backward reads, shared by all layers.
+impl<B: Backend> CoreActs<B> {
+    /// Values per token of each buffer.
+    fn widths(dims: &Dims) -> [usize; 6] {
+        let (before, after) = (usize::from(dims.norm_before), usize::from(dims.norm_after));
+        [dims.heads.out_width(), dims.heads.n_q, before, 2 * dims.i, after * dims.d, after]
+    }
+
+    fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
+        let buffers = Self::widths(dims).map(|width| backend.zeros(rows * width));
+        let [attn, lse, r2, gate_up, input, r] = buffers;
+        CoreActs { attn, lse, r2, gate_up, ffn_end: End { input, r } }
+    }
+}
+
+/// How many sets of activations a pass has: one a layer, or one that the layers share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NActs {
+    pub(crate) halves: usize,
+    pub(crate) cores: usize,
+}
+
+impl NActs {
+    /// One that all layers share, where nothing is kept.
+    pub(crate) const SHARED: NActs = NActs { halves: 1, cores: 1 };
+
+    /// What a training pass over `n_layers` keeps.
+    pub(crate) fn kept(recompute: Recompute, n_layers: usize) -> Self {
+        match recompute {
+            Recompute::None => NActs { halves: n_layers, cores: n_layers },
+            Recompute::Attention => NActs { halves: 1, cores: n_layers },
+            Recompute::Layer => NActs::SHARED,
+        }
+    }
+
+    /// Values per token of all sets.
+    pub(crate) fn values_per_token(self, dims: &Dims) -> usize {
+        let half: usize = HalfActs::<Cpu>::widths(dims).iter().sum();
+        let core: usize = CoreActs::<Cpu>::widths(dims).iter().sum();
+        self.halves * half + self.cores * core
+    }
+}
+
+/// The sets of activations of all layers.
+pub(crate) struct ActSets<B: Backend> {
+    halves: Vec<HalfActs<B>>,
+    cores: Vec<CoreActs<B>>,
+}
+
+/// The activations of one layer.
+pub(crate) struct Acts<'a, B: Backend> {
+    pub(crate) half: &'a mut HalfActs<B>,
+    pub(crate) core: &'a mut CoreActs<B>,
+}
+
+impl<B: Backend> ActSets<B> {
+    pub(crate) fn new(backend: &B, dims: &Dims, n_acts: NActs, rows: usize) -> Self {
+        ActSets {
+            halves: (0..n_acts.halves).map(|_| HalfActs::new(backend, dims, rows)).collect(),
+            cores: (0..n_acts.cores).map(|_| CoreActs::new(backend, dims, rows)).collect(),
+        }
+    }
+
+    /// Those that layer `layer` writes and reads.
+    pub(crate) fn of_layer(&mut self, layer: usize) -> Acts<'_, B> {
+        let ActSets { halves, cores } = self;
+        let (half, core) = (layer % halves.len(), layer % cores.len());
+        Acts { half: &mut halves[half], core: &mut cores[core] }
+    }
+
+    /// Values of all buffers.
+    pub(crate) fn n_values(&self, backend: &B) -> usize {
+        let end = |end: &End<B>| backend.len(&end.input) + backend.len(&end.r);
+        let half = |acts: &HalfActs<B>| {
+            let HalfActs { r1, qkv, raw: [q, k], end: attn_end, mid } = acts;
+            let plain: usize = [r1, qkv, q, k, mid].map(|buf| backend.len(buf)).iter().sum();
+            plain + end(attn_end)
+        };
+        let core = |acts: &CoreActs<B>| {
+            let CoreActs { attn, lse, r2, gate_up, ffn_end } = acts;
+            let plain: usize = [attn, lse, r2, gate_up].map(|buf| backend.len(buf)).iter().sum();
+            plain + end(ffn_end)
+        };
+        self.halves.iter().map(half).sum::<usize>() + self.cores.iter().map(core).sum::<usize>()
+    }
+}
+
+/// Buffers of a forward that are written again whenever they are read, shared by all layers.
 pub(crate) struct Scratch<B: Backend> {
+    /// Output of the norm before a half (T, D); empty without such norms.
+    pub(crate) normed: B::Buf,
     /// Output of the gated activation (T, I).
     pub(crate) h: B::Buf,
     pub(crate) lora: LoraScratch<B>,
+}
+
+impl<B: Backend> Scratch<B> {
+    pub(crate) fn new(backend: &B, dims: &Dims, lora: LoraNeeds, rows: usize) -> Self {
+        let [normed, h] = Self::widths(dims).map(|width| backend.zeros(rows * width));
+        Scratch { normed, h, lora: LoraScratch::new(backend, rows, lora) }
+    }
+
+    fn widths(dims: &Dims) -> [usize; 2] {
+        [if dims.norm_before { dims.d } else { 0 }, dims.i]
+    }
+
+    /// Values per token, without those of adapters.
+    pub(crate) fn values_per_token(dims: &Dims) -> usize {
+        Self::widths(dims).iter().sum()
+    }
+
+    /// Values of all buffers.
+    pub(crate) fn n_values(&self, backend: &B) -> usize {
+        let Scratch { normed, h, lora } = self;
+        backend.len(normed) + backend.len(h) + lora.n_values(backend)
+    }
 }
 
 /// Buffers of a backward, shared by all layers.
@@ -174,20 +265,25 @@ pub(crate) struct BackScratch<B: Backend> {
 }
 
 impl<B: Backend> BackScratch<B> {
+    fn widths(dims: &Dims) -> [usize; 5] {
+        let dend = if dims.norm_after { dims.d } else { 0 };
+        [dims.d, dims.heads.qkv_width(), dims.heads.out_width(), dims.i, dend]
+    }
+
     pub(crate) fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
-        let zeros = |width: usize| backend.zeros(rows * width);
-        BackScratch {
-            dnormed: zeros(dims.d),
-            dqkv: zeros(dims.heads.qkv_width()),
-            dattn: zeros(dims.heads.out_width()),
-            dh: zeros(dims.i),
-            dend: zeros(if dims.norm_after { dims.d } else { 0 }),
-        }
+        let buffers = Self::widths(dims).map(|width| backend.zeros(rows * width));
+        let [dnormed, dqkv, dattn, dh, dend] = buffers;
+        BackScratch { dnormed, dqkv, dattn, dh, dend }
     }
 
     /// Values per token.
     pub(crate) fn values_per_token(dims: &Dims) -> usize {
-        let norms = 1 + usize::from(dims.norm_after);
-        norms * dims.d + dims.heads.qkv_width() + dims.heads.out_width() + dims.i
+        Self::widths(dims).iter().sum()
+    }
+
+    /// Values of all buffers.
+    pub(crate) fn n_values(&self, backend: &B) -> usize {
+        let BackScratch { dnormed, dqkv, dattn, dh, dend } = self;
+        [dnormed, dqkv, dattn, dh, dend].map(|buf| backend.len(buf)).iter().sum()
     }
 }

@@ -2,7 +2,7 @@
 
 use hone_kernels::{Backend, LossOptions, LossSums, rng};
 
-use crate::buffers::{Acts, Dims};
+use crate::buffers::{Acts, Dims, NActs};
 use crate::head::{Head, HeadGrad};
 use crate::layer::{Layer, Pass};
 use crate::linear::{Linear, LoraNeeds, LoraScratch, finite};
@@ -12,7 +12,7 @@ use crate::plan::check_frozen;
 use crate::rope::Ropes;
 use crate::tensors::{TensorSource, Tensors};
 use crate::workspace::{Layout, Workspace};
-use crate::{Batch, EmbeddingNoise, ModelConfig, ModelError, PassOptions};
+use crate::{Batch, EmbeddingNoise, ModelConfig, ModelError, PassOptions, Recompute};
 
 /// Number of the head's draw of dropout; those of the layers come after one another from 0.
 const HEAD_SITE: u64 = u64::MAX;
@@ -25,17 +25,6 @@ pub enum Training {
     Frozen,
     /// All of them.
     Full,
-}
-
-/// What the backward finds and what it computes again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Recompute {
-    /// Every layer's activations are kept: the fastest.
-    #[default]
-    None,
-    /// Only each layer's input is kept, and its forward is run again in the backward: about a third
-    /// more time, a fraction of the memory.
-    Layer,
 }
 
 /// A decoder on a backend, with the buffers of its passes.
@@ -120,6 +109,11 @@ impl<B: Backend> Decoder<B> {
             let layout = self.layout();
             self.workspace = Some(Workspace::new(&self.backend, &self.dims, layout, n_tokens));
         }
+    }
+
+    /// Gives the buffers of the passes back; the next pass makes them anew.
+    pub fn release(&mut self) {
+        self.workspace = None;
     }
 
     /// Sets what training adds to cross-entropy. Evaluation stays plain but for the soft cap, which
@@ -314,7 +308,7 @@ impl<B: Backend> Decoder<B> {
         batch: &Batch,
         rows: &[u32],
         out: &mut [f32],
-        after_layer: &mut dyn FnMut(usize, &Acts<B>),
+        after_layer: &mut dyn FnMut(usize, &Acts<'_, B>),
     ) -> Result<(), ModelError> {
         batch.check(&self.config)?;
         if let Some(row) = rows.iter().find(|&&row| row as usize >= batch.n_tokens()) {
@@ -366,7 +360,7 @@ impl<B: Backend> Decoder<B> {
         let lora = lora.max(LoraNeeds { rank: embed_rank, ..LoraNeeds::default() });
         Layout {
             n_streams: if trains { n_layers + 1 } else { 2 },
-            n_acts: if trains && self.recompute == Recompute::None { n_layers } else { 1 },
+            n_acts: if trains { NActs::kept(self.recompute, n_layers) } else { NActs::SHARED },
             trains,
             lora,
             head_lora: self.head.lora_needs(self.dims.d),
@@ -378,7 +372,7 @@ impl<B: Backend> Decoder<B> {
         batch: &Batch,
         dropout_seed: Option<u64>,
         workspace: &mut Workspace<B>,
-        after_layer: &mut dyn FnMut(usize, &Acts<B>),
+        after_layer: &mut dyn FnMut(usize, &Acts<'_, B>),
     ) {
         let pass = self.pass(batch, dropout_seed);
         let d = self.dims.d;
@@ -394,9 +388,9 @@ impl<B: Backend> Decoder<B> {
             let ends = [workspace.stream(idx), workspace.stream(idx + 1)];
             let Workspace { streams, acts, scratch, .. } = workspace;
             let [x, out] = streams.get_disjoint_mut(ends).expect("neighbours are two streams");
-            let acts_idx = idx % acts.len();
-            layer.forward(&pass, x, &mut acts[acts_idx], scratch, out);
-            after_layer(idx, &acts[acts_idx]);
+            let mut acts = acts.of_layer(idx);
+            layer.forward(&pass, x, &mut acts, scratch, out);
+            after_layer(idx, &acts);
         }
     }
 
@@ -459,17 +453,16 @@ impl<B: Backend> Decoder<B> {
         let has_tokens = self.embed_tokens.is_some() || self.head.tied_tokens().is_some();
         let embed_is_trained = self.embed.grad.is_some() || lora_is_trained || has_tokens;
         for (idx, layer) in layers.iter_mut().enumerate().rev() {
-            let acts_idx = idx % acts.len();
-            let acts = &mut acts[acts_idx];
+            let mut acts = acts.of_layer(idx);
             let needs_dx = idx > 0 || embed_is_trained;
             let ends = [idx, idx + 1];
             let [x, out] = streams.get_disjoint_mut(ends).expect("neighbours are two streams");
-            if self.recompute == Recompute::Layer {
-                // The output is the next layer's input and no longer needed: the same values are
-                // written over it.
-                layer.forward(&pass, x, acts, scratch, out);
+            // The last layer's activations are still there; the output of any other, the next one's
+            // input, is needed no longer.
+            if idx + 1 < n_layers {
+                layer.restore(&pass, self.recompute, x, &mut acts, scratch, out);
             }
-            layer.backward(&pass, x, acts, scratch, &mut back.layer, &mut back.dx, needs_dx);
+            layer.backward(&pass, x, &mut acts, scratch, &mut back.layer, &mut back.dx, needs_dx);
         }
         if let (Some(factor), true) = (self.dims.embedding, embed_is_trained) {
             self.backend.scale(&mut back.dx, factor, batch.n_tokens() * self.dims.d);

@@ -3,10 +3,10 @@
 
 use hone_kernels::{Backend, Mat, MatMut, rng};
 
-use crate::buffers::{Acts, Dims, Scratch};
+use crate::buffers::{ActSets, Dims, NActs, Scratch};
 use crate::head::HeadActs;
 use crate::layer::Pass;
-use crate::workspace::{Layout, scratch};
+use crate::workspace::Layout;
 use crate::{Batch, Decoder, ModelError};
 
 /// Sequences generated side by side when nothing else is said: enough for the products to be worth
@@ -222,7 +222,7 @@ struct Cache<B: Backend> {
     rows: Vec<u32>,
     /// Residual stream before and behind a layer, (sequences, D).
     streams: [B::Buf; 2],
-    acts: Acts<B>,
+    acts: ActSets<B>,
     scratch: Scratch<B>,
     head: HeadActs<B>,
 }
@@ -243,7 +243,8 @@ impl<B: Backend> Cache<B> {
         let dims = decoder.dims;
         let width = dims.heads.n_kv * dims.heads.dim;
         let make = || backend.zeros(n * capacity * width);
-        let layout = Layout { trains: false, n_streams: 1, n_acts: 1, ..decoder.layout() };
+        let layout =
+            Layout { trains: false, n_streams: 1, n_acts: NActs::SHARED, ..decoder.layout() };
         let mut cache = Cache {
             layers: decoder.layers.iter().map(|_| (make(), make())).collect(),
             capacity,
@@ -251,8 +252,8 @@ impl<B: Backend> Cache<B> {
             is_live: vec![true; n],
             rows: (0..n as u32).collect(),
             streams: [backend.zeros(n * dims.d), backend.zeros(n * dims.d)],
-            acts: Acts::new(&backend, &dims, n),
-            scratch: scratch(&backend, &dims, layout, n),
+            acts: ActSets::new(&backend, &dims, layout.n_acts, n),
+            scratch: Scratch::new(&backend, &dims, layout.lora, n),
             head: HeadActs::new(&backend, &dims, n, layout.head_lora),
         };
         let all: Vec<usize> = (0..n).collect();
@@ -289,7 +290,7 @@ impl<B: Backend> Cache<B> {
             let (mut start, layer) = (0, &mut layers[idx]);
             for &b in chosen {
                 let len = texts[b].len();
-                keep(&backend, &dims, &acts.qkv, (start, len), layer, b * *capacity);
+                keep(&backend, &dims, &acts.half.qkv, (start, len), layer, b * *capacity);
                 start += len;
             }
         })?;
@@ -330,16 +331,17 @@ impl<B: Backend> Cache<B> {
             rope_rows: Some(&rope_rows),
             dropout_seed: None,
         };
+        let mut acts = acts.of_layer(0);
         for (layer, cache) in layers.iter().zip(&mut self.layers) {
-            layer.project(&pass, x, acts, scratch);
+            layer.project(&pass, x, &mut acts, scratch);
             for (i, &len) in lens.iter().enumerate() {
-                keep(b, dims, &acts.qkv, (i, 1), cache, i * self.capacity + len - 1);
+                keep(b, dims, &acts.half.qkv, (i, 1), cache, i * self.capacity + len - 1);
             }
-            let q = Mat::columns(&acts.qkv, n, 0, heads.out_width(), heads.qkv_width());
+            let q = Mat::columns(&acts.half.qkv, n, 0, heads.out_width(), heads.qkv_width());
             let (k, v) = (&cache.0, &cache.1);
-            let to = &mut acts.attn;
+            let to = &mut acts.core.attn;
             b.attention_decode(q, k, v, self.capacity, lens, heads, layer.mask(), to);
-            layer.finish(&pass, x, acts, scratch, out);
+            layer.finish(&pass, x, &mut acts, scratch, out);
             std::mem::swap(x, out);
         }
         let v = dims.v;

@@ -8,6 +8,7 @@
 use hone_kernels::{Backend, LossOptions, LossSums, Mat, MatMut, Op, rng};
 
 use crate::buffers::Dims;
+use crate::held::VALUE_BYTES;
 use crate::linear::{LoraGroup, LoraNeeds, LoraScratch, finite};
 use crate::lora::{Adapter, EMBED, HEAD, TokenPatch};
 use crate::param::{Param, ParamKind};
@@ -76,17 +77,37 @@ pub(crate) struct HeadBack<B: Backend> {
 
 impl<B: Backend> HeadActs<B> {
     pub(crate) fn new(backend: &B, dims: &Dims, rows: usize, lora: LoraNeeds) -> Self {
-        let chunk = chunk_rows(dims.v).min(rows) * dims.v;
+        let (sizes, chunk) = Self::sizes(dims, rows);
+        let [gathered, r, normed, logits] = sizes.map(|n| backend.zeros(n));
         HeadActs {
-            gathered: backend.zeros(rows * dims.d),
-            r: backend.zeros(rows),
-            normed: backend.zeros(rows * dims.d),
-            logits: backend.zeros(chunk),
+            gathered,
+            r,
+            normed,
+            logits,
             targets: Vec::with_capacity(rows),
             weights: Vec::with_capacity(rows),
-            lora: LoraScratch::new(backend, chunk_rows(dims.v).min(rows), lora),
+            lora: LoraScratch::new(backend, chunk, lora),
             dropout_seed: None,
         }
+    }
+
+    /// Values of each buffer, and rows of a chunk.
+    fn sizes(dims: &Dims, rows: usize) -> ([usize; 4], usize) {
+        let chunk = chunk_rows(dims.v).min(rows);
+        ([rows * dims.d, rows, rows * dims.d, chunk * dims.v], chunk)
+    }
+
+    /// Values of all buffers and of both lists for `rows` rows.
+    pub(crate) fn planned_values(dims: &Dims, rows: usize, lora: LoraNeeds) -> usize {
+        let (sizes, chunk) = Self::sizes(dims, rows);
+        sizes.iter().sum::<usize>() + 2 * rows + lora.n_values(chunk)
+    }
+
+    /// Values of all buffers and of both lists.
+    pub(crate) fn n_values(&self, backend: &B) -> usize {
+        let HeadActs { gathered, r, normed, logits, targets, weights, lora, .. } = self;
+        let buffers: usize = [gathered, r, normed, logits].map(|buf| backend.len(buf)).iter().sum();
+        buffers + targets.capacity() + weights.capacity() + lora.n_values(backend)
     }
 
     /// The seed of the chunk of rows from `start`.
@@ -99,6 +120,16 @@ impl<B: Backend> HeadBack<B> {
     pub(crate) fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
         let zeros = || backend.zeros(rows * dims.d);
         HeadBack { dnormed: zeros(), dgathered: zeros() }
+    }
+
+    /// Values of all buffers for `rows` rows.
+    pub(crate) fn planned_values(dims: &Dims, rows: usize) -> usize {
+        2 * rows * dims.d
+    }
+
+    /// Values of all buffers.
+    pub(crate) fn n_values(&self, backend: &B) -> usize {
+        backend.len(&self.dnormed) + backend.len(&self.dgathered)
     }
 }
 
@@ -227,6 +258,22 @@ impl<B: Backend> Head<B> {
     /// Buffers that its adapter needs.
     pub(crate) fn lora_needs(&self, d: usize) -> LoraNeeds {
         self.lora.as_ref().map_or(LoraNeeds::default(), |lora| lora.needs(d))
+    }
+
+    /// Bytes of what no visit reaches: packed matrices, what adapters keep beside their factors, and
+    /// the base's matrix while another takes its place.
+    pub(crate) fn other_bytes(&self, backend: &B) -> u64 {
+        let matrix = |weight: &HeadWeight<B>| match weight {
+            HeadWeight::Frozen(w) => backend.frozen_bytes(w),
+            HeadWeight::Tied | HeadWeight::Trained(_) => 0,
+        };
+        let stash = self.stash.as_ref().map_or(0, |stash| match stash {
+            HeadWeight::Trained(param) => VALUE_BYTES * backend.len(&param.value) as u64,
+            other => matrix(other),
+        });
+        let lora = self.lora.as_ref().map_or(0, |lora| lora.n_squares(backend));
+        let tokens = self.tokens.as_ref().map_or(0, TokenPatch::n_originals);
+        matrix(&self.weight) + stash + VALUE_BYTES * (lora + tokens) as u64
     }
 
     /// Takes `rows` of `x` (T, D) through the norm.

@@ -8,13 +8,13 @@
 
 use hone_kernels::{AttnMask, Backend, MatMut, rng};
 
-use crate::buffers::{Acts, BackScratch, Dims, End, Scratch};
+use crate::buffers::{Acts, BackScratch, CoreActs, Dims, End, HalfActs, Scratch};
 use crate::config::{Activation, LayerRope, Map, layer_prefix};
 use crate::linear::{Linear, LoraScratch, finite};
 use crate::param::{Param, ParamKind};
 use crate::rope::Ropes;
 use crate::tensors::{TensorSource, Tensors};
-use crate::{ModelConfig, ModelError};
+use crate::{ModelConfig, ModelError, Recompute};
 
 /// Linear maps of a layer; each draws its own dropout.
 const N_SITES: u64 = 4;
@@ -119,77 +119,124 @@ impl<B: Backend> Layer<B> {
         &self,
         pass: &Pass<'_, B>,
         x: &B::Buf,
-        acts: &mut Acts<B>,
+        acts: &mut Acts<'_, B>,
         scratch: &mut Scratch<B>,
         out: &mut B::Buf,
     ) {
         self.project(pass, x, acts, scratch);
-        let (attn, lse) = (&mut acts.attn, &mut acts.lse);
-        let heads = pass.dims.heads;
-        pass.backend.attention(&acts.qkv, heads, pass.seq_lens, self.mask, attn, lse);
+        self.attend(pass, acts);
         self.finish(pass, x, acts, scratch, out);
     }
 
-    /// The part before attention: `acts.qkv` <- queries, keys and values, normed and rotated.
+    /// Computes what `recompute` has not kept once more, the same bytes: all that the backward reads,
+    /// and nothing else. `out` may be written over.
+    pub(crate) fn restore(
+        &self,
+        pass: &Pass<'_, B>,
+        recompute: Recompute,
+        x: &B::Buf,
+        acts: &mut Acts<'_, B>,
+        scratch: &mut Scratch<B>,
+        out: &mut B::Buf,
+    ) {
+        if recompute == Recompute::None {
+            return;
+        }
+        self.project(pass, x, acts, scratch);
+        if recompute == Recompute::Layer {
+            self.attend(pass, acts);
+        }
+        self.add_attention(pass, x, acts, scratch);
+        if recompute == Recompute::Layer {
+            self.gate(pass, acts, scratch);
+            if self.norms[3].is_some() {
+                // Of the last map only what its norm reads.
+                self.add_ffn(pass, acts, scratch, out);
+            }
+        }
+    }
+
+    /// The part before attention: `acts.half.qkv` <- queries, keys and values, normed and rotated.
     pub(crate) fn project(
         &self,
         pass: &Pass<'_, B>,
         x: &B::Buf,
-        acts: &mut Acts<B>,
+        acts: &mut Acts<'_, B>,
         scratch: &mut Scratch<B>,
     ) {
         let (b, t, dims) = (pass.backend, pass.rows, &pass.dims);
-        let input = match &self.norms[0] {
-            None => x,
-            Some(w) => {
-                let (y, r) = (&mut acts.normed, &mut acts.r1);
-                b.rms_norm(x, &w.value, dims.norm, (t, dims.d), y, r);
-                &acts.normed
-            }
-        };
-        let seed = self.seed(pass, 0);
-        self.qkv.forward(b, (input, t), (&mut acts.qkv, 0.0), &mut scratch.lora, seed);
+        let HalfActs { r1, qkv, raw, .. } = &mut *acts.half;
+        let Scratch { normed: y, lora, .. } = scratch;
+        let input = normed(pass, (x, r1), self.norms[0].as_ref(), y);
+        self.qkv.forward(b, (input, t), (qkv, 0.0), lora, self.seed(pass, 0));
         let (mut start, stride) = (0, dims.heads.qkv_width());
-        for ((w, width), raw) in self.qk_norms.iter().zip(dims.qk_widths()).zip(&mut acts.raw) {
+        for ((w, width), raw) in self.qk_norms.iter().zip(dims.qk_widths()).zip(raw) {
             if let Some(w) = w {
-                let x = MatMut::columns(&mut acts.qkv, t, start, width, stride);
+                let x = MatMut::columns(qkv, t, start, width, stride);
                 b.group_norm(x, &w.value, dims.norm, b.len(&w.value), raw);
             }
             start += width;
         }
         if let Some(set) = self.rope {
-            pass.rope(&mut acts.qkv, set, false);
+            pass.rope(qkv, set, false);
         }
     }
 
-    /// The part behind attention, whose output lies in `acts.attn`: `out` (T, D) <- the rest of the
-    /// layer on `x`.
+    /// Attention itself, from `acts.half.qkv` into `acts.core.attn`.
+    fn attend(&self, pass: &Pass<'_, B>, acts: &mut Acts<'_, B>) {
+        let (qkv, CoreActs { attn, lse, .. }) = (&acts.half.qkv, &mut *acts.core);
+        pass.backend.attention(qkv, pass.dims.heads, pass.seq_lens, self.mask, attn, lse);
+    }
+
+    /// The part behind attention, whose output lies in `acts.core.attn`: `out` (T, D) <- the rest of
+    /// the layer on `x`.
     pub(crate) fn finish(
         &self,
         pass: &Pass<'_, B>,
         x: &B::Buf,
-        acts: &mut Acts<B>,
+        acts: &mut Acts<'_, B>,
         scratch: &mut Scratch<B>,
         out: &mut B::Buf,
     ) {
-        let (b, t, dims) = (pass.backend, pass.rows, &pass.dims);
-        let Scratch { h, lora } = scratch;
-        let [_, attn_out, ffn_in, ffn_out] = &self.norms;
-        let o = (&self.o, attn_out.as_ref(), self.seed(pass, 1));
-        join(pass, o, (x, &acts.attn), &mut acts.attn_end, &mut acts.mid, lora);
-        let input = match ffn_in {
-            None => &acts.mid,
-            Some(w) => {
-                let (y, r) = (&mut acts.mid_normed, &mut acts.r2);
-                b.rms_norm(&acts.mid, &w.value, dims.norm, (t, dims.d), y, r);
-                &acts.mid_normed
-            }
-        };
-        let seed = self.seed(pass, 2);
-        self.gate_up.forward(b, (input, t), (&mut acts.gate_up, 0.0), lora, seed);
-        glu(pass, &acts.gate_up, h);
-        let down = (&self.down, ffn_out.as_ref(), self.seed(pass, 3));
-        join(pass, down, (&acts.mid, h), &mut acts.ffn_end, out, lora);
+        self.add_attention(pass, x, acts, scratch);
+        self.gate(pass, acts, scratch);
+        self.add_ffn(pass, acts, scratch, out);
+    }
+
+    /// `acts.half.mid` <- x + attention's part.
+    fn add_attention(
+        &self,
+        pass: &Pass<'_, B>,
+        x: &B::Buf,
+        acts: &mut Acts<'_, B>,
+        scratch: &mut Scratch<B>,
+    ) {
+        let o = (&self.o, self.norms[1].as_ref(), self.seed(pass, 1));
+        let HalfActs { end, mid, .. } = &mut *acts.half;
+        join(pass, o, (x, &acts.core.attn), end, mid, &mut scratch.lora);
+    }
+
+    /// `acts.core.gate_up` <- gates and ups.
+    fn gate(&self, pass: &Pass<'_, B>, acts: &mut Acts<'_, B>, scratch: &mut Scratch<B>) {
+        let CoreActs { r2, gate_up: to, .. } = &mut *acts.core;
+        let Scratch { normed: y, lora, .. } = scratch;
+        let input = normed(pass, (&acts.half.mid, r2), self.norms[2].as_ref(), y);
+        self.gate_up.forward(pass.backend, (input, pass.rows), (to, 0.0), lora, self.seed(pass, 2));
+    }
+
+    /// `out` <- `acts.half.mid` + the feed-forward's part.
+    fn add_ffn(
+        &self,
+        pass: &Pass<'_, B>,
+        acts: &mut Acts<'_, B>,
+        scratch: &mut Scratch<B>,
+        out: &mut B::Buf,
+    ) {
+        let Scratch { h, lora, .. } = scratch;
+        let CoreActs { gate_up, ffn_end, .. } = &mut *acts.core;
+        glu(pass, gate_up, h);
+        let down = (&self.down, self.norms[3].as_ref(), self.seed(pass, 3));
+        join(pass, down, (&acts.half.mid, h), ffn_end, out, lora);
     }
 
     /// Given `dx`, the gradient at the layer's output (T, D), makes it the gradient at its input
@@ -200,7 +247,7 @@ impl<B: Backend> Layer<B> {
         &mut self,
         pass: &Pass<'_, B>,
         x: &B::Buf,
-        acts: &mut Acts<B>,
+        acts: &mut Acts<'_, B>,
         scratch: &mut Scratch<B>,
         back: &mut BackScratch<B>,
         dx: &mut B::Buf,
@@ -208,32 +255,36 @@ impl<B: Backend> Layer<B> {
     ) {
         let (b, t, dims) = (pass.backend, pass.rows, pass.dims);
         let seeds = [0, 1, 2, 3].map(|site| self.seed(pass, site));
-        let Scratch { h, lora } = scratch;
+        let Scratch { normed: y, h, lora } = scratch;
         let BackScratch { dnormed, dqkv, dattn, dh, dend } = back;
         let [attn_in, attn_out, ffn_in, ffn_out] = &mut self.norms;
+        let HalfActs { r1, qkv, raw, end, mid } = &mut *acts.half;
+        let CoreActs { attn, lse, r2, gate_up, ffn_end } = &mut *acts.core;
 
         if self.down.needs_input() {
-            glu(pass, &acts.gate_up, h);
+            glu(pass, gate_up, h);
         }
-        let dy = part(pass, dx, ffn_out.as_mut(), &acts.ffn_end, dnormed, dend);
+        let dy = part(pass, dx, ffn_out.as_mut(), ffn_end, dnormed, dend);
         self.down.backward(b, (h, dy, t), Some(dh), lora, seeds[3]);
         match dims.activation {
-            Activation::Silu => b.swiglu_backward(dh, (t, dims.i), &mut acts.gate_up),
-            Activation::GeluTanh => b.geglu_backward(dh, (t, dims.i), &mut acts.gate_up),
+            Activation::Silu => b.swiglu_backward(dh, (t, dims.i), gate_up),
+            Activation::GeluTanh => b.geglu_backward(dh, (t, dims.i), gate_up),
         }
-        let input = if dims.norm_before { &acts.mid_normed } else { &acts.mid };
-        self.gate_up.backward(b, (input, &acts.gate_up, t), Some(dnormed), lora, seeds[2]);
-        enter(pass, dnormed, ffn_in.as_mut(), (&acts.mid, &acts.r2), dx);
+        // A norm's output costs next to nothing, so it is made again where a gradient reads it.
+        let norm = ffn_in.as_ref().filter(|_| self.gate_up.needs_input());
+        let input = normed(pass, (mid, r2), norm, y);
+        self.gate_up.backward(b, (input, gate_up, t), Some(dnormed), lora, seeds[2]);
+        enter(pass, dnormed, ffn_in.as_mut(), (mid, r2), dx);
 
-        let dy = part(pass, dx, attn_out.as_mut(), &acts.attn_end, dnormed, dend);
-        self.o.backward(b, (&acts.attn, dy, t), Some(dattn), lora, seeds[1]);
-        let (qkv, out, lse) = (&acts.qkv, &acts.attn, &acts.lse);
-        b.attention_backward(dattn, qkv, out, lse, dims.heads, pass.seq_lens, self.mask, dqkv);
+        let dy = part(pass, dx, attn_out.as_mut(), end, dnormed, dend);
+        self.o.backward(b, (attn, dy, t), Some(dattn), lora, seeds[1]);
+        let (heads, lens) = (dims.heads, pass.seq_lens);
+        b.attention_backward(dattn, qkv, attn, lse, heads, lens, self.mask, dqkv);
         if let Some(set) = self.rope {
             pass.rope(dqkv, set, true);
         }
         let (mut start, stride) = (0, dims.heads.qkv_width());
-        for ((w, width), raw) in self.qk_norms.iter_mut().zip(dims.qk_widths()).zip(&acts.raw) {
+        for ((w, width), raw) in self.qk_norms.iter_mut().zip(dims.qk_widths()).zip(&*raw) {
             if let Some(Param { value, grad, .. }) = w {
                 let dy = MatMut::columns(dqkv, t, start, width, stride);
                 b.group_norm_backward(dy, raw, value, dims.norm, b.len(value), grad.as_mut());
@@ -242,10 +293,11 @@ impl<B: Backend> Layer<B> {
         }
         let below = needs_dx || attn_in.as_ref().is_some_and(|w| w.grad.is_some());
         let dnormed_out = if below { Some(&mut *dnormed) } else { None };
-        let input = if dims.norm_before { &acts.normed } else { x };
+        let norm = attn_in.as_ref().filter(|_| self.qkv.needs_input());
+        let input = normed(pass, (x, r1), norm, y);
         self.qkv.backward(b, (input, dqkv, t), dnormed_out, lora, seeds[0]);
         if below {
-            enter(pass, dnormed, attn_in.as_mut(), (x, &acts.r1), dx);
+            enter(pass, dnormed, attn_in.as_mut(), (x, r1), dx);
         }
     }
 
@@ -282,6 +334,19 @@ impl<B: Backend> Layer<B> {
         norms.for_each(&mut *visit);
         self.linears_mut().into_iter().for_each(|linear| linear.visit_mut(visit));
     }
+}
+
+/// The input of a half's first map: `x` (T, D) through the half's norm into `y`, its scales into `r`;
+/// or `x` as it is, where there is none.
+fn normed<'a, B: Backend>(
+    pass: &Pass<'_, B>,
+    (x, r): (&'a B::Buf, &mut B::Buf),
+    norm: Option<&Param<B>>,
+    y: &'a mut B::Buf,
+) -> &'a B::Buf {
+    let Some(w) = norm else { return x };
+    pass.backend.rms_norm(x, &w.value, pass.dims.norm, (pass.rows, pass.dims.d), y, r);
+    y
 }
 
 /// The gated activation: `h` (T, I) <- `gate_up` (T, 2 I).

@@ -23,6 +23,7 @@
 //! | `merge` | [`Merge`]: an adapter folded into its base, tensor by tensor |
 //! | `resize` | [`ResizedVocab`]: a base with room for new tokens |
 //! | `plan` | [`MemoryPlan`]: bytes that a run will hold |
+//! | `held` | [`HeldBytes`]: bytes that a decoder holds |
 
 mod batch;
 mod bnb;
@@ -32,6 +33,7 @@ mod decoder;
 mod error;
 mod generate;
 mod head;
+mod held;
 mod init;
 mod layer;
 mod linear;
@@ -52,16 +54,17 @@ pub use config::{
     Activation, Family, Knobs, LayerKnobs, LayerRope, ModelConfig, NormPlaces, QkNorm, Rope,
     RopeScaling, ScoreScale,
 };
-pub use decoder::{Decoder, Recompute, Training};
+pub use decoder::{Decoder, Training};
 pub use error::ModelError;
 pub use generate::{Generation, Generator, Sampling};
+pub use held::HeldBytes;
 pub use hone_kernels::quant::{CodeBook, QuantSpec, ValueType};
-pub use hone_kernels::{LossOptions, LossSums};
+pub use hone_kernels::{Compute, LossOptions, LossSums};
 pub use init::{init_weights, reinit_rows};
 pub use lora::{Adapter, BiasMode, InitMethod, LoraConfig, Targets, TokenRows};
 pub use merge::Merge;
 pub use param::{ParamInfo, ParamKind};
-pub use pass::{EmbeddingNoise, PassOptions};
+pub use pass::{EmbeddingNoise, PassOptions, Recompute};
 pub use plan::{MemoryNeeds, MemoryPlan, Method, check_frozen, trained_params};
 pub use resize::ResizedVocab;
 pub use safetensors::{SafetensorsRegions, SafetensorsWriter, StoredType, TensorEntry};

@@ -8,6 +8,7 @@ use hone_kernels::quant::{Quantized, ValueType};
 use hone_kernels::{Backend, Mat, MatMut, Op};
 
 use crate::ModelError;
+use crate::held::VALUE_BYTES;
 use crate::lora::Adapter;
 pub(crate) use crate::lora::{LoraGroup, LoraNeeds, LoraScratch};
 use crate::param::{Param, ParamKind};
@@ -100,6 +101,16 @@ impl<B: Backend> Linear<B> {
     pub(crate) fn needs_input(&self) -> bool {
         let is_trained = matches!(&self.weight, Weight::Trained(w) if w.grad.is_some());
         is_trained || self.lora.is_some()
+    }
+
+    /// Bytes of what no visit reaches: a packed matrix, and what adapters keep beside their factors.
+    pub(crate) fn other_bytes(&self, backend: &B) -> u64 {
+        let squares = self.lora.as_ref().map_or(0, |lora| lora.n_squares(backend));
+        let packed = match &self.weight {
+            Weight::Frozen(w) => backend.frozen_bytes(w),
+            Weight::Trained(_) => 0,
+        };
+        packed + VALUE_BYTES * squares as u64
     }
 
     /// Buffers that the adapters here need.

@@ -1,17 +1,15 @@
 //! Bytes that a run will hold, estimated before anything is loaded.
 
-use crate::buffers::{Acts, BackScratch, Dims};
+use hone_kernels::Cpu;
+
+use crate::buffers::{BackScratch, Dims, NActs, Scratch};
 use crate::config::{LinearShape, Map, layer_prefix};
-use crate::head::chunk_rows;
-use crate::lora::{EMBED, PREFIX, modules};
+use crate::head::{HeadActs, HeadBack};
+use crate::held::VALUE_BYTES;
+use crate::linear::LoraNeeds;
+use crate::lora::{EMBED, HEAD, PREFIX, modules};
 use crate::param::{ParamInfo, ParamKind};
-use crate::{LoraConfig, ModelConfig, ModelError, QuantSpec, Recompute};
-
-/// Bytes of a value: everything is f32.
-const VALUE_BYTES: u64 = 4;
-
-/// Bytes of a target and its weight.
-const TARGET_BYTES: u64 = 8;
+use crate::{Compute, LoraConfig, ModelConfig, ModelError, QuantSpec, Recompute};
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,6 +51,9 @@ pub struct MemoryNeeds<'a> {
     pub n_tokens: usize,
     /// What the backward computes again.
     pub recompute: Recompute,
+    /// What products compute in: frozen matrices are kept in it. Trained weights are f32 in either,
+    /// and rounded as they are multiplied: there is no second copy of them.
+    pub compute: Compute,
     /// Bytes of the files that the weights are read from, which are mapped meanwhile.
     pub files: u64,
 }
@@ -60,7 +61,7 @@ pub struct MemoryNeeds<'a> {
 /// Bytes held during a run, by purpose. The program itself is not in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// Base weights and adapters.
+    /// Base weights and adapters, and what these need to be put on.
     pub weights: u64,
     /// Scales of quantised weights.
     pub quantisation: u64,
@@ -88,10 +89,11 @@ impl MemoryPlan {
     pub fn new(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> Self {
         let n_trained: u64 = needs.trained.iter().map(|info| info.n_values() as u64).sum();
         let n_adapter = needs.method.lora().map_or(0, |lora| lora.n_params(config));
-        let (base, quantisation) = base_bytes(config, needs.method);
+        let beside = needs.method.lora().map_or(0, |lora| beside_adapter(config, lora) as u64);
+        let (base, quantisation) = base_bytes(config, needs);
         let n_average = if needs.average { n_trained } else { 0 };
         MemoryPlan {
-            weights: base + VALUE_BYTES * n_adapter,
+            weights: base + VALUE_BYTES * (n_adapter + beside),
             quantisation,
             gradients: VALUE_BYTES * n_trained,
             optimizer: needs.optimizer,
@@ -147,16 +149,38 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes of the base's values, and of the scales of those in 4 bits.
-fn base_bytes(config: &ModelConfig, method: Method<'_>) -> (u64, u64) {
+/// Bytes of the base's values, and of the scales of those in 4 bits. The embedding, norms and biases
+/// are f32 always; of a model that is trained in full, all is.
+fn base_bytes(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> (u64, u64) {
     let full = VALUE_BYTES * config.n_params() as u64;
-    let Method::Qlora(_, spec) = method else { return (full, 0) };
+    let saved = |n: usize| (VALUE_BYTES - needs.compute.frozen_bytes() as u64) * n as u64;
+    let head = if config.tie_word_embeddings { 0 } else { config.vocab_size * config.hidden_size };
     let sizes = modules(config).map(|(_, shape)| shape.inp * shape.out);
-    sizes.fold((full, 0), |(values, scales), n| {
-        let codes = n.div_ceil(2);
-        let saved = VALUE_BYTES * n as u64 - codes as u64;
-        (values - saved, scales + (spec.n_bytes(n) - codes) as u64)
-    })
+    match needs.method {
+        Method::Full => (full, 0),
+        Method::Inference | Method::Lora(_) => (full - saved(head + sizes.sum::<usize>()), 0),
+        Method::Qlora(_, spec) => sizes.fold((full - saved(head), 0), |(values, scales), n| {
+            let codes = n.div_ceil(2);
+            let saved = VALUE_BYTES * n as u64 - codes as u64;
+            (values - saved, scales + (spec.n_bytes(n) - codes) as u64)
+        }),
+    }
+}
+
+/// Values that an adapter makes the decoder hold beside the base and the adapter's own tensors.
+fn beside_adapter(config: &ModelConfig, lora: &LoraConfig) -> usize {
+    let matrix = config.vocab_size * config.hidden_size;
+    let squares: usize = match lora.use_dora {
+        true => modules(config).filter(|(name, _)| lora.targets(name)).map(|(_, m)| m.out).sum(),
+        false => 0,
+    };
+    let n_tokens: usize = [EMBED, HEAD].map(|module| lora.token_ids(module).len()).iter().sum();
+    // A tied head stays what the base's embedding is when another takes that one's place.
+    let head_of_its_own = config.tie_word_embeddings && lora.saves(EMBED) && !lora.saves(HEAD);
+    // Rows are written into a plain copy of a packed head.
+    let unpacked = !config.tie_word_embeddings && !lora.token_ids(HEAD).is_empty();
+    let n_matrices = usize::from(head_of_its_own) + usize::from(unpacked);
+    squares + n_tokens * config.hidden_size + n_matrices * matrix
 }
 
 /// Residual streams, activations and the buffers of the passes.
@@ -165,50 +189,40 @@ fn activations(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> u64 {
     let trains = !needs.trained.is_empty();
     let n_layers = config.num_hidden_layers;
     let n_streams = if trains { n_layers + 1 } else { 2 };
-    let n_acts = if trains && needs.recompute == Recompute::None { n_layers } else { 1 };
-    let d = dims.d;
-    let mut per_token = n_streams * d + n_acts * Acts::<hone_kernels::Cpu>::values_per_token(&dims);
-    per_token += dims.i;
+    let n_acts = if trains { NActs::kept(needs.recompute, n_layers) } else { NActs::SHARED };
+    let mut per_token = n_streams * dims.d;
+    per_token += n_acts.values_per_token(&dims) + Scratch::<Cpu>::values_per_token(&dims);
     if trains {
-        per_token += d + BackScratch::<hone_kernels::Cpu>::values_per_token(&dims);
+        per_token += dims.d + BackScratch::<Cpu>::values_per_token(&dims);
     }
-    if let Some(lora) = needs.method.lora() {
-        let AdapterWidths { rank, inp, out } = adapter_widths(config, lora);
-        per_token += 2 * rank;
-        per_token += if lora.lora_dropout > 0.0 { 2 * inp } else { 0 };
-        // The unscaled output and the scaled gradient.
-        per_token += if lora.use_dora { 2 * out } else { 0 };
-    }
-    VALUE_BYTES * (per_token * needs.n_tokens) as u64
+    let lora = needs.method.lora().map_or(LoraNeeds::default(), |lora| layer_needs(config, lora));
+    VALUE_BYTES * (per_token * needs.n_tokens + lora.n_values(needs.n_tokens)) as u64
 }
 
 /// The chunk of logits, and the rows on their way to it.
 fn head(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> u64 {
-    let dims = Dims::new(config);
-    let rows = if needs.trained.is_empty() { 2 } else { 4 };
-    // With a soft cap the backward reads the capped logits beside their gradient.
-    let n_chunks = if dims.logit_cap.is_some() { 2 } else { 1 };
-    let chunk = chunk_rows(dims.v).min(needs.n_tokens.max(1)) * dims.v;
-    let values = needs.n_tokens * (rows * dims.d + 1) + n_chunks * chunk;
-    VALUE_BYTES * values as u64 + TARGET_BYTES * needs.n_tokens as u64
-}
-
-/// What the buffers of adapters are as wide as.
-#[derive(Default)]
-struct AdapterWidths {
-    /// Largest summed rank of the adapters of maps that read the same input, and of the embedding's.
-    rank: usize,
-    /// Widest input of an adapted map.
-    inp: usize,
-    /// Columns of the widest group of maps of which one is adapted.
-    out: usize,
-}
-
-fn adapter_widths(config: &ModelConfig, lora: &LoraConfig) -> AdapterWidths {
-    let mut widest = AdapterWidths::default();
-    if lora.targets(EMBED) {
-        widest.rank = lora.rank_of(EMBED);
+    let (dims, n) = (Dims::new(config), needs.n_tokens);
+    let lora = needs.method.lora().map_or(LoraNeeds::default(), |lora| head_needs(config, lora));
+    let mut values = HeadActs::<Cpu>::planned_values(&dims, n, lora);
+    if !needs.trained.is_empty() {
+        values += HeadBack::<Cpu>::planned_values(&dims, n);
     }
+    VALUE_BYTES * values as u64
+}
+
+/// Buffers of the adapter of maps that read one input, `inp` wide, and give `out` columns.
+fn group_needs(lora: &LoraConfig, rank: usize, inp: usize, out: usize) -> LoraNeeds {
+    LoraNeeds {
+        rank,
+        dropout_width: if lora.lora_dropout > 0.0 { inp } else { 0 },
+        dora_width: if lora.use_dora { out } else { 0 },
+    }
+}
+
+/// Buffers of the adapters of the layers and of the embedding.
+fn layer_needs(config: &ModelConfig, lora: &LoraConfig) -> LoraNeeds {
+    let rank = if lora.targets(EMBED) { lora.rank_of(EMBED) } else { 0 };
+    let mut widest = LoraNeeds { rank, ..LoraNeeds::default() };
     let linears = config.linears();
     for layer in 0..config.num_hidden_layers {
         for map in [Map::Qkv, Map::O, Map::GateUp, Map::Down] {
@@ -218,12 +232,19 @@ fn adapter_widths(config: &ModelConfig, lora: &LoraConfig) -> AdapterWidths {
             let adapted: Vec<_> = adapted.filter(|(name, _)| lora.targets(name)).collect();
             let Some((_, inp)) = adapted.first() else { continue };
             let rank = adapted.iter().map(|(name, _)| lora.rank_of(name)).sum();
-            widest.rank = widest.rank.max(rank);
-            widest.inp = widest.inp.max(*inp);
-            widest.out = widest.out.max(group().map(|shape| shape.out).sum());
+            let out = group().map(|shape| shape.out).sum();
+            widest = widest.max(group_needs(lora, rank, *inp, out));
         }
     }
     widest
+}
+
+/// Buffers of the adapter of the head.
+fn head_needs(config: &ModelConfig, lora: &LoraConfig) -> LoraNeeds {
+    match lora.targets(HEAD) {
+        true => group_needs(lora, lora.rank_of(HEAD), config.hidden_size, config.vocab_size),
+        false => LoraNeeds::default(),
+    }
 }
 
 /// Bytes of the largest matrix on its way from the file into its buffer.
@@ -260,8 +281,9 @@ pub fn trained_params(config: &ModelConfig, method: Method<'_>) -> Vec<ParamInfo
     }
 }
 
-/// Checks that of the maps that read the same input, which lie in one buffer, all are frozen or none.
-/// Errors: one that is, beside one that is not.
+/// Checks that of the weights that read the same input, which lie in one buffer, all are frozen or
+/// none; biases lie in buffers of their own, and each can be frozen by itself. Errors: a weight that
+/// is, beside one that is not.
 pub fn check_frozen(
     config: &ModelConfig,
     is_frozen: &dyn Fn(&str) -> bool,
@@ -272,13 +294,11 @@ pub fn check_frozen(
         one.map == other.map && layer(a) == layer(b)
     };
     for stacked in linears.chunk_by(same) {
-        for suffix in ["weight", "bias"] {
-            let names = stacked.iter().map(|(module, _)| format!("{module}.{suffix}"));
-            let (frozen, trained): (Vec<_>, Vec<_>) = names.partition(|name| is_frozen(name));
-            if let ([frozen, ..], [trained, ..]) = (&frozen[..], &trained[..]) {
-                let (frozen, trained) = (frozen.clone(), trained.clone());
-                return Err(ModelError::Freeze { frozen, trained });
-            }
+        let names = stacked.iter().map(|(module, _)| format!("{module}.weight"));
+        let (frozen, trained): (Vec<_>, Vec<_>) = names.partition(|name| is_frozen(name));
+        if let ([frozen, ..], [trained, ..]) = (&frozen[..], &trained[..]) {
+            let (frozen, trained) = (frozen.clone(), trained.clone());
+            return Err(ModelError::Freeze { frozen, trained });
         }
     }
     Ok(())
@@ -316,6 +336,7 @@ mod tests {
             checkpoints: false,
             n_tokens: 2048,
             recompute: Recompute::None,
+            compute: Compute::F32,
             files: 0,
         }
     }
@@ -344,6 +365,17 @@ mod tests {
         let bits = 8.0 * (small.quantisation as f64 - 1028.0 * 210.0) / 106_168_320.0;
         assert!((bits - 0.127).abs() < 1e-3, "{bits}");
         assert_eq!(small.gradients, plan.gradients);
+        // In bf16 the linear maps have 2 bytes a value; the embedding, which is the head, stays f32.
+        let half = MemoryPlan::new(&config, &MemoryNeeds { compute: Compute::Bf16, ..needs });
+        assert_eq!(plan.weights - half.weights, 2 * 106_168_320);
+        assert_eq!(MemoryPlan { weights: plan.weights, ..half }, plan);
+        let full = |compute| MemoryNeeds { method: Method::Full, compute, ..needs };
+        let [full, half] = [Compute::F32, Compute::Bf16].map(full);
+        assert_eq!(MemoryPlan::new(&config, &full), MemoryPlan::new(&config, &half));
+        let untied = ModelConfig { tie_word_embeddings: false, ..config.clone() };
+        let [whole, half] = [Compute::F32, Compute::Bf16]
+            .map(|compute| MemoryPlan::new(&untied, &MemoryNeeds { compute, ..needs }).weights);
+        assert_eq!(whole - half, 2 * (106_168_320 + 49_152 * 576));
         let needs = MemoryNeeds { recompute: Recompute::Layer, ..needs };
         let layer = MemoryPlan::new(&config, &needs);
         assert!(layer.activations * 5 < plan.activations, "{layer:?} {plan:?}");

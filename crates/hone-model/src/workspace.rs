@@ -2,9 +2,9 @@
 
 use hone_kernels::Backend;
 
-use crate::buffers::{Acts, BackScratch, Dims, Scratch};
+use crate::buffers::{ActSets, BackScratch, Dims, NActs, Scratch};
 use crate::head::{HeadActs, HeadBack};
-use crate::linear::{LoraNeeds, LoraScratch};
+use crate::linear::LoraNeeds;
 
 /// How many of the buffers a decoder needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,8 +12,8 @@ pub(crate) struct Layout {
     /// Copies of the residual stream: every layer's input and the last one's output, or two to go
     /// back and forth between.
     pub(crate) n_streams: usize,
-    /// Sets of activations: one a layer, or one for all.
-    pub(crate) n_acts: usize,
+    /// Sets of activations.
+    pub(crate) n_acts: NActs,
     /// Whether there is a backward.
     pub(crate) trains: bool,
     /// Sizes of the adapters' buffers.
@@ -34,7 +34,7 @@ pub(crate) struct Back<B: Backend> {
 pub(crate) struct Workspace<B: Backend> {
     pub(crate) rows: usize,
     pub(crate) streams: Vec<B::Buf>,
-    pub(crate) acts: Vec<Acts<B>>,
+    pub(crate) acts: ActSets<B>,
     pub(crate) scratch: Scratch<B>,
     pub(crate) head: HeadActs<B>,
     pub(crate) back: Option<Back<B>>,
@@ -46,8 +46,8 @@ impl<B: Backend> Workspace<B> {
         Workspace {
             rows,
             streams: (0..layout.n_streams).map(stream).collect(),
-            acts: (0..layout.n_acts).map(|_| Acts::new(backend, dims, rows)).collect(),
-            scratch: scratch(backend, dims, layout, rows),
+            acts: ActSets::new(backend, dims, layout.n_acts, rows),
+            scratch: Scratch::new(backend, dims, layout.lora, rows),
             head: HeadActs::new(backend, dims, rows, layout.head_lora),
             back: layout.trains.then(|| Back {
                 dx: backend.zeros(rows * dims.d),
@@ -61,14 +61,17 @@ impl<B: Backend> Workspace<B> {
     pub(crate) fn stream(&self, layer: usize) -> usize {
         layer % self.streams.len()
     }
-}
+    /// Values of the buffers beside the head's.
+    pub(crate) fn n_values(&self, backend: &B) -> usize {
+        let streams: usize = self.streams.iter().map(|buf| backend.len(buf)).sum();
+        let back = self.back.as_ref();
+        let back = back.map_or(0, |back| backend.len(&back.dx) + back.layer.n_values(backend));
+        streams + self.acts.n_values(backend) + self.scratch.n_values(backend) + back
+    }
 
-/// The forward's shared buffers.
-pub(crate) fn scratch<B: Backend>(
-    backend: &B,
-    dims: &Dims,
-    layout: Layout,
-    rows: usize,
-) -> Scratch<B> {
-    Scratch { h: backend.zeros(rows * dims.i), lora: LoraScratch::new(backend, rows, layout.lora) }
+    /// Values of the head's buffers, with those of its targets' list and their weights.
+    pub(crate) fn head_values(&self, backend: &B) -> usize {
+        let back = self.back.as_ref().map_or(0, |back| back.head.n_values(backend));
+        self.head.n_values(backend) + back
+    }
 }

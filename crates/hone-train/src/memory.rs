@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::args::{LoraInit, Method, RecomputeKnob, TrainConfig, TrainPlan};
 use crate::epochs::Packs;
 use crate::plan::Steps;
-use crate::start::{self, Inputs, Start};
+use crate::start::{Inputs, Start};
 
 /// What a process of hone holds before it reads a model: its program, tables and threads, as measured.
 const PROGRAM: u64 = 36_000_000;
@@ -27,6 +27,8 @@ pub(crate) struct Run<'a> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Memory {
     plan: MemoryPlan,
+    /// Activations by what the backward computes again.
+    levels: [(&'static str, u64); 3],
     /// Packs, which are mapped, and the columns kept of them.
     packs: u64,
     /// Tokens of the largest micro-batch.
@@ -51,22 +53,26 @@ impl Run<'_> {
             // A signal may ask for one, whatever `checkpoint_every` says, which is no part of what a run is.
             checkpoints: true,
             n_tokens,
-            recompute: start::recompute(plan),
+            recompute: plan.config.recompute.level(),
+            compute: plan.config.compute.compute(),
             files: self.files,
         };
         let n_tokens_all = self.train.n_tokens() + self.eval.n_tokens();
-        let plan = MemoryPlan::new(&self.inputs.base.model, &needs);
-        Memory { plan, packs: 8 * n_tokens_all, n_tokens }
+        let model = &self.inputs.base.model;
+        let levels = RecomputeKnob::ALL.map(|knob| {
+            let needs = MemoryNeeds { recompute: knob.level(), ..needs };
+            (knob.name(), MemoryPlan::new(model, &needs).activations)
+        });
+        let plan = MemoryPlan::new(model, &needs);
+        Memory { plan, levels, packs: 8 * n_tokens_all, n_tokens }
     }
 
     /// Settings whose plan fits `budget` bytes, each with what it changes and what it holds: first those that give the same result.
     pub(crate) fn fitting(&self, plan: &TrainPlan, budget: u64) -> Vec<Proposal> {
         let mut proposals = Vec::new();
         for (keys, base) in variants(plan) {
-            for knob in [RecomputeKnob::None, RecomputeKnob::Layer] {
-                if plan.config.recompute == RecomputeKnob::Layer && knob == RecomputeKnob::None {
-                    continue;
-                }
+            let given = plan.config.recompute;
+            for knob in RecomputeKnob::ALL.into_iter().skip_while(|knob| *knob != given) {
                 proposals.extend(self.largest(plan, &keys, &base, knob, budget));
             }
         }
@@ -86,7 +92,7 @@ impl Run<'_> {
         other.config.recompute = knob;
         let mut keys = keys.to_vec();
         if knob != plan.config.recompute {
-            keys.push("recompute = \"layer\"".to_owned());
+            keys.push(format!("recompute = {:?}", knob.name()));
         }
         let start = self.inputs.start_of(&other).ok()?;
         let most = plan.config.micro_batch_size;
@@ -177,7 +183,11 @@ impl Memory {
     /// As JSON.
     pub(crate) fn json(&self) -> Value {
         let parts = self.parts().into_iter().map(|(name, bytes)| (name.to_owned(), bytes.into()));
-        Value::Object(parts.collect())
+        let mut object = Value::Object(parts.collect());
+        object["activations_by_recompute"] = Value::Object(
+            self.levels.map(|(name, n)| (name.to_owned(), n.into())).into_iter().collect(),
+        );
+        object
     }
 
     /// As JSON, without what depends on how often the run is written down: that is no part of its result.
@@ -197,7 +207,12 @@ impl Memory {
             "saving" => format!("{name:>12} {:>12}  while the result is written\n", size(bytes)),
             "activations" => {
                 let n = self.n_tokens;
-                format!("{name:>12} {:>12}  of {n} tokens at once\n", size(bytes))
+                let levels = self.levels.iter().filter(|(_, other)| *other != bytes);
+                let levels: Vec<String> = levels
+                    .map(|(knob, bytes)| format!("{} with recompute = {knob:?}", size(*bytes)))
+                    .collect();
+                let levels = levels.join(", ");
+                format!("{name:>12} {:>12}  of {n} tokens at once; {levels}\n", size(bytes))
             }
             _ => format!("{name:>12} {:>12}\n", size(bytes)),
         };

@@ -8,7 +8,7 @@ use hone_schema::{ArtefactKind, Ledger};
 use hone_store::{Draft, Live, Sealed, machine};
 use serde_json::{Value, json};
 
-use crate::args::{EarlierArgs, Method, SaveDtype, TrainPlan};
+use crate::args::{ComputeKnob, EarlierArgs, Method, SaveDtype, TrainPlan};
 use crate::checkpoint::Checkpoints;
 use crate::epochs::Packs;
 use crate::memory::{self, Memory, Run};
@@ -77,6 +77,9 @@ fn work(
         steps.len(),
         memory::size(memory.peak())
     ));
+    if plan.config.compute == ComputeKnob::Bf16 && !Cpu::has_bf16() {
+        ctx.note("train: this processor has no instructions for bf16: it is slower than f32 here");
+    }
     steps.write(draft)?;
     let Loaded { decoder, taken } = inputs.start.load(Cpu::new(), plan, &inputs.base)?;
     let mut learner = Learner::new(decoder, plan.recipe(), steps.schedule(), plan.seed)

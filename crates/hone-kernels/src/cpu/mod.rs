@@ -7,6 +7,7 @@
 
 mod adapter;
 mod attention;
+mod bf16;
 mod buffer;
 mod decode;
 mod loss;
@@ -23,26 +24,36 @@ mod tile;
 use std::ops::Range;
 
 use attention::{Plan, Saved};
+use bf16::{Engine, Values};
 pub use buffer::CpuBuf;
 use decode::Cache;
 use matmul::Factor;
+use rayon::prelude::*;
 use simd::Level;
 
 use crate::quant::Quantized;
 use crate::shape::{Layout, check_heads, check_mask, check_rotary, documents, layout, layout_mut};
-use crate::{Adafactor, AdamW, AttnMask, Backend, CODE_BLOCK, Heads, Lion};
+use crate::{Adafactor, AdamW, AttnMask, Backend, CODE_BLOCK, Compute, Heads, Lion};
 use crate::{LossOptions, LossSums, Mat, MatMut, Op, RmsNorm, SecondMoment, Sgd};
 
 /// The fast backend on the processor; see the module.
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu {
     level: Level,
+    compute: Compute,
+    engine: Engine,
 }
 
 impl Cpu {
-    /// The backend with the best instruction set that this machine has.
+    /// The backend with the best instruction sets that this machine has, computing in f32.
     pub fn new() -> Self {
-        Cpu { level: Level::all()[0] }
+        Cpu { level: Level::all()[0], compute: Compute::F32, engine: Engine::all()[0] }
+    }
+
+    /// Whether the machine has instructions for products of bf16; without them they are right, but
+    /// slower than those of f32.
+    pub fn has_bf16() -> bool {
+        Engine::all().len() > 1
     }
 }
 
@@ -50,7 +61,13 @@ impl Cpu {
 impl Cpu {
     /// A backend for every instruction set of this machine.
     pub(crate) fn all_levels() -> Vec<Self> {
-        Level::all().into_iter().map(|level| Cpu { level }).collect()
+        Level::all().into_iter().map(|level| Cpu { level, ..Cpu::new() }).collect()
+    }
+
+    /// A backend that computes in bf16 for every way in which this machine can.
+    pub(crate) fn all_bf16() -> Vec<Self> {
+        let cpu = Cpu::new().with_compute(Compute::Bf16);
+        Engine::all().into_iter().map(|engine| Cpu { engine, ..cpu }).collect()
     }
 }
 
@@ -72,7 +89,20 @@ pub struct CpuFrozen {
 #[derive(Clone, Debug)]
 enum Weight {
     Dense(CpuBuf),
+    Half(Vec<half::bf16>),
     Quantized(quant::Stack),
+}
+
+impl CpuFrozen {
+    /// The bf16 values as a factor whose sums run along the rows, or down the columns.
+    fn half<'a>(
+        &self,
+        values: &'a [half::bf16],
+        along_rows: bool,
+    ) -> (bf16::Factor<'a>, usize, usize) {
+        let l = Layout { offset: 0, rows: self.out, cols: self.inp, stride: self.inp };
+        rounded(l, Values::Bf16(values), along_rows)
+    }
 }
 
 /// A view as a factor of a product, with its sides after `op`.
@@ -84,12 +114,53 @@ fn factor<'a>(l: Layout, buf: &'a [f32], op: Op) -> (Factor<'a>, usize, usize) {
     }
 }
 
+/// A view as a factor of a product in bf16: of a matrix whose sums run along its rows, or down its
+/// columns.
+fn rounded(l: Layout, values: Values<'_>, along_rows: bool) -> (bf16::Factor<'_>, usize, usize) {
+    let values = match values {
+        Values::F32(values) => Values::F32(&values[l.offset.min(values.len())..]),
+        Values::Bf16(values) => Values::Bf16(&values[l.offset.min(values.len())..]),
+    };
+    if along_rows {
+        (bf16::Factor { values, lane_stride: l.stride, depth_stride: 1 }, l.rows, l.cols)
+    } else {
+        (bf16::Factor { values, lane_stride: 1, depth_stride: l.stride }, l.cols, l.rows)
+    }
+}
+
+impl Cpu {
+    /// `C <- alpha A B + beta C` with factors rounded to bf16.
+    fn product_bf16(
+        &self,
+        a: (bf16::Factor<'_>, usize, usize),
+        b: (bf16::Factor<'_>, usize, usize),
+        c: MatMut<'_, Self>,
+        alpha: f32,
+        beta: f32,
+    ) {
+        let lc = layout_mut(self, &c);
+        let ((a, m, k), (b, n, k_b)) = (a, b);
+        assert!(k == k_b && m == lc.rows && n == lc.cols, "({m}, {k}) by ({k_b}, {n}) into {lc:?}");
+        let c_at = lc.offset.min(c.buf.len());
+        let c = &mut c.buf[c_at..];
+        bf16::product(self.engine, (m, n, k), a, b, c, lc.stride, alpha, beta);
+    }
+}
+
 impl Backend for Cpu {
     type Buf = CpuBuf;
     type Frozen = CpuFrozen;
 
     fn name(&self) -> &'static str {
         "cpu"
+    }
+
+    fn compute(&self) -> Compute {
+        self.compute
+    }
+
+    fn with_compute(&self, compute: Compute) -> Self {
+        Cpu { compute, ..*self }
     }
 
     fn zeros(&self, n: usize) -> CpuBuf {
@@ -126,6 +197,11 @@ impl Backend for Cpu {
         alpha: f32,
         beta: f32,
     ) {
+        if self.compute == Compute::Bf16 {
+            let a = rounded(layout(self, &a), Values::F32(a.buf), op_a == Op::N);
+            let b = rounded(layout(self, &b), Values::F32(b.buf), op_b == Op::T);
+            return self.product_bf16(a, b, c, alpha, beta);
+        }
         let lc = layout_mut(self, &c);
         let (fa, m, k) = factor(layout(self, &a), a.buf, op_a);
         let (fb, k_b, n) = factor(layout(self, &b), b.buf, op_b);
@@ -136,13 +212,24 @@ impl Backend for Cpu {
 
     fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> CpuFrozen {
         assert_eq!(weight.len(), out * inp);
-        CpuFrozen { weight: Weight::Dense(CpuBuf::from(weight)), out, inp }
+        let weight = match self.compute {
+            Compute::F32 => Weight::Dense(CpuBuf::from(weight)),
+            Compute::Bf16 => {
+                Weight::Half(weight.par_iter().map(|&x| half::bf16::from_f32(x)).collect())
+            }
+        };
+        CpuFrozen { weight, out, inp }
     }
 
     fn thaw(&self, weight: &CpuFrozen) -> Vec<f32> {
         match &weight.weight {
             Weight::Dense(dense) => dense.to_vec(),
-            Weight::Quantized(stack) => stack.dequantize(),
+            Weight::Half(half) => half.par_iter().map(|x| x.to_f32()).collect(),
+            Weight::Quantized(stack) => {
+                let mut values = stack.dequantize();
+                values.par_iter_mut().for_each(|x| *x = self.compute.round(*x));
+                values
+            }
         }
     }
 
@@ -150,6 +237,10 @@ impl Backend for Cpu {
         match &w.weight {
             Weight::Dense(dense) => {
                 self.gemm(x, Op::N, Mat::new(dense, w.out, w.inp), Op::T, y, 1.0, beta);
+            }
+            Weight::Half(half) => {
+                let a = rounded(layout(self, &x), Values::F32(x.buf), true);
+                self.product_bf16(a, w.half(half, true), y, 1.0, beta);
             }
             Weight::Quantized(stack) => stack.linear(self, x, y, beta),
         }
@@ -159,6 +250,10 @@ impl Backend for Cpu {
         match &w.weight {
             Weight::Dense(dense) => {
                 self.gemm(dy, Op::N, Mat::new(dense, w.out, w.inp), Op::N, dx, 1.0, beta);
+            }
+            Weight::Half(half) => {
+                let a = rounded(layout(self, &dy), Values::F32(dy.buf), true);
+                self.product_bf16(a, w.half(half, false), dx, 1.0, beta);
             }
             Weight::Quantized(stack) => stack.linear_dx(self, dy, dx, beta),
         }
@@ -547,5 +642,14 @@ impl Backend for Cpu {
     ) {
         let n = seq_lens.iter().sum::<usize>() * d;
         options::add_noise(&mut x[..n], d, seq_lens, alpha, seed, first);
+    }
+
+    fn frozen_bytes(&self, weight: &CpuFrozen) -> u64 {
+        let n = match &weight.weight {
+            Weight::Dense(values) => size_of::<f32>() * values.len(),
+            Weight::Half(values) => size_of::<half::bf16>() * values.len(),
+            Weight::Quantized(stack) => stack.n_bytes(),
+        };
+        n as u64
     }
 }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{Cpu, CpuBuf};
 use crate::quant::Quantized;
-use crate::{Backend, Mat, MatMut, Op};
+use crate::{Backend, Compute, Mat, MatMut, Op};
 
 /// Values of a panel: 4 MiB, to stay in the shared cache, and deep enough that the product spends
 /// ten times as long on a panel as its dequantisation from about a hundred tokens on.
@@ -61,6 +61,11 @@ impl Stack {
         Stack { parts, inp }
     }
 
+    /// Bytes of codes and scales.
+    pub(super) fn n_bytes(&self) -> usize {
+        self.parts.iter().map(|part| part.codes().len() + part.scales().n_bytes()).sum()
+    }
+
     /// Rows of all parts.
     pub(super) fn rows(&self) -> usize {
         self.parts.iter().map(|part| part.len() / self.inp).sum()
@@ -79,7 +84,8 @@ impl Stack {
         self.panels(|start, n, panel| {
             let offset = offset + start;
             let y = MatMut { buf: &mut *buf, offset, rows, cols: n, stride };
-            if rows < TURN_ROWS_MIN {
+            // A product in bf16 packs a factor in either layout, once for many rows.
+            if rows < TURN_ROWS_MIN || cpu.compute() == Compute::Bf16 {
                 cpu.gemm(x, Op::N, Mat::new(panel, n, self.inp), Op::T, y, 1.0, beta);
             } else {
                 turn(panel, (n, self.inp), &mut turned);

@@ -131,6 +131,19 @@ pub enum Scales {
     Nested(NestedScales),
 }
 
+impl Scales {
+    /// Bytes that they take.
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            Scales::Plain(absmax) => 4 * absmax.len(),
+            Scales::Nested(nested) => {
+                let NestedScales { codes, absmax, map, offset: _ } = nested;
+                codes.len() + 4 * (absmax.len() + map.len() + 1)
+            }
+        }
+    }
+}
+
 /// Quantised absmax: block i has `map[codes[i]] * absmax[i / 256] + offset`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NestedScales {

@@ -13,12 +13,27 @@ use std::ops::Range;
 
 use crate::quant::Quantized;
 use crate::shape::{check_heads, check_mask, check_rotary, documents, layout, layout_mut};
-use crate::{Adafactor, AdamW, AttnMask, Backend, Heads, Lion, LossOptions};
+use crate::{Adafactor, AdamW, AttnMask, Backend, Compute, Heads, Lion, LossOptions};
 use crate::{LossSums, Mat, MatMut, Op, RmsNorm, SecondMoment, Sgd, rng};
 
-/// The backend of naive loops in f64.
+/// The backend of naive loops in f64, whose products take their factors as they are or rounded to
+/// bf16.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Reference;
+pub struct Reference {
+    rounds: bool,
+}
+
+/// The backend that rounds nothing; [`Backend::with_compute`] gives the other.
+#[allow(non_upper_case_globals, reason = "it is the type's only value that needs a name")]
+pub const Reference: Reference = Reference { rounds: false };
+
+impl Reference {
+    /// `x` as a factor of a product. What is rounded to bf16 is rounded to f32 before, as it is
+    /// where buffers are f32.
+    fn round(&self, x: f64) -> f64 {
+        if self.rounds { f64::from(Compute::Bf16.round(x as f32)) } else { x }
+    }
+}
 
 /// A weight (out, in) as given.
 #[derive(Clone, Debug)]
@@ -52,6 +67,14 @@ impl Backend for Reference {
 
     fn name(&self) -> &'static str {
         "reference"
+    }
+
+    fn compute(&self) -> Compute {
+        if self.rounds { Compute::Bf16 } else { Compute::F32 }
+    }
+
+    fn with_compute(&self, compute: Compute) -> Self {
+        Reference { rounds: compute == Compute::Bf16 }
     }
 
     fn zeros(&self, n: usize) -> Vec<f64> {
@@ -100,7 +123,7 @@ impl Backend for Reference {
                     .map(|l| {
                         let x = a.buf[if op_a == Op::N { la.row(i) + l } else { la.row(l) + i }];
                         let y = b.buf[if op_b == Op::N { lb.row(l) + j } else { lb.row(j) + l }];
-                        x * y
+                        self.round(x) * self.round(y)
                     })
                     .sum();
                 let at = &mut c.buf[lc.row(i) + j];
@@ -112,7 +135,8 @@ impl Backend for Reference {
 
     fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> FrozenF64 {
         assert_eq!(weight.len(), out * inp);
-        FrozenF64 { weight: self.upload(weight), out, inp }
+        let weight = weight.iter().map(|&x| self.round(f64::from(x))).collect();
+        FrozenF64 { weight, out, inp }
     }
 
     fn thaw(&self, weight: &FrozenF64) -> Vec<f32> {
@@ -130,7 +154,8 @@ impl Backend for Reference {
     fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> FrozenF64 {
         let weight: Vec<f64> = parts
             .iter()
-            .flat_map(|part| (0..part.len()).map(|i| f64::from(quant::value(part, i))))
+            .flat_map(|part| (0..part.len()).map(|i| quant::value(part, i)))
+            .map(|value| self.round(f64::from(value)))
             .collect();
         assert!(parts.iter().all(|part| inp > 0 && part.len().is_multiple_of(inp)));
         FrozenF64 { out: weight.len() / inp, weight, inp }
@@ -596,5 +621,9 @@ impl Backend for Reference {
                 *x += f64::from(rng::noise(stream, i as u64, bound));
             }
         }
+    }
+
+    fn frozen_bytes(&self, weight: &FrozenF64) -> u64 {
+        (size_of::<f64>() * weight.weight.len()) as u64
     }
 }

@@ -1,6 +1,7 @@
 //! What the operators are held to: the plain twin, finite differences, other people's gradients,
 //! and equal bytes for any number of threads.
 
+mod bf16;
 mod cases;
 mod further;
 mod gradients;

@@ -5,7 +5,7 @@ use crate::{Cpu, Reference};
 
 /// Largest difference relative to the largest magnitude wanted; infinite where one is not a number
 /// alone.
-fn error(got: &[f32], want: &[f32]) -> f32 {
+pub(super) fn error(got: &[f32], want: &[f32]) -> f32 {
     assert_eq!(got.len(), want.len());
     let top = want.iter().filter(|x| x.is_finite()).fold(f32::MIN_POSITIVE, |a, x| a.max(x.abs()));
     let pairs = got.iter().zip(want);

@@ -108,28 +108,37 @@ impl LoraNeeds {
             dora_width: self.dora_width.max(other.dora_width),
         }
     }
+
+    /// Values of each buffer of [`LoraScratch`] for `rows` tokens.
+    fn sizes(self, rows: usize) -> [usize; 11] {
+        let LoraNeeds { rank, dropout_width, dora_width } = self;
+        let dora_rank = if dora_width > 0 { rank } else { 0 };
+        let [a, drop, dora] = [rank, dropout_width, dora_width].map(|width| rows * width);
+        let (p, m) = (dora_rank * dora_width, dora_rank * dora_rank);
+        [a, a, drop, drop, dropout_width, dora, dora, dora_width, dora_width, p, m]
+    }
+
+    /// Values of all buffers of [`LoraScratch`] for `rows` tokens.
+    pub(crate) fn n_values(self, rows: usize) -> usize {
+        self.sizes(rows).iter().sum()
+    }
 }
 
 impl<B: Backend> LoraScratch<B> {
     /// Room for `rows` tokens.
     pub(crate) fn new(backend: &B, rows: usize, needs: LoraNeeds) -> Self {
-        let LoraNeeds { rank, dropout_width, dora_width } = needs;
-        let dora_rank = if dora_width > 0 { rank } else { 0 };
-        LoraScratch {
-            u: backend.zeros(rows * rank),
-            du: backend.zeros(rows * rank),
-            dropped: backend.zeros(rows * dropout_width),
-            masked: backend.zeros(rows * dropout_width),
-            zeros: backend.zeros(dropout_width),
-            dora: DoraScratch {
-                z: backend.zeros(rows * dora_width),
-                gs: backend.zeros(rows * dora_width),
-                norms: backend.zeros(dora_width),
-                scales: backend.zeros(dora_width),
-                p: backend.zeros(dora_rank * dora_width),
-                m: backend.zeros(dora_rank * dora_rank),
-            },
-        }
+        let buffers = needs.sizes(rows).map(|n| backend.zeros(n));
+        let [u, du, dropped, masked, zeros, z, gs, norms, scales, p, m] = buffers;
+        let dora = DoraScratch { z, gs, norms, scales, p, m };
+        LoraScratch { u, du, dropped, masked, zeros, dora }
+    }
+
+    /// Values of all buffers.
+    pub(crate) fn n_values(&self, backend: &B) -> usize {
+        let LoraScratch { u, du, dropped, masked, zeros, dora } = self;
+        let DoraScratch { z, gs, norms, scales, p, m } = dora;
+        let buffers = [u, du, dropped, masked, zeros, z, gs, norms, scales, p, m];
+        buffers.map(|buf| backend.len(buf)).iter().sum()
     }
 }
 
@@ -196,6 +205,12 @@ impl<B: Backend> LoraGroup<B> {
             dropout_width: if self.dropout > 0.0 { inp } else { 0 },
             dora_width: if self.has_dora() { self.out } else { 0 },
         }
+    }
+
+    /// Squared lengths of rows that are kept.
+    pub(crate) fn n_squares(&self, backend: &B) -> usize {
+        let doras = self.members.iter().filter_map(|m| m.dora.as_ref());
+        doras.map(|dora| backend.len(&dora.squares)).sum()
     }
 
     /// Whether rows have trained lengths.

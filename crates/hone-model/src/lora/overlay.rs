@@ -119,6 +119,11 @@ impl<B: Backend> TokenPatch<B> {
         self.originals.len() / self.ids.len()
     }
 
+    /// Values of the matrix that are kept.
+    pub(crate) fn n_originals(&self) -> usize {
+        self.originals.len()
+    }
+
     /// Writes the rows as they are now into the matrix.
     pub(crate) fn apply(&self, backend: &B, matrix: &mut B::Buf) {
         self.write(backend, &backend.download(&self.rows.value), matrix);
@@ -203,6 +208,11 @@ impl<B: Backend> Stash<B> {
         if let Some(idx) = taken {
             *param = self.taken.swap_remove(idx).1;
         }
+    }
+
+    /// Values of the tensors whose place is taken.
+    pub(crate) fn n_values(&self, backend: &B) -> usize {
+        self.taken.iter().map(|(_, param)| backend.len(&param.value)).sum()
     }
 
     /// Replaces trained tensors in an export by the base's.

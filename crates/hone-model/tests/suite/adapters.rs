@@ -7,8 +7,8 @@ use crate::common::*;
 use hone_kernels::{Backend, Cpu, Reference};
 use hone_model::{
     Adapter, Batch, BiasMode, BnbConfig, Decoder, Generator, InitMethod, LoraConfig, Merge,
-    ModelConfig, NamedTensor, QuantizeOnLoad, ResizedVocab, Targets, TensorSource, Tensors,
-    Training, ValueType,
+    ModelConfig, NamedTensor, QuantizeOnLoad, Recompute, ResizedVocab, Targets, TensorSource,
+    Tensors, Training, ValueType,
 };
 use serde_json::Value;
 
@@ -46,11 +46,11 @@ fn part(all: &Tensors, prefix: &str) -> Tensors {
 }
 
 /// One case: its base, its adapter, and what PEFT found.
-struct Golden {
-    name: String,
-    config: ModelConfig,
-    weights: Tensors,
-    adapter: Adapter,
+pub(crate) struct Golden {
+    pub(crate) name: String,
+    pub(crate) config: ModelConfig,
+    pub(crate) weights: Tensors,
+    pub(crate) adapter: Adapter,
     batch: Batch,
     loss: f64,
     logits: Vec<f32>,
@@ -91,7 +91,7 @@ impl Golden {
         }
     }
 
-    fn all() -> Vec<Self> {
+    pub(crate) fn all() -> Vec<Self> {
         let index = json("adapters/index.json");
         let names = index["cases"].as_array().unwrap();
         assert_eq!(names.len(), N_CASES);
@@ -337,6 +337,24 @@ fn check_merging_on_a_4bit_base(golden: &Golden) {
     assert!(off <= LOGITS, "{}, merged: {off:e}", golden.name);
 }
 
+/// Every kind gets the same gradients, byte by byte, at every level of recomputation.
+#[test]
+fn recomputation_serves_every_kind() {
+    for mut golden in Golden::all() {
+        golden.adapter.config.lora_dropout = 0.2;
+        let mut decoder =
+            Decoder::load(Cpu::new(), &golden.config, &golden.weights, Training::Frozen).unwrap();
+        decoder.attach(&golden.adapter, true).unwrap();
+        let found = Recompute::ALL.map(|recompute| {
+            decoder.set_recompute(recompute);
+            decoder.zero_gradients();
+            decoder.accumulate(&golden.batch, 0.1, Some(1)).unwrap();
+            decoder.gradients()
+        });
+        assert!(found.iter().all(|gradients| *gradients == found[0]), "{}", golden.name);
+    }
+}
+
 /// With dropout on, recomputing gives the same bytes, and DoRA's and the head's masks are drawn.
 #[test]
 fn dropout_reaches_every_kind() {
@@ -361,9 +379,10 @@ fn dropout_reaches_every_kind() {
             decoder.accumulate(&golden.batch, 0.1, seed).unwrap();
             decoder.gradients()
         };
-        use hone_model::Recompute::{Layer, None as Keep};
+        use hone_model::Recompute::{Attention, Layer, None as Keep};
         let one = run(Keep, Some(1));
-        assert_eq!(run(Layer, Some(1)), one, "{name}");
+        assert!(run(Attention, Some(1)) == one, "{name}, attention");
+        assert!(run(Layer, Some(1)) == one, "{name}, layer");
         assert_ne!(run(Keep, Some(2)), one, "{name}");
         assert_ne!(run(Keep, Option::None), one, "{name}");
     }

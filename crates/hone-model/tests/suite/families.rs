@@ -3,10 +3,10 @@
 
 use crate::common::*;
 use crate::finite_differences;
-use hone_kernels::{Cpu, Reference};
+use hone_kernels::{Backend, Cpu, Reference};
 use hone_model::{
-    Decoder, Generator, LoraConfig, MemoryNeeds, MemoryPlan, Merge, Method, ModelConfig, ParamInfo,
-    Recompute, Targets, Training, trained_params,
+    Adapter, Compute, Decoder, Generator, LoraConfig, MemoryNeeds, MemoryPlan, Merge, Method,
+    ModelConfig, ParamInfo, Recompute, Targets, Training, trained_params,
 };
 use proptest::prelude::*;
 
@@ -46,7 +46,7 @@ const FAMILIES: [(&str, &str); 9] = [
 ];
 
 /// A small model of every family.
-fn each(check: impl Fn(&ModelConfig, &str)) {
+pub(crate) fn each(check: impl Fn(&ModelConfig, &str)) {
     for (model_type, more) in FAMILIES {
         let context =
             if more.contains("dynamic") { "" } else { r#""max_position_embeddings": 64,"# };
@@ -62,7 +62,7 @@ fn each(check: impl Fn(&ModelConfig, &str)) {
 }
 
 /// An adapter on every linear map, with dropout.
-fn lora(dropout: f32) -> LoraConfig {
+pub(crate) fn lora(dropout: f32) -> LoraConfig {
     LoraConfig {
         lora_dropout: dropout,
         target_modules: Targets::AllLinear,
@@ -79,11 +79,14 @@ fn a_document_alone_is_the_document_in_a_pack() {
 fn recomputation_and_threads_do_not_change_a_byte() {
     each(|config, family| {
         let documents = documents(config, &LENS);
-        let run = |recompute, training, n_threads| {
+        let plain = adapter(config, lora(0.25));
+        let dora = LoraConfig { use_dora: true, ..lora(0.25) };
+        let dora = Adapter::init_from(config, dora, &weights(config, 3), 11).unwrap();
+        let run = |compute, recompute, (training, adapter): (Training, &Adapter), n_threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
             pool.install(|| {
-                let mut decoder = decoder(Cpu::new(), config, training);
-                decoder.attach(&adapter(config, lora(0.25)), true).unwrap();
+                let mut decoder = decoder(Cpu::new().with_compute(compute), config, training);
+                decoder.attach(adapter, true).unwrap();
                 decoder.set_recompute(recompute);
                 for part in documents.chunks(3) {
                     decoder.accumulate(&pack(part), 0.1, Some(7)).unwrap();
@@ -91,11 +94,49 @@ fn recomputation_and_threads_do_not_change_a_byte() {
                 decoder.gradients()
             })
         };
-        for training in [Training::Frozen, Training::Full] {
-            let expected = run(Recompute::None, training, 1);
-            assert_eq!(run(Recompute::Layer, training, 1), expected, "{family}");
-            assert_eq!(run(Recompute::None, training, 2), expected, "{family}");
-            assert_eq!(run(Recompute::Layer, training, 8), expected, "{family}");
+        for kind in
+            [(Training::Frozen, &plain), (Training::Full, &plain), (Training::Frozen, &dora)]
+        {
+            for compute in [Compute::F32, Compute::Bf16] {
+                let expected = run(compute, Recompute::None, kind, 1);
+                for (recompute, n_threads) in Recompute::ALL.into_iter().zip([2, 1, 8]) {
+                    let found = run(compute, recompute, kind, n_threads);
+                    assert_eq!(found, expected, "{family}, {compute:?}, {recompute:?}");
+                }
+                assert_eq!(run(compute, Recompute::Attention, kind, 3), expected, "{family}");
+                assert_eq!(run(compute, Recompute::Layer, kind, 1), expected, "{family}");
+            }
+        }
+    });
+}
+
+/// Whatever is trained and whatever is frozen, which decides what the backward reads.
+#[test]
+fn recomputation_serves_every_choice_of_what_is_trained() {
+    each(|config, family| {
+        let batch = pack(&documents(config, &LENS));
+        let check = |decoder: &mut Decoder<Cpu>, what: &str| {
+            let found = Recompute::ALL.map(|recompute| {
+                decoder.set_recompute(recompute);
+                decoder.zero_gradients();
+                decoder.accumulate(&batch, 0.1, Some(3)).unwrap();
+                decoder.gradients()
+            });
+            assert!(found.iter().all(|gradients| *gradients == found[0]), "{family}, {what}");
+        };
+        let names = config.linear_names();
+        assert!(names.len() >= 4);
+        for name in names {
+            let settings =
+                LoraConfig { target_modules: vec![name.to_owned()].into(), ..lora(0.25) };
+            let mut decoder = decoder(Cpu::new(), config, Training::Frozen);
+            decoder.attach(&adapter(config, settings), true).unwrap();
+            check(&mut decoder, name);
+        }
+        for left in ["norm.", "self_attn.", "mlp.", "layers.1.", "embed_tokens", "bias"] {
+            let mut decoder = decoder(Cpu::new(), config, Training::Full);
+            decoder.freeze(&|name| !name.contains(left)).unwrap();
+            check(&mut decoder, left);
         }
     });
 }
@@ -211,6 +252,15 @@ fn what_is_trained_is_known_before_it_is_loaded() {
         assert!(left.len() < all.len() && left.iter().all(|t| !is_frozen(&t.name)), "{family}");
         assert!(left.iter().all(|tensor| all.get(&tensor.name) == Some(tensor)), "{family}");
         assert_eq!(full.trained_params().len(), left.len());
+        let mut one_bias = decoder(Cpu::new(), config, Training::Full);
+        let is_bias = |name: &str| name.ends_with("layers.1.self_attn.k_proj.bias");
+        one_bias.freeze(&is_bias).unwrap();
+        one_bias.accumulate(&batch, 0.1, None).unwrap();
+        let left = one_bias.gradients();
+        let n_biases = all.iter().filter(|tensor| is_bias(&tensor.name)).count();
+        assert_eq!(n_biases, usize::from(config.attention_bias), "{family}");
+        assert_eq!(left.len() + n_biases, all.len(), "{family}");
+        assert!(left.iter().all(|tensor| all.get(&tensor.name) == Some(tensor)), "{family}");
         if !config.knobs.fused_weights {
             let error = full.freeze(&|name| name.ends_with("layers.1.self_attn.k_proj.weight"));
             let message = error.unwrap_err().to_string();
@@ -232,6 +282,7 @@ fn plans_grow_with_the_knobs() {
             checkpoints: false,
             n_tokens: 512,
             recompute: Recompute::None,
+            compute: Compute::F32,
             files: 0,
         };
         MemoryPlan::new(config, &needs)
@@ -239,9 +290,10 @@ fn plans_grow_with_the_knobs() {
     each(|config, family| {
         let bare = ModelConfig { knobs: hone_model::Knobs::default(), ..config.clone() };
         let (found, base) = (plan(config), plan(&bare));
-        let (has_end_norms, caps) = (config.knobs.norm_places.after(), config.knobs.logit_soft_cap);
+        let has_end_norms = config.knobs.norm_places.after();
         assert_eq!(found.activations > base.activations, has_end_norms, "{family}");
-        assert_eq!(found.head > base.head, caps.is_some(), "{family}");
+        // Logits are capped in place.
+        assert_eq!(found.head, base.head, "{family}");
     });
 }
 

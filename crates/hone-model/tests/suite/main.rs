@@ -7,5 +7,6 @@ mod families;
 mod files;
 mod finite_differences;
 mod identities;
+mod memory;
 mod objective;
 mod quant;

@@ -42,7 +42,7 @@ const MEANINGS: [(&str, Meaning); 69] = [
     ("shuffle_dataset", |v| flag(v, only("shuffle", "packs"), only("shuffle", "none"))),
     ("logging_steps", |_| Ok(vec![])),
     ("report_to", |_| Ok(vec![])),
-    ("bf16", half),
+    ("bf16", bf16),
     ("fp16", half),
     ("tf32", half),
     ("loss_type", loss_type),
@@ -150,10 +150,20 @@ fn max_steps(value: &Value) -> Result<Says, &'static str> {
     if value.as_integer() == Some(-1) { Ok(vec![]) } else { same("max_steps", value) }
 }
 
+/// Mixed precision there: products of bf16, all else f32.
+fn bf16(value: &Value) -> Result<Says, &'static str> {
+    match value {
+        Value::Boolean(true) => Ok(only("compute", "bf16")),
+        Value::String(auto) if auto == "auto" => Ok(only("compute", "bf16")),
+        Value::Boolean(false) => Ok(vec![]),
+        _ => Err("it is `true` or `false`"),
+    }
+}
+
 fn half(value: &Value) -> Result<Says, &'static str> {
     match value {
         Value::Boolean(false) => Ok(vec![]),
-        _ => Err("weights, gradients and moments are f32; `save_dtype` rounds what is saved"),
+        _ => Err("products are of f32, or with `compute = \"bf16\"` of bf16"),
     }
 }
 
@@ -513,6 +523,8 @@ mod tests {
         ("logging_steps = 1", ""),
         ("report_to = 'tensorboard'", ""),
         ("bf16 = false", ""),
+        ("bf16 = true", "compute = 'bf16'"),
+        ("bf16 = 'auto'", "compute = 'bf16'"),
         ("fp16 = false", ""),
         ("tf32 = false", ""),
         ("loss_type = 'dft'", "dft = true"),
@@ -593,7 +605,7 @@ mod tests {
     #[test]
     fn what_has_no_counterpart_is_refused() {
         refuse("seed = 3", "`seed` is 3", "top of the file");
-        refuse("bf16 = true", "`bf16` is true", "f32");
+        refuse("fp16 = true", "`fp16` is true", "`compute = \"bf16\"`");
         refuse("num_train_epochs = 1.5", "`num_train_epochs` is 1.5", "max_steps");
         refuse("lr_scheduler_type = 'polynomial'", "`lr_scheduler_type`", "power = 1.0");
         refuse("optim = 'adagrad'", "`optim` is \"adagrad\"", "known are");

@@ -1,5 +1,6 @@
 //! Settings of the `[train]` table that are one of a few names.
 
+use hone_model::{Compute, Recompute};
 use serde::{Deserialize, Serialize};
 
 /// What is trained.
@@ -123,6 +124,53 @@ pub(crate) enum RecomputeKnob {
     /// Nothing: fastest.
     #[default]
     None,
+    /// The linear maps of the attention half.
+    Attention,
     /// Each layer's forward: a third more time, a fraction of the memory.
     Layer,
+}
+
+impl RecomputeKnob {
+    /// All, each slower and smaller than the one before.
+    pub(crate) const ALL: [RecomputeKnob; 3] =
+        [RecomputeKnob::None, RecomputeKnob::Attention, RecomputeKnob::Layer];
+
+    /// Its name in the table.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            RecomputeKnob::None => "none",
+            RecomputeKnob::Attention => "attention",
+            RecomputeKnob::Layer => "layer",
+        }
+    }
+
+    /// As the engine has it.
+    pub(crate) fn level(self) -> Recompute {
+        match self {
+            RecomputeKnob::None => Recompute::None,
+            RecomputeKnob::Attention => Recompute::Attention,
+            RecomputeKnob::Layer => Recompute::Layer,
+        }
+    }
+}
+
+/// The arithmetic of matrix products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ComputeKnob {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Factors rounded to bf16, sums of f32; frozen weights are held in bf16.
+    Bf16,
+}
+
+impl ComputeKnob {
+    /// As the engine has it.
+    pub(crate) fn compute(self) -> Compute {
+        match self {
+            ComputeKnob::F32 => Compute::F32,
+            ComputeKnob::Bf16 => Compute::Bf16,
+        }
+    }
 }

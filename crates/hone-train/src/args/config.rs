@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::adapter::{Modules, TokenLists};
 use super::choices::{
-    Bias, Init, LoraInit, Method, Objective, QuantType, RecomputeKnob, Save, SaveDtype, Shuffle,
+    Bias, ComputeKnob, Init, LoraInit, Method, Objective, QuantType, RecomputeKnob, Save,
+    SaveDtype, Shuffle,
 };
 use crate::watch::{EarlyStopping, Watchdog};
 
@@ -166,8 +167,11 @@ pub(crate) struct TrainConfig {
     /// Patterns of names of tensors that full fine-tuning leaves as they are.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) freeze: Vec<String>,
-    /// `none` or `layer`.
+    /// `none`, `attention` or `layer`.
     pub(crate) recompute: RecomputeKnob,
+    /// `f32` or `bf16`: the arithmetic of matrix products.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(crate) compute: ComputeKnob,
     /// Steps between evaluations on the held-out split; 0 evaluates at the end only.
     pub(crate) eval_every: u64,
     /// Steps between checkpoints; 0 makes one only when the run is stopped by a signal.
@@ -253,6 +257,7 @@ impl Default for TrainConfig {
             adapter_init: None,
             freeze: Vec::new(),
             recompute: RecomputeKnob::None,
+            compute: ComputeKnob::F32,
             eval_every: 0,
             checkpoint_every: 100,
             keep_checkpoints: 2,

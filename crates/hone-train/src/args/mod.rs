@@ -8,6 +8,7 @@ mod config;
 use std::path::PathBuf;
 
 use hone_cli::{Common, Failure, Pipeline};
+use hone_kernels::Backend;
 use hone_learn::{LearnError, Recipe, ScheduleConfig};
 use hone_model::{LoraConfig, ModelConfig, TokenRows};
 use serde::Serialize;
@@ -15,7 +16,7 @@ use serde::Serialize;
 use crate::watch;
 
 pub(crate) use choices::{
-    Init, LoraInit, Method, Objective, RecomputeKnob, Save, SaveDtype, Shuffle,
+    ComputeKnob, Init, LoraInit, Method, Objective, RecomputeKnob, Save, SaveDtype, Shuffle,
 };
 pub(crate) use config::TrainConfig;
 
@@ -167,6 +168,11 @@ impl TrainPlan {
     /// The learning-rate schedule of a run of `n_steps`.
     pub(crate) fn schedule(&self, n_steps: u64) -> ScheduleConfig {
         self.config.schedule(n_steps)
+    }
+
+    /// `backend` with the arithmetic of the run.
+    pub(crate) fn on<B: Backend>(&self, backend: B) -> B {
+        backend.with_compute(self.config.compute.compute())
     }
 
     /// The adapter's settings on a model of which these rows are trained by themselves.

@@ -15,14 +15,13 @@ use hone_kernels::Backend;
 use hone_learn::matching;
 use hone_model::{
     Adapter, Decoder, InitMethod, LoraConfig, Merge, Method as Trains, ModelConfig, ModelError,
-    ParamInfo, QuantSpec, Recompute, TensorSource, TokenRows, Training, check_frozen,
-    trained_params,
+    ParamInfo, QuantSpec, TensorSource, TokenRows, Training, check_frozen, trained_params,
 };
 use hone_schema::{ArtefactKind, InputRef};
 use hone_store::Sealed;
 use hone_tokens::Vocab;
 
-use crate::args::{Method, Objective, RecomputeKnob, TrainPlan};
+use crate::args::{Method, Objective, TrainPlan};
 use crate::epochs::Packs;
 use crate::training::failure;
 
@@ -157,13 +156,14 @@ impl Start {
         trains(plan, self.quant, &self.lora)
     }
 
-    /// Reads the weights, and puts on them what is trained.
+    /// Reads the weights, and puts on them what is trained. `backend` gets the arithmetic of the run.
     pub(crate) fn load<B: Backend>(
         &self,
         backend: B,
         plan: &TrainPlan,
         base: &Base,
     ) -> Result<Loaded<B>, Failure> {
+        let backend = plan.on(backend);
         let mut loaded = base.with_tensors(plan, |tensors| match plan.config.method {
             Method::Full => {
                 let decoder = Decoder::load(backend, &base.model, tensors, Training::Full);
@@ -176,7 +176,7 @@ impl Start {
             }
             Method::Lora | Method::Qlora => self.adapted(backend, plan, base, tensors),
         })?;
-        loaded.decoder.set_recompute(recompute(plan));
+        loaded.decoder.set_recompute(plan.config.recompute.level());
         Ok(loaded)
     }
 
@@ -230,13 +230,5 @@ fn trains<'a>(plan: &TrainPlan, quant: Option<QuantSpec>, lora: &'a LoraConfig) 
         _ if !plan.config.method.has_adapter() => Trains::Full,
         None => Trains::Lora(lora),
         Some(quant) => Trains::Qlora(lora, quant),
-    }
-}
-
-/// What the backward computes again.
-pub(crate) fn recompute(plan: &TrainPlan) -> Recompute {
-    match plan.config.recompute {
-        RecomputeKnob::None => Recompute::None,
-        RecomputeKnob::Layer => Recompute::Layer,
     }
 }

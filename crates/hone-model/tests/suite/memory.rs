@@ -1,0 +1,95 @@
+//! The plan of memory against what a decoder holds, buffer by buffer.
+
+use crate::adapters::Golden;
+use crate::common::*;
+use crate::families::{each, lora};
+use hone_kernels::{Backend, Cpu};
+use hone_model::{
+    Adapter, BnbConfig, Compute, Decoder, LoraConfig, MemoryNeeds, MemoryPlan, Method, ModelConfig,
+    QuantizeOnLoad, Recompute, Training, ValueType, trained_params,
+};
+
+/// Tokens of a batch: more than a chunk of the head's rows, and fewer.
+const TOKENS: [usize; 3] = [1, 50, 20_000];
+
+/// What `decoder` holds is what was planned, at every level, and each level holds less.
+fn check(decoder: &mut Decoder<Cpu>, config: &ModelConfig, method: Method<'_>, what: &str) {
+    let trained = trained_params(config, method);
+    for n_tokens in TOKENS {
+        let mut largest = u64::MAX;
+        for recompute in Recompute::ALL {
+            let needs = MemoryNeeds {
+                method,
+                trained: &trained,
+                optimizer: 0,
+                average: false,
+                checkpoints: false,
+                n_tokens,
+                recompute,
+                compute: decoder.backend().compute(),
+                files: 0,
+            };
+            let planned = MemoryPlan::new(config, &needs);
+            if n_tokens > 1000 && recompute != Recompute::Layer {
+                // Large for the head's sake.
+                continue;
+            }
+            decoder.set_recompute(recompute);
+            decoder.release();
+            decoder.reserve(n_tokens);
+            let held = decoder.held_bytes();
+            let what = format!("{what}, {recompute:?}, {n_tokens} tokens");
+            assert_eq!(planned.weights + planned.quantisation, held.weights, "{what}");
+            assert_eq!(planned.gradients, held.gradients, "{what}");
+            assert_eq!(planned.activations, held.activations, "{what}");
+            assert_eq!(planned.head, held.head, "{what}");
+            assert!(trained.is_empty() || held.activations < largest, "{what}");
+            largest = held.activations;
+        }
+    }
+}
+
+/// Full fine-tuning, plain adapters, DoRA and nothing at all, with every knob of the families.
+#[test]
+fn every_family_holds_what_is_planned() {
+    let one = |config: &ModelConfig, family: &str, compute: Compute| {
+        let cpu = Cpu::new().with_compute(compute);
+        let mut bare = decoder(cpu, config, Training::Frozen);
+        check(&mut bare, config, Method::Inference, family);
+        let mut full = decoder(cpu, config, Training::Full);
+        check(&mut full, config, Method::Full, family);
+        let kinds = [lora(0.0), lora(0.25), LoraConfig { use_dora: true, ..lora(0.25) }];
+        for settings in kinds {
+            let what = format!("{family}, {compute:?}, {settings:?}");
+            let adapter = Adapter::init_from(config, settings, &weights(config, 3), 11).unwrap();
+            bare.attach(&adapter, true).unwrap();
+            check(&mut bare, config, Method::Lora(&adapter.config), &what);
+        }
+    };
+    each(|config, family| {
+        [Compute::F32, Compute::Bf16].into_iter().for_each(|compute| one(config, family, compute));
+    });
+}
+
+/// Every kind of adapter of the goldens: on the head and the embedding, biases, modules and rows of
+/// tokens that are trained whole, ranks by pattern; with dropout too, and on 4-bit weights.
+#[test]
+fn every_kind_of_adapter_holds_what_is_planned() {
+    for golden in Golden::all() {
+        let Golden { name, config, weights, mut adapter, .. } = golden;
+        for dropout in [0.0, 0.4] {
+            adapter.config.lora_dropout = dropout;
+            let what = format!("{name}, dropout {dropout}");
+            let mut decoder =
+                Decoder::load(Cpu::new(), &config, &weights, Training::Frozen).unwrap();
+            decoder.attach(&adapter, true).unwrap();
+            check(&mut decoder, &config, Method::Lora(&adapter.config), &what);
+        }
+        let quant = BnbConfig::qlora(ValueType::Bf16);
+        let small = QuantizeOnLoad::new(&config, &weights, &quant);
+        let mut decoder = Decoder::load(Cpu::new(), &config, &small, Training::Frozen).unwrap();
+        decoder.attach(&adapter, true).unwrap();
+        let method = Method::Qlora(&adapter.config, quant.spec);
+        check(&mut decoder, &config, method, &format!("{name} in 4 bits"));
+    }
+}
