@@ -49,7 +49,30 @@ COLUMNS = ["step", "loss", "loss_reference", "grad_norm", "grad_norm_reference",
 # Settings that change what a step computes, and that have no counterpart here: the value that they must have, which is that of a
 # manifest without them.
 WITHOUT_REFERENCE = dict(
-    objective="sft", init="base", dropout=0.0, neftune_alpha=0.0, optimizer=None, groups=[], ema_decay=None, freeze=[], reinit_tokens=[], keep_best=False, early_stopping=None
+    objective="sft",
+    init="base",
+    compute="f32",
+    dropout=0.0,
+    neftune_alpha=0.0,
+    optimizer=None,
+    groups=[],
+    ema_decay=None,
+    lora_init="default",
+    freeze=[],
+    reinit_tokens=[],
+    keep_best=False,
+    early_stopping=None,
+    schedule_convention="transformers",
+)
+
+# Those that the reference goes by; those that stand in the adapter too, which PEFT reads; those that change no number.
+KNOWN = set(
+    """
+    method lr schedule warmup_steps warmup_ratio min_lr_ratio beta1 beta2 eps weight_decay max_grad_norm label_smoothing z_loss dft soft_cap
+    rank alpha rslora dora bias target_modules exclude_modules layers_to_transform layers_pattern rank_pattern alpha_pattern modules_to_save
+    epochs max_steps batch_size shuffle micro_batch_size seed recompute eval_every checkpoint_every keep_checkpoints watchdog log_layers_every
+    sample_every sample_prompts sample_tokens save_dtype
+    """.split()
 )
 
 
@@ -99,6 +122,10 @@ class Run:
         for key, usual in WITHOUT_REFERENCE.items():
             if self.config.get(key, usual) != usual:
                 refuse(f"`{key}` of this run is {self.config[key]!r}; the reference has only {usual!r}")
+        if unknown := self.config.keys() - KNOWN - WITHOUT_REFERENCE.keys():
+            refuse(f"this script does not know {', '.join(sorted(unknown))}, which this run sets")
+        if self.config["method"] not in ("lora", "full"):
+            refuse(f"`method` of this run is {self.config['method']!r}; the reference has LoRA and full fine-tuning")
         packs = root / "tokenize"
         self.need_input("packs", hashlib.sha256((packs / "manifest.json").read_bytes()).hexdigest(), packs)
         self.train, self.eval = read_packs(packs / "train.arrow"), read_packs(packs / "eval.arrow")
@@ -144,7 +171,7 @@ def masked(model, pack):
     position = torch.cat([torch.arange(len(ids)) for ids, _ in pack])
     place = torch.arange(len(ids))
     seen = (document[:, None] == document) & (place[:, None] >= place)
-    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, torch.finfo(model.dtype).min)
     logits = model(input_ids=ids[None], position_ids=position[None], attention_mask=mask[None, None], use_cache=False).logits[0]
     # The last token of a document predicts nothing, and nothing predicts the first.
     followed = position[1:] > 0
@@ -189,8 +216,6 @@ def optimizer_of(model, config):
 
 
 def schedule_of(optimizer, config, n_steps):
-    if config.get("schedule_convention", "transformers") != "transformers":
-        refuse("`schedule_convention` of this run is not transformers'")
     n_warmup = config.get("warmup_steps")
     if n_warmup is None:
         n_warmup = math.ceil((config.get("warmup_ratio") or 0.0) * n_steps)
@@ -273,6 +298,11 @@ def compare(args):
     else:
         start = model.state_dict()
     start = {name: weight.detach().clone() for name, weight in start.items()}
+    if not args.padding_row:
+        # transformers makes the embedding with `padding_idx`, so that the row of the padding token gets no gradient. Where a real token
+        # is the padding too (SmolLM2's end of turn), the reference would train another model than the loss says.
+        model.get_input_embeddings().padding_idx = None
+    model = model.to(getattr(torch, args.dtype))
     # `train` turns nothing on that changes numbers: there is no dropout.
     model.train()
     rows, held_out = reference(run, model, dict(alone=alone, masked=masked)[args.documents])
@@ -289,7 +319,7 @@ def compare(args):
     apart, largest = weights_apart(run, model, start)
     first, last = rows[0], rows[-1]
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, PEFT {peft.__version__}"
-    print(f"{len(rows)} steps of {args.run}, documents {args.documents}; {versions}")
+    print(f"{len(rows)} steps of {args.run}, documents {args.documents}, reference in {args.dtype}; {versions}")
     print(f"loss, first and last step: hone {first[1]:.6f} {last[1]:.6f}, reference {first[2]:.6f} {last[2]:.6f}")
     print("| what | largest difference | at step | bar |\n|---|---:|---:|---:|")
     passed = True
@@ -326,6 +356,8 @@ def main():
     one.add_argument("--adapter", type=pathlib.Path)
     one.add_argument("--out", type=pathlib.Path, required=True)
     one.add_argument("--documents", choices=["alone", "masked"], default="alone")
+    one.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of the reference: float64 tells whose rounding it is")
+    one.add_argument("--padding-row", action="store_true", help="leave the embedding of the padding token without a gradient, as transformers does")
     one.add_argument("--threads", type=int)
     one.set_defaults(do=compare)
     args = parser.parse_args()
