@@ -251,7 +251,12 @@ impl<B: Backend> Head<B> {
     }
 
     /// The rows of the embedding that are trained by themselves, where the head is tied to it.
-    pub(crate) fn tied_tokens(&mut self) -> Option<&mut TokenPatch<B>> {
+    pub(crate) fn tied_tokens(&self) -> Option<&TokenPatch<B>> {
+        self.tokens.as_ref().filter(|_| matches!(self.weight, HeadWeight::Tied))
+    }
+
+    /// [`Head::tied_tokens`], to change them.
+    pub(crate) fn tied_tokens_mut(&mut self) -> Option<&mut TokenPatch<B>> {
         self.tokens.as_mut().filter(|_| matches!(self.weight, HeadWeight::Tied))
     }
 

@@ -9,6 +9,7 @@ use crate::held::VALUE_BYTES;
 use crate::linear::LoraNeeds;
 use crate::lora::{EMBED, HEAD, PREFIX, modules};
 use crate::param::{ParamInfo, ParamKind};
+use crate::workspace::n_streams;
 use crate::{LoraConfig, ModelConfig, ModelError, QuantSpec, Recompute};
 
 /// What is trained.
@@ -174,14 +175,25 @@ fn beside_adapter(config: &ModelConfig, lora: &LoraConfig) -> usize {
     squares + n_tokens * config.hidden_size + n_matrices * matrix
 }
 
+/// The first layer that a backward goes through: what the embedding learns comes through all of them.
+fn first_trained(config: &ModelConfig, trained: &[ParamInfo]) -> usize {
+    let n_layers = config.num_hidden_layers;
+    let first = trained.iter().map(|info| match info.name.split_once("layers.") {
+        Some((_, rest)) => rest.split('.').next().and_then(|n| n.parse().ok()).unwrap_or(0),
+        None if info.name.contains("embed_tokens") => 0,
+        None => n_layers,
+    });
+    first.min().unwrap_or(n_layers)
+}
+
 /// Residual streams, activations and the buffers of the passes.
 fn activations(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> u64 {
     let dims = Dims::new(config);
     let trains = !needs.trained.is_empty();
     let n_layers = config.num_hidden_layers;
-    let n_streams = if trains { n_layers + 1 } else { 2 };
-    let n_acts = if trains { NActs::kept(needs.recompute, n_layers) } else { NActs::SHARED };
-    let mut per_token = n_streams * dims.d;
+    let first = first_trained(config, needs.trained);
+    let n_acts = NActs::kept(needs.recompute, n_layers - first);
+    let mut per_token = n_streams(n_layers, first) * dims.d;
     per_token += n_acts.values_per_token(&dims) + Scratch::<Cpu>::values_per_token(&dims);
     if trains {
         per_token += dims.d + BackScratch::<Cpu>::values_per_token(&dims);
