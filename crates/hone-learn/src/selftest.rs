@@ -26,6 +26,7 @@ pub struct SelfTestRow {
     /// embedding's, B while A is), and only then.
     pub expects_zero: bool,
     /// Why that gradient may as well be zero, where it may.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub may_be_zero: Option<&'static str>,
     /// Whether it is as expected: finite, and zero or not as it should.
     pub passed: bool,

@@ -88,10 +88,11 @@ impl MemoryPlan {
         let n_trained: u64 = needs.trained.iter().map(|info| info.n_values() as u64).sum();
         let n_adapter = needs.method.lora().map_or(0, |lora| lora.n_params(config));
         let beside = needs.method.lora().map_or(0, |lora| beside_adapter(config, lora) as u64);
+        let packed = needs.method.lora().map_or(0, |lora| packed_head(config, lora) as u64);
         let (base, quantisation) = base_bytes(config, needs.method);
         let n_average = if needs.average { n_trained } else { 0 };
         MemoryPlan {
-            weights: base + VALUE_BYTES * (n_adapter + beside),
+            weights: base + VALUE_BYTES * (n_adapter + beside + packed),
             quantisation,
             gradients: VALUE_BYTES * n_trained,
             optimizer: needs.optimizer,
@@ -159,7 +160,8 @@ fn base_bytes(config: &ModelConfig, method: Method<'_>) -> (u64, u64) {
     })
 }
 
-/// Values that an adapter makes the decoder hold beside the base and the adapter's own tensors.
+/// Values in buffers that an adapter makes the decoder hold beside the base and the adapter's own
+/// tensors.
 fn beside_adapter(config: &ModelConfig, lora: &LoraConfig) -> usize {
     let matrix = config.vocab_size * config.hidden_size;
     let squares: usize = match lora.use_dora {
@@ -167,12 +169,16 @@ fn beside_adapter(config: &ModelConfig, lora: &LoraConfig) -> usize {
         false => 0,
     };
     let n_tokens: usize = [EMBED, HEAD].map(|module| lora.token_ids(module).len()).iter().sum();
-    // A tied head stays what the base's embedding is when another takes that one's place.
-    let head_of_its_own = config.tie_word_embeddings && lora.saves(EMBED) && !lora.saves(HEAD);
     // Rows are written into a plain copy of a packed head.
     let unpacked = !config.tie_word_embeddings && !lora.token_ids(HEAD).is_empty();
-    let n_matrices = usize::from(head_of_its_own) + usize::from(unpacked);
-    squares + n_tokens * config.hidden_size + n_matrices * matrix
+    squares + n_tokens * config.hidden_size + usize::from(unpacked) * matrix
+}
+
+/// Values of the packed matrix that a tied head becomes when an adapter's embedding takes the place of
+/// the base's, which the head goes on with.
+fn packed_head(config: &ModelConfig, lora: &LoraConfig) -> usize {
+    let is_packed = config.tie_word_embeddings && lora.saves(EMBED) && !lora.saves(HEAD);
+    usize::from(is_packed) * config.vocab_size * config.hidden_size
 }
 
 /// The first layer that a backward goes through: what the embedding learns comes through all of them.

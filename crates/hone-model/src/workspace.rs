@@ -84,6 +84,7 @@ impl<B: Backend> Workspace<B> {
     pub(crate) fn acts_idx(&self, layer: usize) -> usize {
         layer.saturating_sub(self.first)
     }
+
     /// Values of the buffers beside the head's.
     pub(crate) fn n_values(&self, backend: &B) -> usize {
         let streams: usize = self.streams.iter().map(|buf| backend.len(buf)).sum();
