@@ -81,9 +81,9 @@ impl Dims {
     }
 }
 
-/// What the attention half of a layer keeps for T tokens beside attention itself: all of it is linear
-/// maps and norms of the layer's input and of attention's output. Buffers of norms that are not there
-/// are empty.
+/// What the attention half of a layer keeps for T tokens beside attention itself: all of it is
+/// linear maps and norms of the layer's input and of attention's output. Buffers of norms that are
+/// not there are empty.
 pub(crate) struct HalfActs<B: Backend> {
     /// Scales of the norm before attention (T).
     pub(crate) r1: B::Buf,

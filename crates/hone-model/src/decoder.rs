@@ -141,9 +141,9 @@ impl<B: Backend> Decoder<B> {
         });
     }
 
-    /// Takes the gradients of the tensors that `is_frozen` names, so that they stay as they are. Layers
-    /// below all that is left to train keep no activations and get no backward.
-    /// Errors: [`check_frozen`].
+    /// Takes the gradients of the tensors that `is_frozen` names, so that they stay as they are.
+    /// Layers below all that is left to train keep no activations and get no backward. Errors:
+    /// [`check_frozen`].
     pub fn freeze(&mut self, is_frozen: &dyn Fn(&str) -> bool) -> Result<(), ModelError> {
         check_frozen(&self.config, is_frozen)?;
         self.workspace = None;

@@ -265,8 +265,8 @@ impl<B: Backend> Head<B> {
         self.lora.as_ref().map_or(LoraNeeds::default(), |lora| lora.needs(d))
     }
 
-    /// Bytes of what no visit reaches: packed matrices, what adapters keep beside their factors, and
-    /// the base's matrix while another takes its place.
+    /// Bytes of what no visit reaches: packed matrices, what adapters keep beside their factors,
+    /// and the base's matrix while another takes its place.
     pub(crate) fn other_bytes(&self, backend: &B) -> u64 {
         let matrix = |weight: &HeadWeight<B>| match weight {
             HeadWeight::Frozen(w) => backend.frozen_bytes(w),

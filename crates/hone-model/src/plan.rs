@@ -174,14 +174,15 @@ fn beside_adapter(config: &ModelConfig, lora: &LoraConfig) -> usize {
     squares + n_tokens * config.hidden_size + usize::from(unpacked) * matrix
 }
 
-/// Values of the packed matrix that a tied head becomes when an adapter's embedding takes the place of
-/// the base's, which the head goes on with.
+/// Values of the packed matrix that a tied head becomes when an adapter's embedding takes the place
+/// of the base's, which the head goes on with.
 fn packed_head(config: &ModelConfig, lora: &LoraConfig) -> usize {
     let is_packed = config.tie_word_embeddings && lora.saves(EMBED) && !lora.saves(HEAD);
     usize::from(is_packed) * config.vocab_size * config.hidden_size
 }
 
-/// The first layer that a backward goes through: what the embedding learns comes through all of them.
+/// The first layer that a backward goes through: what the embedding learns comes through all of
+/// them.
 fn first_trained(config: &ModelConfig, trained: &[ParamInfo]) -> usize {
     let n_layers = config.num_hidden_layers;
     let first = trained.iter().map(|info| match info.name.split_once("layers.") {
@@ -291,8 +292,8 @@ pub fn trained_params(config: &ModelConfig, method: Method<'_>) -> Vec<ParamInfo
 }
 
 /// Checks that of the weights that read the same input, which lie in one buffer, all are frozen or
-/// none; biases lie in buffers of their own, and each can be frozen by itself. Errors: a weight that
-/// is, beside one that is not.
+/// none; biases lie in buffers of their own, and each can be frozen by itself. Errors: a weight
+/// that is, beside one that is not.
 pub fn check_frozen(
     config: &ModelConfig,
     is_frozen: &dyn Fn(&str) -> bool,

@@ -14,8 +14,8 @@ use crate::lora::EmbedLora;
 pub(crate) struct Layout {
     /// The layers.
     pub(crate) n_layers: usize,
-    /// The first layer that a backward goes through: nothing below it is trained. The number of layers
-    /// where there is no such layer.
+    /// The first layer that a backward goes through: nothing below it is trained. The number of
+    /// layers where there is no such layer.
     pub(crate) first: usize,
     /// Sets of activations.
     pub(crate) n_acts: NActs,
@@ -27,8 +27,8 @@ pub(crate) struct Layout {
     pub(crate) head_lora: LoraNeeds,
 }
 
-/// Copies of the residual stream: the input of every layer from `first` on and the last one's output;
-/// and one more to go back and forth with below.
+/// Copies of the residual stream: the input of every layer from `first` on and the last one's
+/// output; and one more to go back and forth with below.
 pub(crate) fn n_streams(n_layers: usize, first: usize) -> usize {
     n_layers - first + 1 + usize::from(first > 0)
 }
@@ -129,8 +129,8 @@ impl<B: Backend> Decoder<B> {
         self.embed.grad.is_some() || lora_is_trained || rows_are_trained
     }
 
-    /// The first layer that a backward goes through; the number of layers where nothing is trained in
-    /// them or below.
+    /// The first layer that a backward goes through; the number of layers where nothing is trained
+    /// in them or below.
     fn first_trained(&self) -> usize {
         if self.trains_embedding() {
             return 0;

@@ -17,8 +17,8 @@ fn check(decoder: &mut Decoder<Cpu>, config: &ModelConfig, method: Method<'_>, w
     check_but(decoder, config, method, &|_| false, what);
 }
 
-/// [`check`], without what is frozen. Each level holds less than the one before, if the backward goes
-/// through several layers.
+/// [`check`], without what is frozen. Each level holds less than the one before, if the backward
+/// goes through several layers.
 fn check_but(
     decoder: &mut Decoder<Cpu>,
     config: &ModelConfig,
