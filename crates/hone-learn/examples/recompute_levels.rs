@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p hone-learn --example recompute_levels [full|lora] [document] [rounds]`
 //! trains the shape of SmolLM2-135M from random weights on 1024 random tokens a step, cut into
-//! documents of the given length, by each level in turn. What a round says of a level is its time over
-//! that of the first level in the same round: the machine's speed changes from round to round.
+//! documents of the given length, by each level in turn. What a round says of a level is its time
+//! over that of the first level in the same round: the machine's speed changes from round to round.
 
 use std::io::Write;
 use std::time::{Duration, Instant};

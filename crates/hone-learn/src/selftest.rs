@@ -26,6 +26,7 @@ pub struct SelfTestRow {
     /// embedding's, B while A is), and only then.
     pub expects_zero: bool,
     /// Why that gradient may as well be zero, where it may.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub may_be_zero: Option<&'static str>,
     /// Whether it is as expected: finite, and zero or not as it should.
     pub passed: bool,
@@ -114,10 +115,10 @@ impl<B: Backend> Learner<B> {
 
 /// Why the gradient of the tensor of that name may be zero in a run that learns, if it may.
 ///
-/// A query's scores are q (k_j + b) = q k_j + q b for all keys j, so that the bias b of the keys is one
-/// number more on each of them, which a softmax does not see: its gradient is zero but for rounding.
-/// Rotation by position comes between the two, as do a norm of the keys and a soft cap on the scores,
-/// and then the bias counts.
+/// A query's scores are q (k_j + b) = q k_j + q b for all keys j, so that the bias b of the keys is
+/// one number more on each of them, which a softmax does not see: its gradient is zero but for
+/// rounding. Rotation by position comes between the two, as do a norm of the keys and a soft cap on
+/// the scores, and then the bias counts.
 fn may_be_zero(config: &ModelConfig, name: &str) -> Option<&'static str> {
     if name.contains("embed_tokens.token_adapter.") {
         return Some("rows of new tokens wait until a batch holds one of them");

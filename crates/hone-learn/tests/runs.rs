@@ -196,8 +196,8 @@ fn key_bias(layer: usize) -> String {
     format!("model.layers.{layer}.self_attn.k_proj.bias")
 }
 
-/// In f64: without rotary positions a shift of all keys is no change of the loss, and the gradient is
-/// rounding; with them it is one.
+/// In f64: without rotary positions a shift of all keys is no change of the loss, and the gradient
+/// is rounding; with them it is one.
 #[test]
 fn keys_that_nothing_rotates_need_no_bias() {
     let (config, weights) = biased();
@@ -224,8 +224,8 @@ fn keys_that_nothing_rotates_need_no_bias() {
     }
 }
 
-/// That bias is excused whatever rounding leaves of its gradient; what else gets none fails, its like
-/// in other layers too.
+/// That bias is excused whatever rounding leaves of its gradient; what else gets none fails, its
+/// like in other layers too.
 #[test]
 fn the_self_test_excuses_what_no_softmax_sees_and_nothing_else() {
     let (config, mut weights) = biased();
@@ -261,8 +261,8 @@ fn the_self_test_excuses_what_no_softmax_sees_and_nothing_else() {
     assert_eq!(found, expected);
 }
 
-/// Where B is not zero at the start, A has a gradient from the first step on; where it is, only then
-/// has it none.
+/// Where B is not zero at the start, A has a gradient from the first step on; where it is, only
+/// then has it none.
 #[test]
 fn every_start_is_expected_as_it_is() {
     let config = config();

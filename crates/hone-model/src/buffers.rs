@@ -81,9 +81,9 @@ impl Dims {
     }
 }
 
-/// What the attention half of a layer keeps for T tokens beside attention itself: all of it is linear
-/// maps and norms of the layer's input and of attention's output. Buffers of norms that are not there
-/// are empty.
+/// What the attention half of a layer keeps for T tokens beside attention itself: all of it is
+/// linear maps and norms of the layer's input and of attention's output. Buffers of norms that are
+/// not there are empty.
 pub(crate) struct HalfActs<B: Backend> {
     /// Scales of the norm before attention (T).
     pub(crate) r1: B::Buf,
@@ -158,11 +158,12 @@ impl NActs {
     /// One that all layers share, where nothing is kept.
     pub(crate) const SHARED: NActs = NActs { halves: 1, cores: 1 };
 
-    /// What a training pass over `n_layers` keeps.
+    /// What a pass keeps whose backward goes through `n_layers`.
     pub(crate) fn kept(recompute: Recompute, n_layers: usize) -> Self {
+        let n = n_layers.max(1);
         match recompute {
-            Recompute::None => NActs { halves: n_layers, cores: n_layers },
-            Recompute::Attention => NActs { halves: 1, cores: n_layers },
+            Recompute::None => NActs { halves: n, cores: n },
+            Recompute::Attention => NActs { halves: 1, cores: n },
             Recompute::Layer => NActs::SHARED,
         }
     }

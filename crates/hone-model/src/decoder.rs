@@ -2,16 +2,16 @@
 
 use hone_kernels::{Backend, LossOptions, LossSums, rng};
 
-use crate::buffers::{Acts, Dims, NActs};
+use crate::buffers::{Acts, Dims};
 use crate::head::{Head, HeadGrad};
 use crate::layer::{Layer, Pass};
-use crate::linear::{Linear, LoraNeeds, LoraScratch, finite};
+use crate::linear::{LoraScratch, finite};
 use crate::lora::{EmbedLora, Stash, TokenPatch};
 use crate::param::{Param, ParamKind};
 use crate::plan::check_frozen;
 use crate::rope::Ropes;
 use crate::tensors::{TensorSource, Tensors};
-use crate::workspace::{Layout, Workspace};
+use crate::workspace::Workspace;
 use crate::{Batch, EmbeddingNoise, ModelConfig, ModelError, PassOptions, Recompute};
 
 /// Number of the head's draw of dropout; those of the layers come after one another from 0.
@@ -39,7 +39,7 @@ pub struct Decoder<B: Backend> {
     pub(crate) embed_lora: Option<EmbedLora<B>>,
     pub(crate) embed_tokens: Option<TokenPatch<B>>,
     pub(crate) stash: Stash<B>,
-    recompute: Recompute,
+    pub(crate) recompute: Recompute,
     pub(crate) ropes: Ropes<B>,
     pub(crate) workspace: Option<Workspace<B>>,
     /// Noise of the training pass under way.
@@ -142,7 +142,8 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// Takes the gradients of the tensors that `is_frozen` names, so that they stay as they are.
-    /// Errors: [`check_frozen`].
+    /// Layers below all that is left to train keep no activations and get no backward. Errors:
+    /// [`check_frozen`].
     pub fn freeze(&mut self, is_frozen: &dyn Fn(&str) -> bool) -> Result<(), ModelError> {
         check_frozen(&self.config, is_frozen)?;
         self.workspace = None;
@@ -349,24 +350,6 @@ impl<B: Backend> Decoder<B> {
         self.head.write_tokens(&self.backend, &mut self.embed);
     }
 
-    /// The buffers that the passes need as things stand.
-    pub(crate) fn layout(&self) -> Layout {
-        let n_layers = self.layers.len();
-        let mut trains = false;
-        self.visit(&mut |param| trains |= param.grad.is_some());
-        let linears = self.layers.iter().flat_map(Layer::linears);
-        let lora = linears.map(Linear::lora_needs).fold(LoraNeeds::default(), LoraNeeds::max);
-        let embed_rank = self.embed_lora.as_ref().map_or(0, |lora| lora.rank);
-        let lora = lora.max(LoraNeeds { rank: embed_rank, ..LoraNeeds::default() });
-        Layout {
-            n_streams: if trains { n_layers + 1 } else { 2 },
-            n_acts: if trains { NActs::kept(self.recompute, n_layers) } else { NActs::SHARED },
-            trains,
-            lora,
-            head_lora: self.head.lora_needs(self.dims.d),
-        }
-    }
-
     fn forward(
         &self,
         batch: &Batch,
@@ -377,18 +360,20 @@ impl<B: Backend> Decoder<B> {
         let pass = self.pass(batch, dropout_seed);
         let d = self.dims.d;
         workspace.head.dropout_seed = dropout_seed.map(|seed| rng::mix(seed, HEAD_SITE));
+        let start = workspace.stream(0);
         let Workspace { streams, scratch, .. } = workspace;
-        let ids = batch.input_ids.as_slice();
-        self.embed_rows(ids, &mut streams[0], &mut scratch.lora);
+        let (ids, x) = (batch.input_ids.as_slice(), &mut streams[start]);
+        self.embed_rows(ids, x, &mut scratch.lora);
         if let Some(EmbeddingNoise { alpha, seed, first_document }) = self.noise {
             let place = (seed, first_document);
-            self.backend.add_noise(&mut streams[0], d, &batch.seq_lens, alpha, place);
+            self.backend.add_noise(x, d, &batch.seq_lens, alpha, place);
         }
         for (idx, layer) in self.layers.iter().enumerate() {
             let ends = [workspace.stream(idx), workspace.stream(idx + 1)];
+            let acts_idx = workspace.acts_idx(idx);
             let Workspace { streams, acts, scratch, .. } = workspace;
             let [x, out] = streams.get_disjoint_mut(ends).expect("neighbours are two streams");
-            let mut acts = acts.of_layer(idx);
+            let mut acts = acts.of_layer(acts_idx);
             layer.forward(&pass, x, &mut acts, scratch, out);
             after_layer(idx, &acts);
         }
@@ -426,16 +411,18 @@ impl<B: Backend> Decoder<B> {
         workspace: &mut Workspace<B>,
     ) -> LossSums {
         let n_layers = self.layers.len();
+        let (first, last) = (workspace.first, workspace.stream(n_layers));
+        let embed_is_trained = self.trains_embedding();
         let Workspace { streams, acts, scratch, head: head_acts, back, .. } = workspace;
         let Some(back) = back else {
             let on = (&self.backend, &self.dims);
-            let x = &streams[n_layers % streams.len()];
+            let x = &streams[last];
             let rows = self.row_losses.as_deref_mut();
             return self.head.loss(on, &mut self.embed, x, batch, head_acts, None, rows);
         };
         let on = (&self.backend, &self.dims);
         let grad = HeadGrad { back: &mut back.head, dx: &mut back.dx, scale: grad_scale };
-        let x = &streams[n_layers];
+        let x = &streams[last];
         let rows = self.row_losses.as_deref_mut();
         let sums = self.head.loss(on, &mut self.embed, x, batch, head_acts, Some(grad), rows);
 
@@ -449,17 +436,14 @@ impl<B: Backend> Decoder<B> {
             rope_rows: None,
             dropout_seed,
         };
-        let lora_is_trained = self.embed_lora.as_ref().is_some_and(EmbedLora::is_trained);
-        let has_tokens = self.embed_tokens.is_some() || self.head.tied_tokens().is_some();
-        let embed_is_trained = self.embed.grad.is_some() || lora_is_trained || has_tokens;
-        for (idx, layer) in layers.iter_mut().enumerate().rev() {
+        for (idx, layer) in layers[first..].iter_mut().enumerate().rev() {
             let mut acts = acts.of_layer(idx);
             let needs_dx = idx > 0 || embed_is_trained;
             let ends = [idx, idx + 1];
             let [x, out] = streams.get_disjoint_mut(ends).expect("neighbours are two streams");
             // The last layer's activations are still there; the output of any other, the next one's
             // input, is needed no longer.
-            if idx + 1 < n_layers {
+            if first + idx + 1 < n_layers {
                 layer.restore(&pass, self.recompute, x, &mut acts, scratch, out);
             }
             layer.backward(&pass, x, &mut acts, scratch, &mut back.layer, &mut back.dx, needs_dx);
@@ -474,7 +458,7 @@ impl<B: Backend> Decoder<B> {
             let ids = (batch.input_ids.as_slice(), self.dims.d);
             lora.backward(&self.backend, ids, &back.dx, &mut scratch.lora);
         }
-        let tokens = self.embed_tokens.as_mut().or(self.head.tied_tokens());
+        let tokens = self.embed_tokens.as_mut().or(self.head.tied_tokens_mut());
         if let Some(tokens) = tokens {
             tokens.embedding_grad(&self.backend, &batch.input_ids, &back.dx);
         }

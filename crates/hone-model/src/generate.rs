@@ -243,8 +243,7 @@ impl<B: Backend> Cache<B> {
         let dims = decoder.dims;
         let width = dims.heads.n_kv * dims.heads.dim;
         let make = || backend.zeros(n * capacity * width);
-        let layout =
-            Layout { trains: false, n_streams: 1, n_acts: NActs::SHARED, ..decoder.layout() };
+        let layout = Layout { n_acts: NActs::SHARED, ..decoder.layout() };
         let mut cache = Cache {
             layers: decoder.layers.iter().map(|_| (make(), make())).collect(),
             capacity,

@@ -251,7 +251,12 @@ impl<B: Backend> Head<B> {
     }
 
     /// The rows of the embedding that are trained by themselves, where the head is tied to it.
-    pub(crate) fn tied_tokens(&mut self) -> Option<&mut TokenPatch<B>> {
+    pub(crate) fn tied_tokens(&self) -> Option<&TokenPatch<B>> {
+        self.tokens.as_ref().filter(|_| matches!(self.weight, HeadWeight::Tied))
+    }
+
+    /// [`Head::tied_tokens`], to change them.
+    pub(crate) fn tied_tokens_mut(&mut self) -> Option<&mut TokenPatch<B>> {
         self.tokens.as_mut().filter(|_| matches!(self.weight, HeadWeight::Tied))
     }
 
@@ -260,8 +265,8 @@ impl<B: Backend> Head<B> {
         self.lora.as_ref().map_or(LoraNeeds::default(), |lora| lora.needs(d))
     }
 
-    /// Bytes of what no visit reaches: packed matrices, what adapters keep beside their factors, and
-    /// the base's matrix while another takes its place.
+    /// Bytes of what no visit reaches: packed matrices, what adapters keep beside their factors,
+    /// and the base's matrix while another takes its place.
     pub(crate) fn other_bytes(&self, backend: &B) -> u64 {
         let matrix = |weight: &HeadWeight<B>| match weight {
             HeadWeight::Frozen(w) => backend.frozen_bytes(w),

@@ -1,4 +1,5 @@
-//! Bytes that a decoder holds, counted buffer by buffer: what [`crate::MemoryPlan`] says beforehand.
+//! Bytes that a decoder holds, counted buffer by buffer: what [`crate::MemoryPlan`] says
+//! beforehand.
 
 use hone_kernels::Backend;
 
@@ -9,8 +10,8 @@ use crate::lora::TokenPatch;
 /// Bytes of a value: buffers are f32.
 pub(crate) const VALUE_BYTES: u64 = 4;
 
-/// Bytes that a decoder holds, by purpose. Not in them are lists of ids and rotary tables, which are
-/// as long as a batch and narrow.
+/// Bytes that a decoder holds, by purpose. Not in them are lists of ids and rotary tables, which
+/// are as long as a batch and narrow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeldBytes {
     /// Base weights, in whatever form, and adapters.

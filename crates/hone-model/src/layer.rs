@@ -128,8 +128,8 @@ impl<B: Backend> Layer<B> {
         self.finish(pass, x, acts, scratch, out);
     }
 
-    /// Computes what `recompute` has not kept once more, the same bytes: all that the backward reads,
-    /// and nothing else. `out` may be written over.
+    /// Computes what `recompute` has not kept once more, the same bytes: all that the backward
+    /// reads, and nothing else. `out` may be written over.
     pub(crate) fn restore(
         &self,
         pass: &Pass<'_, B>,
@@ -188,8 +188,8 @@ impl<B: Backend> Layer<B> {
         pass.backend.attention(qkv, pass.dims.heads, pass.seq_lens, self.mask, attn, lse);
     }
 
-    /// The part behind attention, whose output lies in `acts.core.attn`: `out` (T, D) <- the rest of
-    /// the layer on `x`.
+    /// The part behind attention, whose output lies in `acts.core.attn`: `out` (T, D) <- the rest
+    /// of the layer on `x`.
     pub(crate) fn finish(
         &self,
         pass: &Pass<'_, B>,
@@ -336,8 +336,8 @@ impl<B: Backend> Layer<B> {
     }
 }
 
-/// The input of a half's first map: `x` (T, D) through the half's norm into `y`, its scales into `r`;
-/// or `x` as it is, where there is none.
+/// The input of a half's first map: `x` (T, D) through the half's norm into `y`, its scales into
+/// `r`; or `x` as it is, where there is none.
 fn normed<'a, B: Backend>(
     pass: &Pass<'_, B>,
     (x, r): (&'a B::Buf, &mut B::Buf),

@@ -103,7 +103,8 @@ impl<B: Backend> Linear<B> {
         is_trained || self.lora.is_some()
     }
 
-    /// Bytes of what no visit reaches: a packed matrix, and what adapters keep beside their factors.
+    /// Bytes of what no visit reaches: a packed matrix, and what adapters keep beside their
+    /// factors.
     pub(crate) fn other_bytes(&self, backend: &B) -> u64 {
         let squares = self.lora.as_ref().map_or(0, |lora| lora.n_squares(backend));
         let packed = match &self.weight {

@@ -4,16 +4,17 @@ use hone_kernels::Backend;
 
 use crate::Decoder;
 
-/// What the backward finds and what it computes again; the gradients are the same bytes. Every level
-/// keeps each layer's input, and makes outputs of norms and of the gated activation again, which costs
-/// next to nothing.
+/// What the backward finds and what it computes again; the gradients are the same bytes. Every
+/// level keeps each layer's input, and makes outputs of norms and of the gated activation again,
+/// which costs next to nothing.
 ///
-/// What else is kept is chosen by its price: the multiply-adds that one value costs when it is computed
-/// again. What a map gives costs the width of the map's input; attention's output costs as much as a
-/// query sees keys, and a softmax. So attention's output goes last, and [`Recompute::Attention`] gives
-/// up the maps around it, as in selective recomputation (Korthikanti et al. 2022) turned round: theirs
-/// held T x T scores, which a tiled attention never has. Values a token a layer, and the share of a
-/// layer's forward products that is done twice, of SmolLM2-135M with documents of 1024 tokens:
+/// What else is kept is chosen by its price: the multiply-adds that one value costs when it is
+/// computed again. What a map gives costs the width of the map's input; attention's output costs as
+/// much as a query sees keys, and a softmax. So attention's output goes last, and
+/// [`Recompute::Attention`] gives up the maps around it, as in selective recomputation (Korthikanti
+/// et al. 2022) turned round: theirs held T x T scores, which a tiled attention never has. Values a
+/// token a layer, and the share of a layer's forward products that is done twice, of SmolLM2-135M
+/// with documents of 1024 tokens:
 ///
 /// | level | values | twice |
 /// |---|---:|---:|
@@ -21,19 +22,19 @@ use crate::Decoder;
 /// | attention | 4234 | 21 % |
 /// | layer | 576 | 79 % |
 ///
-/// To keep the stream between the halves and run attention again would hold 4225 values at 28 %, and
-/// with documents of 8192 tokens at 64 % instead of 11 %.
+/// To keep the stream between the halves and run attention again would hold 4225 values at 28 %,
+/// and with documents of 8192 tokens at 64 % instead of 11 %.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recompute {
     /// Nothing that a matrix product has to be done for: the fastest.
     #[default]
     None,
-    /// The linear maps of the attention half: queries, keys and values with their norms and rotation,
-    /// and attention's way back into the residual stream. Attention's own output and the feed-forward's
-    /// gates and ups are kept.
+    /// The linear maps of the attention half: queries, keys and values with their norms and
+    /// rotation, and attention's way back into the residual stream. Attention's own output and the
+    /// feed-forward's gates and ups are kept.
     Attention,
-    /// Everything but the last map of the feed-forward, whose output no backward reads: a fraction of
-    /// the memory.
+    /// Everything but the last map of the feed-forward, whose output no backward reads: a fraction
+    /// of the memory.
     Layer,
 }
 

@@ -9,6 +9,7 @@ use crate::held::VALUE_BYTES;
 use crate::linear::LoraNeeds;
 use crate::lora::{EMBED, HEAD, PREFIX, modules};
 use crate::param::{ParamInfo, ParamKind};
+use crate::workspace::n_streams;
 use crate::{Compute, LoraConfig, ModelConfig, ModelError, QuantSpec, Recompute};
 
 /// What is trained.
@@ -90,10 +91,12 @@ impl MemoryPlan {
         let n_trained: u64 = needs.trained.iter().map(|info| info.n_values() as u64).sum();
         let n_adapter = needs.method.lora().map_or(0, |lora| lora.n_params(config));
         let beside = needs.method.lora().map_or(0, |lora| beside_adapter(config, lora) as u64);
+        let packed = needs.method.lora().map_or(0, |lora| packed_head(config, lora) as u64);
+        let packed = needs.compute.frozen_bytes() as u64 * packed;
         let (base, quantisation) = base_bytes(config, needs);
         let n_average = if needs.average { n_trained } else { 0 };
         MemoryPlan {
-            weights: base + VALUE_BYTES * (n_adapter + beside),
+            weights: base + packed + VALUE_BYTES * (n_adapter + beside),
             quantisation,
             gradients: VALUE_BYTES * n_trained,
             optimizer: needs.optimizer,
@@ -167,7 +170,8 @@ fn base_bytes(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> (u64, u64) {
     }
 }
 
-/// Values that an adapter makes the decoder hold beside the base and the adapter's own tensors.
+/// Values in buffers that an adapter makes the decoder hold beside the base and the adapter's own
+/// tensors.
 fn beside_adapter(config: &ModelConfig, lora: &LoraConfig) -> usize {
     let matrix = config.vocab_size * config.hidden_size;
     let squares: usize = match lora.use_dora {
@@ -175,12 +179,28 @@ fn beside_adapter(config: &ModelConfig, lora: &LoraConfig) -> usize {
         false => 0,
     };
     let n_tokens: usize = [EMBED, HEAD].map(|module| lora.token_ids(module).len()).iter().sum();
-    // A tied head stays what the base's embedding is when another takes that one's place.
-    let head_of_its_own = config.tie_word_embeddings && lora.saves(EMBED) && !lora.saves(HEAD);
     // Rows are written into a plain copy of a packed head.
     let unpacked = !config.tie_word_embeddings && !lora.token_ids(HEAD).is_empty();
-    let n_matrices = usize::from(head_of_its_own) + usize::from(unpacked);
-    squares + n_tokens * config.hidden_size + n_matrices * matrix
+    squares + n_tokens * config.hidden_size + usize::from(unpacked) * matrix
+}
+
+/// Values of the packed matrix that a tied head becomes when an adapter's embedding takes the place
+/// of the base's, which the head goes on with.
+fn packed_head(config: &ModelConfig, lora: &LoraConfig) -> usize {
+    let is_packed = config.tie_word_embeddings && lora.saves(EMBED) && !lora.saves(HEAD);
+    usize::from(is_packed) * config.vocab_size * config.hidden_size
+}
+
+/// The first layer that a backward goes through: what the embedding learns comes through all of
+/// them.
+fn first_trained(config: &ModelConfig, trained: &[ParamInfo]) -> usize {
+    let n_layers = config.num_hidden_layers;
+    let first = trained.iter().map(|info| match info.name.split_once("layers.") {
+        Some((_, rest)) => rest.split('.').next().and_then(|n| n.parse().ok()).unwrap_or(0),
+        None if info.name.contains("embed_tokens") => 0,
+        None => n_layers,
+    });
+    first.min().unwrap_or(n_layers)
 }
 
 /// Residual streams, activations and the buffers of the passes.
@@ -188,9 +208,9 @@ fn activations(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> u64 {
     let dims = Dims::new(config);
     let trains = !needs.trained.is_empty();
     let n_layers = config.num_hidden_layers;
-    let n_streams = if trains { n_layers + 1 } else { 2 };
-    let n_acts = if trains { NActs::kept(needs.recompute, n_layers) } else { NActs::SHARED };
-    let mut per_token = n_streams * dims.d;
+    let first = first_trained(config, needs.trained);
+    let n_acts = NActs::kept(needs.recompute, n_layers - first);
+    let mut per_token = n_streams(n_layers, first) * dims.d;
     per_token += n_acts.values_per_token(&dims) + Scratch::<Cpu>::values_per_token(&dims);
     if trains {
         per_token += dims.d + BackScratch::<Cpu>::values_per_token(&dims);
@@ -282,8 +302,8 @@ pub fn trained_params(config: &ModelConfig, method: Method<'_>) -> Vec<ParamInfo
 }
 
 /// Checks that of the weights that read the same input, which lie in one buffer, all are frozen or
-/// none; biases lie in buffers of their own, and each can be frozen by itself. Errors: a weight that
-/// is, beside one that is not.
+/// none; biases lie in buffers of their own, and each can be frozen by itself. Errors: a weight
+/// that is, beside one that is not.
 pub fn check_frozen(
     config: &ModelConfig,
     is_frozen: &dyn Fn(&str) -> bool,

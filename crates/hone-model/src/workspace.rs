@@ -2,16 +2,21 @@
 
 use hone_kernels::Backend;
 
+use crate::Decoder;
 use crate::buffers::{ActSets, BackScratch, Dims, NActs, Scratch};
 use crate::head::{HeadActs, HeadBack};
-use crate::linear::LoraNeeds;
+use crate::layer::Layer;
+use crate::linear::{Linear, LoraNeeds};
+use crate::lora::EmbedLora;
 
 /// How many of the buffers a decoder needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// Copies of the residual stream: every layer's input and the last one's output, or two to go
-    /// back and forth between.
-    pub(crate) n_streams: usize,
+    /// The layers.
+    pub(crate) n_layers: usize,
+    /// The first layer that a backward goes through: nothing below it is trained. The number of
+    /// layers where there is no such layer.
+    pub(crate) first: usize,
     /// Sets of activations.
     pub(crate) n_acts: NActs,
     /// Whether there is a backward.
@@ -20,6 +25,12 @@ pub(crate) struct Layout {
     pub(crate) lora: LoraNeeds,
     /// Those of the head's.
     pub(crate) head_lora: LoraNeeds,
+}
+
+/// Copies of the residual stream: the input of every layer from `first` on and the last one's
+/// output; and one more to go back and forth with below.
+pub(crate) fn n_streams(n_layers: usize, first: usize) -> usize {
+    n_layers - first + 1 + usize::from(first > 0)
 }
 
 /// Buffers of the backward.
@@ -33,6 +44,8 @@ pub(crate) struct Back<B: Backend> {
 /// All buffers for up to `rows` tokens.
 pub(crate) struct Workspace<B: Backend> {
     pub(crate) rows: usize,
+    /// See [`Layout::first`].
+    pub(crate) first: usize,
     pub(crate) streams: Vec<B::Buf>,
     pub(crate) acts: ActSets<B>,
     pub(crate) scratch: Scratch<B>,
@@ -45,7 +58,8 @@ impl<B: Backend> Workspace<B> {
         let stream = |_| backend.zeros(rows * dims.d);
         Workspace {
             rows,
-            streams: (0..layout.n_streams).map(stream).collect(),
+            first: layout.first,
+            streams: (0..n_streams(layout.n_layers, layout.first)).map(stream).collect(),
             acts: ActSets::new(backend, dims, layout.n_acts, rows),
             scratch: Scratch::new(backend, dims, layout.lora, rows),
             head: HeadActs::new(backend, dims, rows, layout.head_lora),
@@ -59,8 +73,18 @@ impl<B: Backend> Workspace<B> {
 
     /// Index of the residual stream that layer `layer` reads; it writes the one of `layer + 1`.
     pub(crate) fn stream(&self, layer: usize) -> usize {
-        layer % self.streams.len()
+        match layer.checked_sub(self.first) {
+            Some(kept) => kept,
+            None if (self.first - layer).is_multiple_of(2) => 0,
+            None => self.streams.len() - 1,
+        }
     }
+
+    /// Index of the activations of layer `layer`, as far as there are so many.
+    pub(crate) fn acts_idx(&self, layer: usize) -> usize {
+        layer.saturating_sub(self.first)
+    }
+
     /// Values of the buffers beside the head's.
     pub(crate) fn n_values(&self, backend: &B) -> usize {
         let streams: usize = self.streams.iter().map(|buf| backend.len(buf)).sum();
@@ -73,5 +97,49 @@ impl<B: Backend> Workspace<B> {
     pub(crate) fn head_values(&self, backend: &B) -> usize {
         let back = self.back.as_ref().map_or(0, |back| back.head.n_values(backend));
         self.head.n_values(backend) + back
+    }
+}
+
+impl<B: Backend> Decoder<B> {
+    /// The buffers that the passes need as things stand.
+    pub(crate) fn layout(&self) -> Layout {
+        let n_layers = self.layers.len();
+        let mut trains = false;
+        self.visit(&mut |param| trains |= param.grad.is_some());
+        let first = self.first_trained();
+        let linears = self.layers.iter().flat_map(Layer::linears);
+        let lora = linears.map(Linear::lora_needs).fold(LoraNeeds::default(), LoraNeeds::max);
+        let embed_rank = self.embed_lora.as_ref().map_or(0, |lora| lora.rank);
+        let lora = lora.max(LoraNeeds { rank: embed_rank, ..LoraNeeds::default() });
+        Layout {
+            n_layers,
+            first,
+            n_acts: NActs::kept(self.recompute, n_layers - first),
+            trains,
+            lora,
+            head_lora: self.head.lora_needs(self.dims.d),
+        }
+    }
+
+    /// Whether the embedding, its adapter or rows of it are trained.
+    pub(crate) fn trains_embedding(&self) -> bool {
+        let lora_is_trained = self.embed_lora.as_ref().is_some_and(EmbedLora::is_trained);
+        let rows = self.embed_tokens.as_ref().or(self.head.tied_tokens());
+        let rows_are_trained = rows.is_some_and(|tokens| tokens.rows.grad.is_some());
+        self.embed.grad.is_some() || lora_is_trained || rows_are_trained
+    }
+
+    /// The first layer that a backward goes through; the number of layers where nothing is trained
+    /// in them or below.
+    fn first_trained(&self) -> usize {
+        if self.trains_embedding() {
+            return 0;
+        }
+        let is_trained = |layer: &Layer<B>| {
+            let mut found = false;
+            layer.visit(&mut |param| found |= param.grad.is_some());
+            found
+        };
+        self.layers.iter().position(is_trained).unwrap_or(self.layers.len())
     }
 }

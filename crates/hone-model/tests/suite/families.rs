@@ -115,6 +115,9 @@ fn recomputation_and_threads_do_not_change_a_byte() {
 fn recomputation_serves_every_choice_of_what_is_trained() {
     each(|config, family| {
         let batch = pack(&documents(config, &LENS));
+        let mut full = decoder(Cpu::new(), config, Training::Full);
+        full.accumulate(&batch, 0.1, Some(3)).unwrap();
+        let all = full.gradients();
         let check = |decoder: &mut Decoder<Cpu>, what: &str| {
             let found = Recompute::ALL.map(|recompute| {
                 decoder.set_recompute(recompute);
@@ -123,6 +126,12 @@ fn recomputation_serves_every_choice_of_what_is_trained() {
                 decoder.gradients()
             });
             assert!(found.iter().all(|gradients| *gradients == found[0]), "{family}, {what}");
+            let mut n_known = 0;
+            for tensor in found[0].iter().filter(|tensor| all.get(&tensor.name).is_some()) {
+                assert_eq!(all.get(&tensor.name), Some(tensor), "{family}, {what}");
+                n_known += 1;
+            }
+            n_known
         };
         let names = config.linear_names();
         assert!(names.len() >= 4);
@@ -131,12 +140,23 @@ fn recomputation_serves_every_choice_of_what_is_trained() {
                 LoraConfig { target_modules: vec![name.to_owned()].into(), ..lora(0.25) };
             let mut decoder = decoder(Cpu::new(), config, Training::Frozen);
             decoder.attach(&adapter(config, settings), true).unwrap();
-            check(&mut decoder, name);
+            assert_eq!(check(&mut decoder, name), 0);
         }
-        for left in ["norm.", "self_attn.", "mlp.", "layers.1.", "embed_tokens", "bias"] {
+        let parts = [
+            "norm.",
+            "self_attn.",
+            "mlp.",
+            "layers.1.",
+            "layers.2.",
+            "model.norm",
+            "embed_tokens",
+            "bias",
+        ];
+        for left in parts {
             let mut decoder = decoder(Cpu::new(), config, Training::Full);
             decoder.freeze(&|name| !name.contains(left)).unwrap();
-            check(&mut decoder, left);
+            let n_left = all.iter().filter(|tensor| tensor.name.contains(left)).count();
+            assert_eq!(check(&mut decoder, left), n_left, "{family}, {left}");
         }
     });
 }
