@@ -102,6 +102,9 @@ def make_adapter(args):
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=args.b_std)
+    # A set has another order in each process: sorted, the same adapter is the same bytes, and a run from it is fresh.
+    made = model.peft_config["default"]
+    made.target_modules = sorted(made.target_modules)
     model.save_pretrained(args.out)
 
 
