@@ -1,9 +1,11 @@
 //! Whose words trained tokens are.
 //!
-//! The role of a token is that of the message that it belongs to: `assistant`, `user`, `tool`, `system` or any other that the data
-//! has. What a message thinks is [apart](THOUGHTS), `assistant/reasoning`. What the template wrote (markers inside a response, the
-//! marks of a thought, the end of a turn) has the role whose turn it is. Plain text is [`TEXT`]. Only trained tokens have a role:
-//! the others are counted with their neighbours, so that most documents, and most packs, are one run.
+//! The role of a token is that of the message that it belongs to: `assistant`, `user`, `tool`,
+//! `system` or any other that the data has. What a message thinks is [apart](THOUGHTS),
+//! `assistant/reasoning`. What the template wrote (markers inside a response, the marks of a
+//! thought, the end of a turn) has the role whose turn it is. Plain text is [`TEXT`]. Only trained
+//! tokens have a role: the others are counted with their neighbours, so that most documents, and
+//! most packs, are one run.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -17,24 +17,20 @@ pub(crate) struct Multiset {
 }
 
 impl Multiset {
-    /// The tokens of a document; `roles` gives the [key](role_keys) of the role of each.
-    pub(crate) fn of(
-        doc: &Doc,
-        ids: &[u32],
-        weights: &[f32],
-        roles: &mut impl Iterator<Item = u64>,
-    ) -> Self {
+    /// The tokens of a document; `roles` stands at the first of them.
+    pub(crate) fn of(doc: &Doc, ids: &[u32], weights: &[f32], roles: &mut RoleKeys) -> Self {
         let key = row_key(doc);
-        let tokens = doc.row_tokens().zip(ids).zip(weights).zip(roles);
-        let sum = tokens.fold(0u128, |sum, (((index, id), weight), role)| {
-            sum.wrapping_add(hash(key, index, *id, role ^ u64::from(weight.to_bits())))
+        let tokens = doc.row_tokens().zip(ids).zip(weights);
+        let sum = tokens.fold(0u128, |sum, ((index, id), weight)| {
+            let learned = roles.next() ^ u64::from(weight.to_bits());
+            sum.wrapping_add(hash(key, index, *id, learned))
         });
         Multiset { docs: 1, tokens: ids.len() as u64, sum }
     }
 
     /// The tokens of a pack.
     pub(crate) fn of_pack(pack: &Pack) -> Self {
-        let mut roles = role_keys(&pack.roles);
+        let mut roles = RoleKeys::of(&pack.roles);
         let docs = pack.documents().map(|(doc, range)| {
             let (ids, weights) = (&pack.input_ids[range.clone()], &pack.loss_weight[range]);
             Multiset::of(doc, ids, weights, &mut roles)
@@ -66,9 +62,31 @@ impl Multiset {
     }
 }
 
-/// A key of the role of each token.
-pub(crate) fn role_keys(roles: &Roles) -> impl Iterator<Item = u64> {
-    roles.runs().flat_map(|(role, n)| std::iter::repeat_n(text_key(0, role), n as usize))
+/// A key of the role of each token, one after the other.
+pub(crate) struct RoleKeys {
+    /// The key of each run, and its tokens that are left; the last run first.
+    runs: Vec<(u64, u32)>,
+}
+
+impl RoleKeys {
+    /// Those of these tokens.
+    pub(crate) fn of(roles: &Roles) -> Self {
+        let mut runs: Vec<(u64, u32)> =
+            roles.runs().map(|(role, n)| (text_key(0, role), n)).collect();
+        runs.reverse();
+        RoleKeys { runs }
+    }
+
+    /// The next token's; 0 behind the last one.
+    fn next(&mut self) -> u64 {
+        let Some((key, left)) = self.runs.last_mut() else { return 0 };
+        let key = *key;
+        *left -= 1;
+        if *left == 0 {
+            self.runs.pop();
+        }
+        key
+    }
 }
 
 /// Two independent keys from the row's index and id.

@@ -15,7 +15,7 @@ use hone_tokens::{Counts, Reason, Refusal, Row, Taken, TooLong};
 use serde_json::json;
 
 use crate::args::{Config, split};
-use crate::conserve::{Multiset, role_keys};
+use crate::conserve::{Multiset, RoleKeys};
 use crate::inputs::Tokenizer;
 use crate::labels::{LabelledDoc, rows};
 use crate::packs;
@@ -267,7 +267,7 @@ impl Sinks {
             if let Some((aside, tokens)) = &mut self.aside {
                 let record = record::to_bytes(&doc, &row.roles, &row.ids, &row.weights);
                 aside.push(doc.len, &record)?;
-                let roles = &mut role_keys(&row.roles);
+                let roles = &mut RoleKeys::of(&row.roles);
                 *tokens = tokens.and(Multiset::of(&doc, &row.ids, &row.weights, roles));
             } else {
                 pack.input_ids.extend_from_slice(&row.ids);

@@ -16,7 +16,7 @@ use hone_tokens::{Reason, Refusal, Row, TooLong};
 use serde::{Deserialize, Serialize};
 
 use crate::args::Config;
-use crate::conserve::{Multiset, role_keys};
+use crate::conserve::{Multiset, RoleKeys};
 use crate::inputs::Encoder;
 use crate::make::{Made, make};
 use crate::record;
@@ -129,7 +129,7 @@ impl Ready {
         };
         let record = |row: &Row| {
             let doc = row.doc(index);
-            let tokens = Multiset::of(&doc, &row.ids, &row.weights, &mut role_keys(&row.roles));
+            let tokens = Multiset::of(&doc, &row.ids, &row.weights, &mut RoleKeys::of(&row.roles));
             (doc.len, record::to_bytes(&doc, &row.roles, &row.ids, &row.weights), tokens)
         };
         let records = taken.rows.iter().map(record).collect();
