@@ -1,5 +1,5 @@
-//! Losses told apart by source and by role, replay among them, and TensorBoard's file read by a reader that shares nothing with
-//! its writer.
+//! Losses told apart by source and by role, replay among them, and TensorBoard's file read by a
+//! reader that shares nothing with its writer.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -111,8 +111,8 @@ fn the_loss_of_a_role_is_that_of_a_run_that_trains_no_other() {
     assert_eq!(number(&first["replay_share"]), number(replay) / number(all));
     assert!((number(&report["replay_share"]) - number(&first["replay_share"])).abs() < 1e-12);
     assert_eq!(replay, &counts["by_role"]["text"]);
-    let steps = lines.iter().filter(|line| line.get("loss").is_some());
-    assert_eq!(report["losses_by_role"], steps.last().unwrap()["losses_by_role"]);
+    let last = lines.iter().rfind(|line| line.get("loss").is_some()).unwrap();
+    assert_eq!(report["losses_by_role"], last["losses_by_role"]);
 
     // Held out, likewise.
     let held_out = lines.iter().rfind(|line| line.get("eval_loss").is_some()).unwrap();
@@ -236,7 +236,7 @@ fn fields(mut message: &[u8]) -> Vec<(u64, Field<'_>)> {
     all
 }
 
-fn bytes<'a>(message: &'a [u8], number: u64) -> Option<&'a [u8]> {
+fn bytes(message: &[u8], number: u64) -> Option<&[u8]> {
     fields(message).into_iter().find_map(|(found, field)| match field {
         Field::Bytes(bytes) if found == number => Some(bytes),
         _ => None,

@@ -601,28 +601,23 @@ fn every_trained_token_has_the_role_of_its_message() {
 
 #[test]
 fn what_a_response_thinks_has_a_role_of_its_own() {
-    let answer = |part| Some((Some(1), "assistant", part, 1.0));
-    let bits: Vec<Bit> = [
-        ("<u>\n", None),
-        ("hello", Some((Some(0), "user", Part::Content, 1.0))),
-        ("<e>\n<a>\n", None),
-        ("<think>", answer(Part::Scaffold)),
-        ("\n", answer(Part::Scaffold)),
-        ("there", answer(Part::Reasoning)),
-        ("\n\n", answer(Part::Scaffold)),
-        ("yo", answer(Part::Content)),
-        (" 12", answer(Part::ToolCall)),
-        ("<e>", answer(Part::Stop)),
-        ("\n<u>\n", None),
-        ("no", Some((Some(2), "tool", Part::Content, 0.5))),
-        ("<e>\n", None),
-    ]
-    .into_iter()
-    .map(|(text, owner): (&str, Option<(Option<u32>, &str, Part, f32)>)| {
-        let (message, role, part, weight) = owner.unwrap_or((None, "", Part::Scaffold, 0.0));
-        (text, message, role, part, weight)
-    })
-    .collect();
+    let answer = |text, part| (text, Some(1), "assistant", part, 1.0);
+    let frame = |text| (text, None, "", Part::Scaffold, 0.0);
+    let bits: [Bit; 13] = [
+        frame("<u>\n"),
+        ("hello", Some(0), "user", Part::Content, 1.0),
+        frame("<e>\n<a>\n"),
+        answer("<think>", Part::Scaffold),
+        answer("\n", Part::Scaffold),
+        answer("there", Part::Reasoning),
+        answer("\n\n", Part::Scaffold),
+        answer("yo", Part::Content),
+        answer(" 12", Part::ToolCall),
+        answer("<e>", Part::Stop),
+        frame("\n<u>\n"),
+        ("no", Some(2), "tool", Part::Content, 0.5),
+        frame("<e>\n"),
+    ];
     let row = rendered(Kind::Sft, &bits, None);
     // The marks of a thought, and the blanks around it, are the template's: of the answer.
     let answer = "assistant[<think>\n] assistant/reasoning[there] assistant[\n\nyo 12<e>]";

@@ -328,8 +328,10 @@ mod tests {
         assert_eq!(causal.batch(&[2, 0]).unwrap().weight(), 12.0 + 4.0);
     }
 
-    /// A pack of documents: source, kind, and of each token its id, its weight and its role.
-    fn told(docs: &[(&str, Kind, &[(u32, f32, &str)])]) -> Pack {
+    /// A document: source, kind, and of each token its id, its weight and its role.
+    type Told<'a> = (&'a str, Kind, &'a [(u32, f32, &'a str)]);
+
+    fn told(docs: &[Told]) -> Pack {
         let mut pack = Pack::with_capacity(0);
         for (row, (source, kind, tokens)) in docs.iter().enumerate() {
             for (id, weight, role) in *tokens {

@@ -1,4 +1,5 @@
-//! What the report of a run says of sources and roles: what was trained of each, how well, and how much of it was replay.
+//! What the report of a run says of sources and roles: what was trained of each, how well, and how
+//! much of it was replay.
 
 use serde_json::{Value, json};
 
@@ -8,7 +9,8 @@ use crate::training::Trained;
 /// Keys of a step's line that the report has of the last step.
 const OF_LAST_STEP: [&str; 2] = ["losses", "losses_by_role"];
 
-/// Adds it to a report. What comes from the record comes from its text, which is the same in a run that was resumed.
+/// Adds it to a report. What comes from the record comes from its text, which is the same in a run
+/// that was resumed.
 pub(crate) fn tell_apart(report: &mut Value, train: &Packs, done: &Trained) {
     let lines = done.metrics.sealed().lines();
     let steps: Vec<Value> = lines
@@ -46,9 +48,12 @@ fn replay_share(steps: &[Value]) -> Option<f64> {
 mod tests {
     use super::*;
 
+    fn step(trained: u64, share: f64) -> Value {
+        json!({"num_trained_tokens": trained, "replay_share": share})
+    }
+
     #[test]
     fn the_share_of_replay_is_of_all_trained_tokens() {
-        let step = |trained: u64, share: f64| json!({"num_trained_tokens": trained, "replay_share": share});
         assert_eq!(replay_share(&[step(10, 0.5), step(30, 0.0)]), Some(0.125));
         assert_eq!(replay_share(&[json!({"num_trained_tokens": 10})]), None);
         assert_eq!(replay_share(&[]), None);

@@ -73,7 +73,8 @@ impl Groups {
 /// Losses by name.
 pub(crate) type Named<'a> = Vec<(&'a str, f64)>;
 
-/// The losses of some packs, told apart. Empty where there is but one group, whose loss is that of all.
+/// The losses of some packs, told apart. Empty where there is but one group, whose loss is that of
+/// all.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Losses<'a> {
     pub(crate) by_source: Named<'a>,
@@ -164,7 +165,10 @@ mod tests {
         [one, Batch::from_pack(&[1, 1], &[0.0, 2.0], &[2]).unwrap()]
     }
 
-    fn groups(packs: &[(&[(&str, u32)], &[f32])]) -> Groups {
+    /// The runs of a pack, and the weights of its tokens.
+    type Told<'a> = (&'a [(&'a str, u32)], &'a [f32]);
+
+    fn groups(packs: &[Told]) -> Groups {
         let mut groups = Groups::default();
         packs.iter().for_each(|(runs, weights)| groups.push(runs.iter().copied(), weights));
         groups
