@@ -213,7 +213,13 @@ fn diff_json(path: &str, old: &Value, new: &Value, all: &mut Vec<String>) {
             }
         }
         _ if old == new => {}
-        _ => all.push(format!("`{path}` was {old} and is {new}")),
+        _ => {
+            let [old, new] = [old, new].map(|value| match value {
+                Value::Null => "not given".to_owned(),
+                value => value.to_string(),
+            });
+            all.push(format!("`{path}` was {old} and is {new}"));
+        }
     }
 }
 
@@ -285,7 +291,7 @@ mod tests {
         assert_eq!(
             all,
             [
-                "`gone` was true and is null",
+                "`gone` was true and is not given",
                 "`inner.rank` was 8 and is 16",
                 "`list.0.a` was 1 and is 3",
                 "`lr` was 1 and is 2",
