@@ -277,6 +277,16 @@ fn a_checkpoint_of_other_settings_is_refused_by_name_gone_on_from_or_dropped() {
     again.done("train", &with(&other, &["--restart"]));
     assert_eq!(differing(&fresh.artefact("train"), &again.artefact("train")), Vec::<String>::new());
 
+    // Not gone on from where the weights belong to a base with a part taken out.
+    let pissa = ["--set", "train.lora_init=pissa", "--reset-optimizer"];
+    let output = place.copy().run("train", &pissa);
+    assert_eq!(output.code, Some(2), "{}", output.stderr);
+    let says = format!(
+        "error: {name} belongs to another base: `lora_init` was not given and is \"pissa\"\n\
+         hint: set `lora_init` back, or start at step 0 with `--restart`\n"
+    );
+    assert!(output.stderr.ends_with(&says), "{}", output.stderr);
+
     // Gone on from, in one go and killed on the way, with the flag or without it.
     let reset = with(&other, &["--reset-optimizer"]);
     let straight = place.copy();

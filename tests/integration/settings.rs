@@ -296,7 +296,7 @@ const REFUSED: &[(&[&str], &str)] = &[
     (
         &["train.trainable_tokens=[5000]"],
         "exit 2\n\
-         error: p.toml:19: [train] the adapter does not fit the model: token 5000 in `trainable_token_indices` lies outside the vocabulary of 2048\n",
+         error: `--set train.trainable_tokens=[5000]`: [train] token 5000 in `trainable_tokens` lies outside the vocabulary of 2048\n",
     ),
     (
         &["train.trainable_tokens={head=[3]}"],
@@ -311,12 +311,12 @@ const REFUSED: &[(&[&str], &str)] = &[
     (
         &["train.target_modules='layers.9.*'"],
         "exit 2\n\
-         error: `--set train.target_modules='layers.9.*'`: [train] the adapter does not fit the model: `layers.9.*` in `target_modules` names no module of the model; near it are q_proj, k_proj, v_proj\n",
+         error: `--set train.target_modules='layers.9.*'`: [train] `layers.9.*` in `target_modules` names no module of the model; near it are q_proj, k_proj, v_proj\n",
     ),
     (
         &["train.modules_to_save=['nrm']"],
         "exit 2\n\
-         error: `--set train.modules_to_save=['nrm']`: [train] the adapter does not fit the model: `nrm` in `modules_to_save` names no module of the model; near it are norm, k_proj, o_proj\n",
+         error: `--set train.modules_to_save=['nrm']`: [train] `nrm` in `modules_to_save` names no module of the model; near it are norm, k_proj, o_proj\n",
     ),
     (
         &["train.method=full", "train.freeze=['layers.0.selfattn']"],

@@ -12,7 +12,7 @@ use hone_schema::{ArtefactKind, InputRef, Kind, Pack, Sha256Hex};
 use hone_store::{ModelDir, Sealed};
 use serde_json::Value;
 
-use crate::args::MergePlan;
+use crate::args::{MergeBase, MergePlan};
 
 /// Longest `config.json` read.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -73,9 +73,15 @@ impl Inputs {
             Failure::input(format!("`{}`: config.json is not UTF-8", base.dir().display()))
         })?;
         // Whether the weights lie in 4 bits, their own files say.
-        let (model, _) =
+        let (model, stored) =
             BnbConfig::read_model_config(&config_json).map_err(|e| refused(base.dir(), &e))?;
-        let quant = quant(&sealed)?;
+        // What lies in 4 bits was taken as it is.
+        let quant = if stored.is_none() { quant(&sealed)? } else { None };
+        if quant.is_none() && plan.config.base == MergeBase::Original {
+            let message = "[merge] `base` is \"original\", and the adapter learned on the weights \
+                           as they lie in the base";
+            return Err(Failure::usage(message).hint("leave it out"));
+        }
         Ok(Inputs { base, trained, quant, model, config_json, packs, rendered, sealed })
     }
 

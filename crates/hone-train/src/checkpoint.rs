@@ -2,6 +2,7 @@
 //! whose key is this run's, is taken. `best-<n>` is the weights after the step with the least held-out loss, kept as long as a
 //! checkpoint, or the run itself, may still go back to it.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use hone_cli::{Context, Failure, StagePlan, changes};
@@ -59,6 +60,8 @@ pub(crate) struct Checkpoints {
     program: Program,
     kept: usize,
     earlier: Earlier,
+    /// Whether this process has written one.
+    written: Cell<bool>,
 }
 
 impl From<EarlierArgs> for Earlier {
@@ -98,7 +101,13 @@ impl Checkpoints {
             stage.inputs.push(origin);
         }
         let (key, program) = stage.key()?;
-        Ok(Checkpoints { dir, stage: stage.clone(), key, program, kept, earlier })
+        let written = Cell::new(false);
+        Ok(Checkpoints { dir, stage: stage.clone(), key, program, kept, earlier, written })
+    }
+
+    /// Whether this process has written a checkpoint.
+    pub(crate) fn has_written(&self) -> bool {
+        self.written.get()
     }
 
     /// A short name of this run, the same after a restart.
@@ -119,6 +128,7 @@ impl Checkpoints {
         found: &Found,
         best: Option<u64>,
     ) -> Result<(), Failure> {
+        self.written.set(true);
         let (tensors, state) = learner.state();
         let draft = Draft::open(&self.dir.join(name(STEP, learner.step())))?;
         write_tensors(&draft, &tensors)?;
@@ -205,6 +215,7 @@ impl Checkpoints {
         learner: &mut Learner<Cpu>,
         Read { sealed: other, tensors, state, found }: Read,
     ) -> Result<Found, Failure> {
+        self.check_base(&other)?;
         learner.restart(&tensors, &state).map_err(|e| bad(other.dir(), &e))?;
         ctx.note(format!(
             "train: goes on after step {} from the weights of {}, with fresh moments: {}",
@@ -215,6 +226,22 @@ impl Checkpoints {
         let found = Found { metrics: found.metrics, ..Found::default() };
         self.save(learner, &found, None)?;
         Ok(found)
+    }
+
+    /// Refuses weights that belong to another base than the run has: quantised in another way, or with a part taken out of it.
+    fn check_base(&self, other: &Sealed) -> Result<(), Failure> {
+        let of = |config: &Value, key: &str| config.get(key).cloned().unwrap_or_default();
+        let keys = ["method", "quant_type", "double_quant", "lora_init"].into_iter();
+        let mut differ =
+            keys.filter(|key| of(&other.manifest().config, key) != of(&self.stage.config, key));
+        let Some(key) = differ.next() else { return Ok(()) };
+        let message = format!(
+            "{} belongs to another base: {}",
+            other.dir().display(),
+            self.differences(other).join(", ")
+        );
+        let hint = format!("set `{key}` back, or start at step 0 with `--restart`");
+        Err(Failure::usage(message).hint(hint))
     }
 
     fn differences(&self, other: &Sealed) -> Vec<String> {

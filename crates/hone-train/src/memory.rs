@@ -170,7 +170,16 @@ impl Proposal {
 impl Memory {
     /// Bytes at the worst moment.
     pub(crate) fn peak(&self) -> u64 {
-        PROGRAM + self.packs + self.plan.peak()
+        self.peak_of(true)
+    }
+
+    /// Bytes at the worst moment of a process that has, or has not, written a checkpoint.
+    fn peak_of(&self, checkpoint: bool) -> u64 {
+        let plan = match checkpoint {
+            true => self.plan,
+            false => MemoryPlan { checkpoint: 0, ..self.plan },
+        };
+        PROGRAM + self.packs + plan.peak()
     }
 
     /// The parts with their names; the last is the worst moment.
@@ -244,10 +253,16 @@ impl Memory {
         ))
     }
 
-    /// What was planned beside what the process took at most.
-    pub(crate) fn beside(&self, measured: u64) -> String {
-        let off = 100.0 * (self.peak() as f64 / measured as f64 - 1.0);
-        format!("{} planned, {} measured ({off:+.1} %)", size(self.peak()), size(measured))
+    /// What was planned, with or without a checkpoint on the way, beside what the process took at most: in words and as JSON.
+    pub(crate) fn beside(&self, measured: u64, checkpoint: bool) -> (String, Value) {
+        let planned = self.peak_of(checkpoint);
+        let off = 100.0 * (planned as f64 / measured as f64 - 1.0);
+        let rest = if checkpoint { "" } else { "; no checkpoint was written" };
+        let (ours, theirs) = (size(planned), size(measured));
+        let mut object = self.json();
+        object["planned"] = planned.into();
+        object["measured"] = measured.into();
+        (format!("{ours} planned, {theirs} measured ({off:+.1} %){rest}"), object)
     }
 }
 

@@ -68,6 +68,10 @@ fn work(
     let run = Run { inputs, files: inputs.base.files(plan)?, train: &train, eval: &eval };
     let memory = run.memory(plan, &inputs.start);
     memory.check(force)?;
+    let unseen = inputs.unseen_tokens(&train)?;
+    if !unseen.is_empty() {
+        ctx.warn(format!("train: `trainable_tokens`: no pack has {unseen:?}, whose rows stay"));
+    }
     let mut steps = Steps::new(plan, &train);
     ctx.note(format!(
         "train: {} packs, {} tokens, {} of them trained; {} steps; about {}",
@@ -92,16 +96,20 @@ fn work(
     }
     save(plan, inputs, &decoder, taken.as_ref(), draft)?;
     draft.write("metrics.jsonl", done.metrics.sealed().as_bytes(), None)?;
-    measured(ctx, plan, &memory)?;
+    measured(ctx, plan, &memory, checkpoints.has_written())?;
     Ok(outcome(&inputs.packs, &train, &done, &memory))
 }
 
 /// Says what the plan of memory was worth: what a process took is no part of its result, and goes to the logs.
-fn measured(ctx: &Context, plan: &TrainPlan, memory: &Memory) -> Result<(), Failure> {
+fn measured(
+    ctx: &Context,
+    plan: &TrainPlan,
+    memory: &Memory,
+    checkpoint: bool,
+) -> Result<(), Failure> {
     let Some(peak) = machine::peak_bytes() else { return Ok(()) };
-    ctx.note(format!("train: memory: {}", memory.beside(peak)));
-    let mut object = memory.json();
-    object["measured"] = peak.into();
+    let (text, object) = memory.beside(peak, checkpoint);
+    ctx.note(format!("train: memory: {text}"));
     Ok(Live::create(&plan.logs.join("memory.json"))?.write(format!("{object}\n").as_bytes())?)
 }
 

@@ -33,13 +33,20 @@ impl Modules {
 
     /// As the engine has them, where `all-linear` stands for these names.
     fn targets(&self, all_linear: &[&str]) -> Targets {
-        let own = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let own =
+            |names: &[&str]| -> Vec<String> { names.iter().map(|&name| name.into()).collect() };
         match self {
             Modules::Pattern(pattern) => Targets::Pattern(pattern.clone()),
-            Modules::Names(names) => match Targets::from(names.clone()) {
-                Targets::AllLinear if !all_linear.is_empty() => Targets::Names(own(all_linear)),
-                targets => targets,
-            },
+            Modules::Names(names) => {
+                // What stands beside `all-linear`, the head for example, is meant too.
+                let (all, rest): (Vec<_>, Vec<_>) =
+                    names.iter().cloned().partition(|name| name == "all-linear");
+                match all.is_empty() {
+                    true => Targets::Names(rest),
+                    false if all_linear.is_empty() => Targets::AllLinear,
+                    false => Targets::Names([own(all_linear), rest].concat()),
+                }
+            }
         }
     }
 }

@@ -25,7 +25,7 @@ type Meaning = fn(&Value) -> Result<Says, &'static str>;
 
 /// The other tools' names, and what they mean. Accumulation stands apart: see [`steps_of`].
 #[rustfmt::skip]
-const MEANINGS: [(&str, Meaning); 69] = [
+const MEANINGS: [(&str, Meaning); 71] = [
     // transformers, TRL
     ("learning_rate", |v| same("lr", v)),
     ("num_train_epochs", epochs),
@@ -63,18 +63,20 @@ const MEANINGS: [(&str, Meaning); 69] = [
     ("trainable_token_indices", tokens),
     ("bnb_4bit_quant_type", |v| same("quant_type", v)),
     ("bnb_4bit_use_double_quant", |v| same("double_quant", v)),
+    ("use_bnb_nested_quant", |v| same("double_quant", v)),
     // Axolotl
     ("num_epochs", epochs),
     ("lr_scheduler", schedule),
     ("adapter", method),
     ("lora_target_linear", |v| flag(v, all_linear(), vec![])),
     ("lora_model_dir", |v| same("adapter_init", v)),
-    ("lora_modules_to_save", |v| same("modules_to_save", v)),
+    ("modules_to_save", |v| Ok(vec![("modules_to_save", list(v))])),
+    ("lora_modules_to_save", |v| Ok(vec![("modules_to_save", list(v))])),
     ("peft_use_dora", |v| same("dora", v)),
     ("peft_use_rslora", |v| same("rslora", v)),
     ("peft_init_lora_weights", lora_init),
-    ("peft_layers_to_transform", |v| same("layers_to_transform", v)),
-    ("peft_layers_pattern", |v| same("layers_pattern", v)),
+    ("peft_layers_to_transform", |v| Ok(vec![("layers_to_transform", one_or_more(v))])),
+    ("peft_layers_pattern", |v| Ok(vec![("layers_pattern", list(v))])),
     ("peft_trainable_token_indices", tokens),
     ("unfrozen_parameters", |_| Err("say what stays as it is: `freeze = [\"pattern\"]`")),
     ("saves_per_epoch", |_| Err("give `checkpoint_every` in steps")),
@@ -254,6 +256,14 @@ fn list(value: &Value) -> Value {
     }
 }
 
+/// A list, or its only value.
+fn one_or_more(value: &Value) -> Value {
+    match value {
+        Value::Array(_) => value.clone(),
+        one => Value::Array(vec![one.clone()]),
+    }
+}
+
 /// PEFT's: a list of names, `all-linear`, or an expression.
 fn modules(value: &Value) -> Result<Says, &'static str> {
     match value.as_str() {
@@ -276,6 +286,10 @@ fn tokens(value: &Value) -> Result<Says, &'static str> {
 fn lora_bias(value: &Value) -> Result<Says, &'static str> {
     match value {
         Value::Boolean(false) => Ok(vec![]),
+        // ms-swift's name of PEFT's `bias`.
+        Value::String(name) if matches!(name.as_str(), "none" | "all" | "lora_only") => {
+            Ok(only("bias", name))
+        }
         _ => Err("the factors have no biases here; `bias` is about the model's own"),
     }
 }
@@ -555,7 +569,11 @@ mod tests {
         ("bnb_4bit_quant_type = 'fp4'", "quant_type = 'fp4'"),
         ("bnb_4bit_use_double_quant = true", "double_quant = true"),
         ("quantization_type = 'nf4'", "quant_type = 'nf4'"),
+        ("use_bnb_nested_quant = true", "double_quant = true"),
         ("double_quantization = false", "double_quant = false"),
+        ("lora_modules_to_save = 'lm_head'", "modules_to_save = ['lm_head']"),
+        ("peft_layers_to_transform = 1", "layers_to_transform = [1]"),
+        ("lora_bias = 'lora_only'", "bias = 'lora_only'"),
         ("load_in_4bit = true", "method = 'qlora'"),
         ("load_in_4bit = true\nadapter = 'qlora'", "method = 'qlora'"),
         ("quantization_bit = 4\nfinetuning_type = 'lora'", "method = 'qlora'"),

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use hone_cli::{Common, Failure, Pipeline};
 use hone_kernels::Backend;
 use hone_learn::{LearnError, Recipe, ScheduleConfig};
-use hone_model::{LoraConfig, ModelConfig, TokenRows};
+use hone_model::{LoraConfig, ModelConfig, ModelError, TokenRows};
 use serde::Serialize;
 
 use crate::watch;
@@ -155,7 +155,7 @@ impl TrainPlan {
         }
         if config.method.has_adapter() {
             let lora = config.lora(&[], TokenRows::default());
-            lora.check().map_err(|e| Failure::usage(format!("[train] {e}")))?;
+            lora.check().map_err(|e| refused(&e))?;
         }
         Ok(())
     }
@@ -179,6 +179,24 @@ impl TrainPlan {
     pub(crate) fn lora(&self, model: &ModelConfig, tokens: &TokenRows) -> LoraConfig {
         self.config.lora(&model.linear_names(), tokens.clone())
     }
+}
+
+/// What the engine says of an adapter's settings, with the names that they have in the table.
+pub(crate) fn refused(error: &ModelError) -> Failure {
+    let mut text = error.to_string();
+    for (theirs, own) in [
+        ("`adapter_config.json`: ", ""),
+        ("adapter_config.json: ", ""),
+        ("the adapter does not fit the model: ", ""),
+        ("`r`", "`rank`"),
+        ("`lora_alpha`", "`alpha`"),
+        ("`lora_dropout`", "`dropout`"),
+        ("`use_dora`", "`dora`"),
+        ("`trainable_token_indices`", "`trainable_tokens`"),
+    ] {
+        text = text.replace(theirs, own);
+    }
+    Failure::usage(format!("[train] {text}"))
 }
 
 fn setting(error: LearnError) -> Failure {

@@ -14,6 +14,10 @@ use crate::args::{Init, Method, TrainPlan};
 /// Longest `config.json` read.
 const MODEL_BYTES_MAX: u64 = 1 << 20;
 
+/// The tokenizer, and its longest file read: twice the largest known.
+pub(super) const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_BYTES_MAX: u64 = 64 << 20;
+
 /// Files of the base that a run from random weights depends on.
 const SHAPE_FILES: [&str; 1] = ["config.json"];
 
@@ -44,7 +48,7 @@ impl Base {
     }
 
     /// Refuses a way to train that the stored weights do not allow.
-    fn check(&self, plan: &TrainPlan) -> Result<(), Failure> {
+    pub(super) fn check(&self, plan: &TrainPlan) -> Result<(), Failure> {
         let Some(stored) = &self.stored else { return Ok(()) };
         let name = |spec: QuantSpec| {
             let book = spec.book.name();
@@ -69,11 +73,19 @@ impl Base {
     }
 
     /// How the linear maps are quantised in the run's decoder, if they are.
-    pub(crate) fn quant(&self, plan: &TrainPlan) -> Option<BnbConfig> {
-        let skip_modules = Vec::new();
-        // Products are of f32: what the values were rounded to before does not matter.
-        let asked = || plan.config.quant(ValueType::F32);
-        self.stored.clone().or_else(|| asked().map(|spec| BnbConfig { spec, skip_modules }))
+    pub(super) fn quant(&self, plan: &TrainPlan) -> Option<QuantSpec> {
+        self.stored.as_ref().map(|stored| stored.spec).or_else(|| self.on_the_way(plan))
+    }
+
+    /// How they are quantised while they are read: what lies in 4 bits is taken as it is, and so is what was left out of that.
+    fn on_the_way(&self, plan: &TrainPlan) -> Option<QuantSpec> {
+        // Products are of f32 or of bf16: what the values were rounded to before does not matter.
+        plan.config.quant(ValueType::F32).filter(|_| self.stored.is_none())
+    }
+
+    /// The base's own `tokenizer.json`, if it has one.
+    pub(super) fn tokenizer(&self) -> Result<Option<Vec<u8>>, Failure> {
+        Ok(self.dir.try_read(TOKENIZER, TOKENIZER_BYTES_MAX)?)
     }
 
     /// The base as an input of the stage.
@@ -126,8 +138,11 @@ impl Base {
             Failure::input(format!("{at}/{names}: {e}"))
                 .hint("fetch or copy the model again; the file is not whole, or another kind")
         })?;
-        match self.quant(plan) {
-            Some(quant) => work(&QuantizeOnLoad::new(&self.model, &source, &quant)),
+        match self.on_the_way(plan) {
+            Some(spec) => {
+                let quant = BnbConfig { spec, skip_modules: Vec::new() };
+                work(&QuantizeOnLoad::new(&self.model, &source, &quant))
+            }
             None => work(&source),
         }
     }

@@ -9,6 +9,8 @@ use hone_schema::{ArtefactKind, InputRef, Manifest, sha256};
 use hone_store::{Sealed, input};
 use serde_json::{Map, Value};
 
+use crate::args::TrainPlan;
+
 /// Longest `adapter_config.json` read.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -82,7 +84,7 @@ pub(super) fn fits(
     found: &LoraConfig,
     ours: &LoraConfig,
     model: &ModelConfig,
-    dir: &Path,
+    (dir, plan): (&Path, &TrainPlan),
 ) -> Result<(), Failure> {
     let modules = |lora: &LoraConfig| -> BTreeSet<&'static str> {
         let names = model.linear_names().into_iter();
@@ -103,8 +105,18 @@ pub(super) fn fits(
             differ.push(format!("`{key}` is {theirs} there and {own} here"));
         }
     };
+    // An adapter belongs to the weights that it learned on.
+    if let Some(sealed) = sealed(dir)? {
+        let config = serde_json::to_value(plan).unwrap_or_default();
+        for key in ["method", "quant_type", "double_quant"] {
+            let of = |config: &Value| config.get(key).map_or("not given".into(), Value::to_string);
+            compare(key, of(&sealed.manifest().config), of(&config));
+        }
+    }
     compare("rank", found.r.to_string(), ours.r.to_string());
-    compare("alpha", found.lora_alpha.to_string(), ours.lora_alpha.to_string());
+    // As much as the scaling has of it.
+    let alpha = |lora: &LoraConfig| (lora.lora_alpha as f32).to_string();
+    compare("alpha", alpha(found), alpha(ours));
     compare("rslora", found.use_rslora.to_string(), ours.use_rslora.to_string());
     compare("target_modules", list(&theirs), list(&own));
     // What this program sets no otherwise than PEFT's default: DoRA, patterns, biases, layers.

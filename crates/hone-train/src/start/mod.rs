@@ -21,9 +21,11 @@ use hone_schema::{ArtefactKind, InputRef};
 use hone_store::Sealed;
 use hone_tokens::Vocab;
 
-use crate::args::{Method, Objective, TrainPlan};
+use crate::args::{Init, Method, Objective, TrainPlan, refused};
 use crate::epochs::Packs;
 use crate::training::failure;
+
+use base::TOKENIZER;
 
 pub(crate) use base::Base;
 
@@ -51,6 +53,9 @@ impl Inputs {
                 format!("[train] `reinit_tokens` names {id}, the vocabulary has {size} tokens");
             return Err(Failure::usage(message));
         }
+        if plan.config.init == Init::Base {
+            fits(&packs, &base, plan)?;
+        }
         let tokens = tokens(plan, &packs, &base.model).map_err(|failure| plan.at(failure))?;
         let start = Start::new(plan, &base, &tokens).map_err(|failure| plan.at(failure))?;
         Ok(Inputs { packs, base, tokens, start })
@@ -61,7 +66,23 @@ impl Inputs {
     /// # Errors
     /// Its settings do not fit the model.
     pub(crate) fn start_of(&self, other: &TrainPlan) -> Result<Start, Failure> {
+        self.base.check(other)?;
         Start::new(other, &self.base, &self.tokens)
+    }
+
+    /// Ids of `trainable_tokens` that no pack has: their rows of the embedding stay what they are.
+    pub(crate) fn unseen_tokens(&self, packs: &Packs) -> Result<Vec<u32>, Failure> {
+        let TokenRows { embed_tokens, lm_head } = &self.tokens;
+        let mut ids: BTreeSet<u32> = embed_tokens.iter().chain(lm_head).copied().collect();
+        for idx in 0..packs.len() as u64 {
+            if ids.is_empty() {
+                break;
+            }
+            packs.batch(&[idx])?.input_ids.iter().for_each(|id| {
+                ids.remove(id);
+            });
+        }
+        Ok(ids.into_iter().collect())
     }
 
     /// What the run's key is made of.
@@ -83,15 +104,42 @@ impl Inputs {
     }
 }
 
+/// Refuses packs whose ids mean other tokens than the base's own tokenizer has.
+fn fits(packs: &Sealed, base: &Base, plan: &TrainPlan) -> Result<(), Failure> {
+    let Some(own) = base.tokenizer()? else { return Ok(()) };
+    let theirs = packs.read(TOKENIZER)?;
+    if own == theirs {
+        return Ok(());
+    }
+    let at = [plan.base.join(TOKENIZER), packs.path(TOKENIZER)];
+    let vocab = |bytes: &[u8], at: &std::path::Path| {
+        Vocab::from_json(bytes).map_err(|e| Failure::input(format!("{}: {e}", at.display())))
+    };
+    let (own, theirs) = (vocab(&own, &at[0])?, vocab(&theirs, &at[1])?);
+    let shown = |token: Option<String>| token.map_or("no token".to_owned(), |t| format!("{t:?}"));
+    for id in 0..own.size().max(theirs.size()) as u32 {
+        let (one, other) = (own.token(id), theirs.token(id));
+        if one != other {
+            let message = format!(
+                "{}: id {id} is {} there and {} in the base: the packs were made for another tokenizer",
+                packs.dir().display(),
+                shown(other),
+                shown(one)
+            );
+            return Err(Failure::input(message).hint("run `hone-tokenize` again"));
+        }
+    }
+    Ok(())
+}
+
 /// The ids of `trainable_tokens`, by the vocabulary that the packs were made with.
 fn tokens(plan: &TrainPlan, packs: &Sealed, model: &ModelConfig) -> Result<TokenRows, Failure> {
     let wanted = &plan.config.trainable_tokens;
     if wanted.is_empty() {
         return Ok(TokenRows::default());
     }
-    let name = "tokenizer.json";
-    let vocab = Vocab::from_json(&packs.read(name)?)
-        .map_err(|e| Failure::input(format!("{}: {e}", packs.path(name).display())))?;
+    let vocab = Vocab::from_json(&packs.read(TOKENIZER)?)
+        .map_err(|e| Failure::input(format!("{}: {e}", packs.path(TOKENIZER).display())))?;
     wanted.rows(model.tie_word_embeddings, |text| vocab.id_of(text))
 }
 
@@ -123,9 +171,9 @@ impl Start {
         let model = &base.model;
         let lora = plan.lora(model, tokens);
         if plan.config.method.has_adapter() {
-            lora.check_against(model).map_err(|e| Failure::usage(format!("[train] {e}")))?;
+            lora.check_against(model).map_err(|e| refused(&e))?;
         }
-        let quant = base.quant(plan).map(|quant| quant.spec);
+        let quant = base.quant(plan);
         let mut trained = trained_params(model, trains(plan, quant, &lora));
         let names: Vec<&str> = trained.iter().map(|info| info.name.as_str()).collect();
         let matched = matching("`freeze`", &plan.config.freeze, &names).map_err(failure)?;
@@ -146,7 +194,7 @@ impl Start {
         let lr = plan.config.lr.unwrap_or_default();
         plan.recipe().check_groups(lr, &trained).map_err(failure)?;
         if let Some(dir) = &plan.config.adapter_init {
-            earlier::fits(&earlier::config(dir)?, &lora, model, dir)?;
+            earlier::fits(&earlier::config(dir)?, &lora, model, (dir, plan))?;
         }
         Ok(Start { lora, quant, trained, frozen })
     }
