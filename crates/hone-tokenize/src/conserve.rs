@@ -20,11 +20,22 @@ impl Multiset {
     /// The tokens of a document; `roles` stands at the first of them.
     pub(crate) fn of(doc: &Doc, ids: &[u32], weights: &[f32], roles: &mut RoleKeys) -> Self {
         let key = row_key(doc);
-        let tokens = doc.row_tokens().zip(ids).zip(weights);
-        let sum = tokens.fold(0u128, |sum, ((index, id), weight)| {
-            let learned = roles.next() ^ u64::from(weight.to_bits());
-            sum.wrapping_add(hash(key, index, *id, learned))
-        });
+        let mut tokens = doc.row_tokens().zip(ids).zip(weights);
+        let (mut sum, mut left) = (0u128, ids.len());
+        while left > 0 {
+            let (role, n) = roles.take(left);
+            left -= n;
+            let key = key.map(|key| mix(key ^ role));
+            let add = |sum: u128, ((index, id), weight): ((u32, &u32), &f32)| {
+                sum.wrapping_add(hash(key, index, *id, *weight))
+            };
+            if n == ids.len() {
+                // Nearly every document has one role.
+                sum = tokens.fold(sum, add);
+                break;
+            }
+            sum = tokens.by_ref().take(n).fold(sum, add);
+        }
         Multiset { docs: 1, tokens: ids.len() as u64, sum }
     }
 
@@ -62,7 +73,7 @@ impl Multiset {
     }
 }
 
-/// A key of the role of each token, one after the other.
+/// Keys of the roles of tokens, run by run.
 pub(crate) struct RoleKeys {
     /// The key of each run, and its tokens that are left; the last run first.
     runs: Vec<(u64, u32)>,
@@ -77,15 +88,15 @@ impl RoleKeys {
         RoleKeys { runs }
     }
 
-    /// The next token's; 0 behind the last one.
-    fn next(&mut self) -> u64 {
-        let Some((key, left)) = self.runs.last_mut() else { return 0 };
-        let key = *key;
-        *left -= 1;
+    /// The key of the next tokens, and how many have it, at most `n`; behind the last one all have 0.
+    fn take(&mut self, n: usize) -> (u64, usize) {
+        let Some((key, left)) = self.runs.last_mut() else { return (0, n) };
+        let (key, taken) = (*key, n.min(*left as usize));
+        *left -= taken as u32;
         if *left == 0 {
             self.runs.pop();
         }
-        key
+        (key, taken)
     }
 }
 
@@ -105,10 +116,10 @@ fn text_key(seed: u64, text: &str) -> u64 {
     mix(key ^ text.len() as u64)
 }
 
-/// `learned` stands for the weight and the role.
-fn hash(key: [u64; 2], index: u32, id: u32, learned: u64) -> u128 {
+fn hash(key: [u64; 2], index: u32, id: u32, weight: f32) -> u128 {
     let token = u64::from(index) << 32 | u64::from(id);
-    let [low, high] = key.map(|key| mix(mix(key ^ token).wrapping_add(learned)));
+    let weight = u64::from(weight.to_bits());
+    let [low, high] = key.map(|key| mix(mix(key ^ token).wrapping_add(weight)));
     u128::from(high) << 64 | u128::from(low)
 }
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 use hone_schema::{Kind, Part, Rendered, Roles, Span, TEMPLATE, TEXT, THOUGHTS, UNKNOWN};
 
 use crate::encode::Encoded;
-use crate::mask::{bytes, touched_from};
+use crate::mask::touched_from;
 
 /// The roles of a row's tokens.
 pub(crate) fn roles(row: &Rendered, encoded: &Encoded, weights: &[f32]) -> Roles {
@@ -18,35 +18,33 @@ pub(crate) fn roles(row: &Rendered, encoded: &Encoded, weights: &[f32]) -> Roles
         return Roles::one(TEXT, n);
     }
     let mut roles = Roles::default();
-    let (mut from, mut start) = (0, 0);
+    let (mut at, mut from, mut start) = (0, 0, 0);
     // The span of the run that is being counted.
     let mut current: Option<usize> = None;
-    for (at, token) in encoded.offsets.iter().enumerate().filter(|(at, _)| weights[*at] > 0.0) {
-        // Nearly every token lies wholly in the span of the one before it.
-        if current.is_some_and(|span| holds(&row.spans[span], token)) {
-            continue;
-        }
-        let touched = touched_from(&row.spans, token, from);
+    while let Some(skipped) = weights[at..].iter().position(|weight| *weight > 0.0) {
+        at += skipped;
+        let touched = touched_from(&row.spans, &encoded.offsets[at], from);
         from = touched.start;
         let said = touched.clone().find(|span| row.spans[*span].part.is_said());
-        let Some(span) = said.or_else(|| touched.clone().next()) else { continue };
+        let Some(span) = said.or_else(|| touched.clone().next()) else {
+            at += 1;
+            continue;
+        };
         if let Some(before) = current.filter(|before| *before != span) {
             push(&mut roles, row, before, at as u32 - start);
             start = at as u32;
         }
         current = Some(span);
+        // The tokens that lie wholly in the same span are looked past together.
+        let end = row.spans[span].end as usize;
+        let is_inside = |token: &Range<usize>| token.start < end && token.end <= end;
+        at += encoded.offsets[at..].partition_point(is_inside).max(1);
     }
     match current {
         Some(last) => push(&mut roles, row, last, n - start),
         None => roles.push(UNKNOWN, n),
     }
     roles
-}
-
-/// Whether a token has bytes of this span alone.
-fn holds(span: &Span, token: &Range<usize>) -> bool {
-    let span = bytes(span);
-    span.start <= token.start && token.start < span.end && token.end <= span.end
 }
 
 fn push(roles: &mut Roles, row: &Rendered, span: usize, n_tokens: u32) {
