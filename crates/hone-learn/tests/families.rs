@@ -179,7 +179,7 @@ fn check_gradients<B: Backend>(
 }
 
 /// The learner of a golden's run, and the run's steps.
-fn learner<'a, B: Backend>(run: &'a Value, decoder: Decoder<B>) -> (Learner<B>, &'a [Value]) {
+fn learner<B: Backend>(run: &Value, decoder: Decoder<B>) -> (Learner<B>, &[Value]) {
     let number = |key: &str| run["optimizer"][key].as_f64().unwrap();
     let adamw = AdamWConfig {
         beta1: number("beta1"),

@@ -51,8 +51,8 @@ impl Product {
         b.download(&z)
     }
 
-    /// Checks every value of C of both engines against the bound of any order of summation: products
-    /// of bf16 are exact, and k sums, a few for the runs, and those with alpha and beta are each
+    /// Checks every value of C of both engines against the bound of any order of summation:
+    /// products of bf16 are exact, and k sums, a few for the runs, and those with alpha and beta are each
     /// rounded by a unit of what has been added up. A factor or a sum below the least normal number
     /// may vanish. Returns the largest share of the bound that was needed.
     fn check(&self) -> f64 {

@@ -18,8 +18,8 @@ use super::{Block, Factor, Out, Values, runs};
 /// Lanes of a group: those of a vector.
 const GROUP: usize = 16;
 
-/// Most rows that are multiplied by the pairs of lanes as they leave the registers in which they were
-/// turned: for more, packing B pays.
+/// Most rows that are multiplied by pairs as they leave the registers in which they were turned: for
+/// more, packing B pays.
 const FEW: usize = 4;
 
 /// A pair of bf16 of each lane of a group; the first of the pair in the low half.
@@ -50,7 +50,7 @@ impl Avx512Bf16 {
 
 /// One block of the result, all of its sums; see [`super::product`].
 pub(super) fn block(_: Avx512Bf16, block: Block, k: usize, a: Factor<'_>, b: Factor<'_>, out: Out) {
-    // Taken, not borrowed: nothing here waits for another task, but that is not this line's to know.
+    // Taken, not borrowed, so that nothing depends on what a thread does in between.
     let mut packed = PACKED.take();
     for (nth, run) in runs(k).enumerate() {
         let beta = if nth == 0 { block.beta } else { 1.0 };
@@ -103,8 +103,8 @@ fn add_run(
     }
 }
 
-/// At most `ROWS` rows times all of a block's columns, without packing them; sums are added up in the
-/// same order as in [`tile`].
+/// At most `ROWS` rows times all of a block's columns, without packing them; sums are added up in
+/// the same order as in [`tile`].
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
 fn few<const ROWS: usize>(block: &Block, run: Range<usize>, a: &[Pairs], b: Factor<'_>, out: Out) {
     for start in block.cols.clone().step_by(GROUP) {
@@ -156,7 +156,8 @@ fn multiply(block: &Block, rows: Range<usize>, a: &[Pairs], b: &[Pairs], out: Ou
     }
 }
 
-/// A tile of at most `ROWS` rows, from lane `LANE` of the group `a` on, and `VECS` vectors of columns.
+/// A tile of at most `ROWS` rows, from lane `LANE` of the group `a` on, and `VECS` vectors of
+/// columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
 fn tile<const ROWS: usize, const VECS: usize, const LANE: usize>(
