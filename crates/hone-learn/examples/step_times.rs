@@ -1,7 +1,7 @@
 //! How long a training step takes, and which operators take it.
 //!
-//! `cargo run --release -p hone-learn --example step_times [tiny|smollm2] [steps]` trains from
-//! random weights on random tokens: first as it is, then with every operator timed. `tiny` is full
+//! `cargo run --release -p hone-learn --example step_times [tiny|smollm2] [steps] [f32|bf16]`
+//! trains from random weights on random tokens: first as it is, then with every operator timed. `tiny` is full
 //! training of the quick start's base (hidden 128, 4 layers, vocabulary 2048, 2048 tokens a step);
 //! `smollm2` is LoRA of rank 16 on all linear maps in the shape of SmolLM2-135M (4 x 512 tokens).
 
@@ -72,8 +72,15 @@ fn main() -> std::io::Result<()> {
     let Some(shape) = SHAPES.iter().find(|shape| shape.name == name) else {
         return Err(std::io::Error::other(format!("no shape is named `{name}`")));
     };
+    let backend = match arguments.next().as_deref() {
+        None | Some("f32") => Cpu::new(),
+        Some("bf16") => Cpu::new().with_compute(Compute::Bf16),
+        Some(other) => {
+            return Err(std::io::Error::other(format!("`{other}` is neither f32 nor bf16")));
+        }
+    };
     let mut out = std::io::stdout().lock();
-    let plain = train(Cpu::new(), shape, n_steps);
+    let plain = train(backend, shape, n_steps);
     let tokens = (n_steps * shape.n_documents * shape.n_tokens) as f64;
     let rate = tokens / plain.as_secs_f64();
     let step_ms = plain.as_secs_f64() * 1e3 / n_steps as f64;
@@ -83,7 +90,7 @@ fn main() -> std::io::Result<()> {
         "{n_steps} steps, {threads} threads: {rate:.0} tokens/s, {step_ms:.1} ms a step"
     )?;
 
-    let timed = train(Timed(Cpu::new()), shape, n_steps);
+    let timed = train(Timed(backend), shape, n_steps);
     TIMES.with_borrow(|times| {
         let mut rows: Vec<_> = times.iter().collect();
         rows.sort_by_key(|(_, (_, time))| std::cmp::Reverse(*time));

@@ -11,13 +11,13 @@ use serde_json::Value;
 use super::rows::{all, batch, integers};
 use super::{Golden, VARIANTS, every_row, json, learner};
 
-/// What is compared; the largest distance of ours from f32 over autocast's own in a single case; and
-/// the largest of ours from autocast's.
+/// What is compared; the largest distance of ours from f32 over autocast's own in a single case;
+/// and the largest of ours from autocast's.
 ///
 /// Over all cases the root mean square of ours is at most autocast's, without a factor: the factors
 /// are rounded in the same places, results are not. A single case is one draw of rounding noise, and
-/// as a document may by chance sit where that noise is amplified, one may exceed the other. So may a
-/// loss, whose error is a single number that may vanish.
+/// a document may by chance sit where that noise is amplified. A loss has no such bound: its error
+/// is a single number, and autocast's may vanish.
 const BOUNDS: [(&str, f64, f64); 5] = [
     ("logits", 1.5, 0.2),
     ("loss", f64::INFINITY, 0.02),
@@ -26,9 +26,9 @@ const BOUNDS: [(&str, f64, f64); 5] = [
     ("parameters after it", 2.0, f64::INFINITY),
 ];
 
-/// Largest distance of `Cpu` from its plain twin, over that of autocast from f32, as root mean square
-/// over all cases: sums in f32 and in f64 differ by 1e-7 and fall to either side of a tie of bf16 now
-/// and then.
+/// Largest distance of `Cpu` from its plain twin, over that of autocast from f32, as root mean
+/// square over all cases: sums in f32 and in f64 differ by 1e-7 and fall to either side of a tie of
+/// bf16 now and then.
 const TWINS: f64 = 0.1;
 
 /// Variants whose goldens have runs of 20 steps.

@@ -18,6 +18,10 @@ use super::{Block, Factor, Out, Values, runs};
 /// Lanes of a group: those of a vector.
 const GROUP: usize = 16;
 
+/// Most rows that are multiplied by pairs as they leave the registers in which they were turned: for
+/// more, packing B pays.
+const FEW: usize = 4;
+
 /// A pair of bf16 of each lane of a group; the first of the pair in the low half.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
@@ -46,7 +50,7 @@ impl Avx512Bf16 {
 
 /// One block of the result, all of its sums; see [`super::product`].
 pub(super) fn block(_: Avx512Bf16, block: Block, k: usize, a: Factor<'_>, b: Factor<'_>, out: Out) {
-    // Taken, not borrowed: nothing here waits for another task, but that is not this line's to know.
+    // Taken, not borrowed, so that nothing depends on what a thread does in between.
     let mut packed = PACKED.take();
     for (nth, run) in runs(k).enumerate() {
         let beta = if nth == 0 { block.beta } else { 1.0 };
@@ -76,16 +80,50 @@ fn add_run(
     let n_pairs = run.len().div_ceil(2);
     let n_groups = block.cols.len().div_ceil(GROUP);
     a_packed.resize(n_pairs.max(a_packed.len()), Pairs([0; GROUP]));
+    if block.rows.len() <= FEW && b.depth_stride == 1 {
+        let a_packed = &mut a_packed[..n_pairs];
+        pack(a, block.rows.clone(), 0..0, run.clone(), a_packed);
+        return match block.rows.len() {
+            1 => few::<1>(block, run, a_packed, b, out),
+            _ => few::<FEW>(block, run, a_packed, b, out),
+        };
+    }
     b_packed.resize((n_groups * n_pairs).max(b_packed.len()), Pairs([0; GROUP]));
     for group in 0..n_groups {
         let start = block.cols.start + group * GROUP;
         let lanes = start..block.cols.end.min(start + GROUP);
-        pack(b, lanes, run.clone(), &mut b_packed[group * n_pairs..][..n_pairs]);
+        let next = lanes.end..block.cols.end.min(lanes.end + GROUP);
+        pack(b, lanes, next, run.clone(), &mut b_packed[group * n_pairs..][..n_pairs]);
     }
     for start in block.rows.clone().step_by(GROUP) {
         let rows = start..block.rows.end.min(start + GROUP);
-        pack(a, rows.clone(), run.clone(), &mut a_packed[..n_pairs]);
+        let next = rows.end..block.rows.end.min(rows.end + GROUP);
+        pack(a, rows.clone(), next, run.clone(), &mut a_packed[..n_pairs]);
         multiply(block, rows, &a_packed[..n_pairs], b_packed, out);
+    }
+}
+
+/// At most `ROWS` rows times all of a block's columns, without packing them; sums are added up in
+/// the same order as in [`tile`].
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn few<const ROWS: usize>(block: &Block, run: Range<usize>, a: &[Pairs], b: Factor<'_>, out: Out) {
+    for start in block.cols.clone().step_by(GROUP) {
+        let cols = start..block.cols.end.min(start + GROUP);
+        let mut sums = [_mm512_setzero_ps(); ROWS];
+        for (a, l) in a.chunks(GROUP).zip(run.clone().step_by(2 * GROUP)) {
+            let part = l..run.end.min(l + 2 * GROUP);
+            ask_for(b, cols.end..block.cols.end.min(cols.end + GROUP), part.clone());
+            let square = square(b, cols.clone(), part);
+            for (Pairs(left), right) in a.iter().zip(square) {
+                for (sum, &left) in sums.iter_mut().zip(left) {
+                    let left = bf16_lanes(_mm512_set1_epi32(left as i32));
+                    *sum = _mm512_dpbf16_ps(*sum, bf16_lanes(right), left);
+                }
+            }
+        }
+        for (row, sum) in block.rows.clone().zip(sums) {
+            write(block, row, cols.clone(), sum, out);
+        }
     }
 }
 
@@ -118,7 +156,8 @@ fn multiply(block: &Block, rows: Range<usize>, a: &[Pairs], b: &[Pairs], out: Ou
     }
 }
 
-/// A tile of at most `ROWS` rows, from lane `LANE` of the group `a` on, and `VECS` vectors of columns.
+/// A tile of at most `ROWS` rows, from lane `LANE` of the group `a` on, and `VECS` vectors of
+/// columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
 fn tile<const ROWS: usize, const VECS: usize, const LANE: usize>(
@@ -151,60 +190,110 @@ fn tile<const ROWS: usize, const VECS: usize, const LANE: usize>(
             }
         }
     }
-    let (alpha, beta) = (_mm512_set1_ps(block.alpha), _mm512_set1_ps(block.beta));
     for (row, sums) in rows.zip(&sums) {
         for (v, &sum) in sums.iter().enumerate() {
             let start = cols.start + v * GROUP;
-            let n = (cols.end - start).min(GROUP);
-            let mask = first(n) as u16;
-            let at = out.start.at(row * out.stride + start);
-            let sum = _mm512_mul_ps(sum, alpha);
-            // SAFETY: `product` has checked that C holds the block, of which these are `n` columns
-            // of a row; no other task touches it.
-            unsafe {
-                let sum = if block.beta == 0.0 {
-                    sum
-                } else {
-                    _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, at), beta, sum)
-                };
-                _mm512_mask_storeu_ps(at, mask, sum);
+            write(block, row, start..cols.end.min(start + GROUP), sum, out);
+        }
+    }
+}
+
+/// Adds sums to at most 16 columns of a row of the result.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn write(block: &Block, row: usize, cols: Range<usize>, sum: __m512, out: Out) {
+    let mask = first(cols.len()) as u16;
+    let at = out.start.at(row * out.stride + cols.start);
+    let sum = _mm512_mul_ps(sum, _mm512_set1_ps(block.alpha));
+    // SAFETY: `product` has checked that C holds the block, of which these are columns of a row; no
+    // other task touches it.
+    unsafe {
+        let sum = if block.beta == 0.0 {
+            sum
+        } else {
+            let old = _mm512_maskz_loadu_ps(mask, at);
+            _mm512_fmadd_ps(old, _mm512_set1_ps(block.beta), sum)
+        };
+        _mm512_mask_storeu_ps(at, mask, sum);
+    }
+}
+
+/// Lanes of a factor along a run, packed; `to` has a place for each pair. The lanes `next` are on
+/// their way from memory meanwhile.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn pack(
+    x: Factor<'_>,
+    lanes: Range<usize>,
+    next: Range<usize>,
+    run: Range<usize>,
+    to: &mut [Pairs],
+) {
+    for (to, l) in to.chunks_mut(GROUP).zip(run.clone().step_by(2 * GROUP)) {
+        let part = l..run.end.min(l + 2 * GROUP);
+        ask_for(x, next.clone(), part.clone());
+        let square = square(x, lanes.clone(), part);
+        for (to, pairs) in to.iter_mut().zip(square) {
+            store(to, pairs);
+        }
+    }
+}
+
+/// Asks for what [`square`] will read of these lanes along a run. It reads a cache line of each of
+/// many rows before it comes to the next line of any, which no processor sees coming.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn ask_for(x: Factor<'_>, lanes: Range<usize>, run: Range<usize>) {
+    if lanes.is_empty() {
+        return;
+    }
+    let (lines, first, stride, n) = if x.depth_stride == 1 {
+        (lanes, run.start, x.lane_stride, 2 * GROUP)
+    } else {
+        (run, lanes.start, x.depth_stride, GROUP)
+    };
+    for at in lines.map(|line| line * stride + first) {
+        // An address is named, and nothing read: it may be any.
+        match x.values {
+            Values::F32(values) => {
+                let from: *const i8 = values.as_ptr().wrapping_add(at).cast();
+                _mm_prefetch::<_MM_HINT_T1>(from);
+                if n > GROUP {
+                    _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(size_of::<Pairs>()));
+                }
+            }
+            Values::Bf16(values) => {
+                _mm_prefetch::<_MM_HINT_T1>(values.as_ptr().wrapping_add(at).cast());
             }
         }
     }
 }
 
-/// Lanes of a factor along a run, packed; `to` has a place for each pair.
+/// At most 16 lanes of a factor along at most 32 values, pair by pair.
+#[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-fn pack(x: Factor<'_>, lanes: Range<usize>, run: Range<usize>, to: &mut [Pairs]) {
+fn square(x: Factor<'_>, lanes: Range<usize>, run: Range<usize>) -> [__m512i; GROUP] {
+    let mut square = [_mm512_setzero_si512(); GROUP];
     if x.depth_stride == 1 {
-        pack_turned(x, lanes, run, to);
-        return;
+        // The values of a lane lie side by side: 16 pairs of each of 16 lanes, to be turned.
+        for (square, lane) in square.iter_mut().zip(lanes) {
+            *square = line(x.values, lane * x.lane_stride + run.start, run.len());
+        }
+        return turn(square);
     }
     // Two neighbours along the depth are two rows here, to be interleaved.
     let order = interleaving();
-    for (to, l) in to.iter_mut().zip(run.clone().step_by(2)) {
+    for (square, l) in square.iter_mut().zip(run.clone().step_by(2)) {
         let at = l * x.depth_stride + lanes.start;
-        let row = |at: usize| line(x.values, at, lanes.len());
-        let upper = if l + 1 < run.end { row(at + x.depth_stride) } else { _mm512_setzero_si512() };
-        let both = _mm512_inserti64x4::<1>(row(at), _mm512_castsi512_si256(upper));
-        store(to, _mm512_permutexvar_epi16(order, both));
+        let lower = line(x.values, at, lanes.len());
+        let upper = if l + 1 < run.end {
+            line(x.values, at + x.depth_stride, lanes.len())
+        } else {
+            _mm512_setzero_si512()
+        };
+        let both = _mm512_inserti64x4::<1>(lower, _mm512_castsi512_si256(upper));
+        *square = _mm512_permutexvar_epi16(order, both);
     }
-}
-
-/// [`pack`] where the values of a lane lie side by side: 16 pairs of 16 lanes at a time, turned.
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-fn pack_turned(x: Factor<'_>, lanes: Range<usize>, run: Range<usize>, to: &mut [Pairs]) {
-    for (to, start) in to.chunks_mut(GROUP).zip(run.clone().step_by(2 * GROUP)) {
-        let n = (run.end - start).min(2 * GROUP);
-        let mut square = [_mm512_setzero_si512(); GROUP];
-        for (square, lane) in square.iter_mut().zip(lanes.clone()) {
-            *square = line(x.values, lane * x.lane_stride + start, n);
-        }
-        let square = turn(square);
-        for (to, pairs) in to.iter_mut().zip(square) {
-            store(to, pairs);
-        }
-    }
+    square
 }
 
 /// At most 32 values from `at` on as bf16, zeros behind them.

@@ -9,7 +9,8 @@
 //! their sum into each of 16 lanes, twice the rate of f32. It takes denormal factors for zero and
 //! makes denormal sums zero (whatever lies below 2^-126); products of bf16 are exact in f32, and
 //! Intel's manual as well as an AMD of the fifth Zen generation round after each of the two sums. A
-//! row of the result has the same bytes whatever rows lie beside it. [`Engine::Widened`] rounds, widens to f32 again, and multiplies as f32 is multiplied.
+//! row of the result has the same bytes whatever rows lie beside it. [`Engine::Widened`] rounds,
+//! widens to f32 again, and multiplies as f32 is multiplied.
 
 mod dot;
 mod widened;
