@@ -1,7 +1,7 @@
 //! The numeric operators of hone.
 //!
 //! [`Backend`] names every operator of a decoder, with its formula. [`Cpu`] is the fast
-//! implementation, [`Reference`] its plain twin; a test runs both on one table of cases. Alone of
+//! implementation, [`struct@Reference`] its plain twin; a test runs both on one table of cases. Alone of
 //! all crates this one may hold `unsafe` code.
 
 mod backend;
