@@ -68,6 +68,11 @@ fn work(
     let run = Run { inputs, files: inputs.base.files(plan)?, train: &train, eval: &eval };
     let memory = run.memory(plan, &inputs.start);
     memory.check(force)?;
+    if plan.config.soft_cap.is_some() {
+        ctx.note(
+            "train: `soft_cap` becomes a part of what the model computes, and no `config.json` says it",
+        );
+    }
     let unseen = inputs.unseen_tokens(&train)?;
     if !unseen.is_empty() {
         ctx.warn(format!("train: `trainable_tokens`: no pack has {unseen:?}, whose rows stay"));
