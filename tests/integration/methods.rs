@@ -234,6 +234,38 @@ fn a_base_of_which_a_part_lies_in_4_bits_stays_so() {
 }
 
 #[test]
+fn weights_that_are_none_are_refused() {
+    let place = ready();
+    let check = |name: &str, edit: &dyn Fn(&mut Value, &mut Vec<u8>), said: &str| {
+        let place = place.copy();
+        let path = place.tree.path("base/model.safetensors");
+        let mut parts = tensors(&std::fs::read(&path).unwrap());
+        let (_, entry, bytes) = parts.iter_mut().find(|(found, ..)| found == name).unwrap();
+        edit(entry, bytes);
+        place.tree.write("base/model.safetensors", file(parts));
+        let before = place.visible();
+        for method in ["lora", "qlora", "full"] {
+            let method = format!("train.method={method}");
+            let output = place.run("train", &flags(&[&method], &[]));
+            assert_eq!(output.code, Some(3), "{}", output.stderr);
+            assert!(output.stderr.contains(said), "{method}: {}", output.stderr);
+        }
+        assert_eq!(differing(&before, &place.visible()), Vec::<String>::new());
+    };
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let nan =
+        |_: &mut Value, bytes: &mut Vec<u8>| bytes[8..12].copy_from_slice(&f32::NAN.to_le_bytes());
+    check(name, &nan, "tensor `model.layers.1.mlp.up_proj.weight`");
+    let turned = |entry: &mut Value, _: &mut Vec<u8>| entry["shape"] = vec![16, 32].into();
+    check(name, &turned, "has shape [16, 32], the configuration says [32, 16]");
+    let long = |entry: &mut Value, bytes: &mut Vec<u8>| {
+        entry["dtype"] = "I64".into();
+        bytes.extend_from_within(..);
+    };
+    check(name, &long, "I64");
+}
+
+#[test]
 fn what_was_learned_on_other_weights_is_not_gone_on_from() {
     let place = ready();
     let loftq = ["train.method=qlora", "train.lora_init=loftq"];

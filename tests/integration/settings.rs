@@ -260,6 +260,15 @@ const REFUSED: &[(&[&str], &str)] = &[
          error: `--set train.adapter_init=x`: [train] `adapter_init` needs `method = \"lora\"`\n",
     ),
     (
+        &["train.alpha=nan"],
+        "exit 2\nerror: `--set train.alpha=nan`: [train] `alpha` = NaN is not above 0\n",
+    ),
+    (
+        &["train.dropout=1.0"],
+        "exit 2\n\
+         error: `--set train.dropout=1.0`: [train] `dropout` = 1 is not at least 0 and below 1\n",
+    ),
+    (
         &["train.quant_type=nf4"],
         "exit 2\n\
          error: `--set train.quant_type=nf4`: [train] `quant_type` needs `method = \"qlora\"`\n",
