@@ -269,6 +269,11 @@ const REFUSED: &[(&[&str], &str)] = &[
          error: `--set train.dropout=1.0`: [train] `dropout` = 1 is not at least 0 and below 1\n",
     ),
     (
+        &["train.bias=false"],
+        "exit 2\n\
+         error: `--set train.bias=false`: [train] one of its names, in quotes, is expected\n",
+    ),
+    (
         &["train.quant_type=nf4"],
         "exit 2\n\
          error: `--set train.quant_type=nf4`: [train] `quant_type` needs `method = \"qlora\"`\n",

@@ -265,6 +265,10 @@ fn find_key(text: &str, stage: &str, key: &str) -> (Option<usize>, Option<usize>
 
 /// A message of the TOML library without the names of Rust's types.
 fn in_words(message: &str) -> String {
+    // What it says of a value of another type where one of a few names is due.
+    if message.ends_with("unit variant, expected string only") {
+        return "one of its names, in quotes, is expected".to_owned();
+    }
     let Some((found, expected)) = message.rsplit_once("expected ") else {
         return message.to_owned();
     };
