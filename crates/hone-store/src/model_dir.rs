@@ -1,9 +1,11 @@
 //! Hugging Face model directories.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use hone_schema::{InputRef, Manifest, sha256};
+use serde::Deserialize;
 
 use crate::{Sealed, StoreError, input};
 
@@ -15,9 +17,28 @@ pub struct ModelDir {
     names: Vec<String>,
 }
 
+/// The index of a model whose weights lie in several files.
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Longest index read.
+const INDEX_BYTES_MAX: u64 = 64 << 20;
+
+/// The weights of a model that has them in one file.
+const SINGLE: &str = "model.safetensors";
+
+/// What is read of an index.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+fn is_weights(name: &str) -> bool {
+    name.ends_with(".safetensors")
+}
+
 /// Files that say what a model is; others (cards, images) do not count into its identity.
 fn is_model_file(name: &str) -> bool {
-    name.ends_with(".safetensors")
+    is_weights(name)
         || name.ends_with(".jinja")
         || (name.ends_with(".json") && name != Manifest::FILE)
 }
@@ -41,11 +62,37 @@ impl ModelDir {
             .collect();
         let sealed =
             if dir.join(Manifest::FILE).is_file() { Some(Sealed::open_any(dir)?) } else { None };
-        let model = ModelDir { dir: dir.to_owned(), sealed, names };
+        let mut model = ModelDir { dir: dir.to_owned(), sealed, names };
         if !model.has("config.json") {
             return Err(lacks("it has no `config.json`"));
         }
+        model.leave_other_weights();
         Ok(model)
+    }
+
+    /// Leaves out files of weights that are not the model's: beside the files that the index names, or beside
+    /// `model.safetensors` where there is no index, lie the same weights in their first form, or an adapter.
+    fn leave_other_weights(&mut self) {
+        // An index that cannot be read is an error only for those who want the weights.
+        let Ok(named) = self.named_weights() else { return };
+        let has_single = self.has(SINGLE);
+        self.names.retain(|name| match &named {
+            _ if !is_weights(name) => true,
+            Some(named) => named.contains(name),
+            None => !has_single || name == SINGLE,
+        });
+    }
+
+    /// The files of weights that the index names; `None` when there is no index.
+    fn named_weights(&self) -> Result<Option<BTreeSet<String>>, StoreError> {
+        let Some(bytes) = self.try_read(INDEX, INDEX_BYTES_MAX)? else { return Ok(None) };
+        let index: Index = serde_json::from_slice(&bytes)
+            .map_err(|error| self.not_model(format!("`{INDEX}` is no index: {error}")))?;
+        Ok(Some(index.weight_map.into_values().collect()))
+    }
+
+    fn not_model(&self, what: String) -> StoreError {
+        StoreError::NotModel { path: self.dir.clone(), what }
     }
 
     fn no_file(&self, name: &str) -> StoreError {
@@ -57,7 +104,7 @@ impl ModelDir {
         &self.dir
     }
 
-    /// Its files, sorted: configuration, tokenizer, template, weights.
+    /// Its files, sorted: configuration, tokenizer, template, weights (those that [`ModelDir::weights`] gives).
     pub fn names(&self) -> &[String] {
         &self.names
     }
@@ -96,12 +143,18 @@ impl ModelDir {
         if self.has(name) { self.read(name, bytes_max).map(Some) } else { Ok(None) }
     }
 
-    /// The safetensors files, open, in the order of their names; at least one.
+    /// The files of weights, open, in the order of their names; at least one: those that the index names, else
+    /// `model.safetensors`, else all there are.
     ///
     /// # Errors
-    /// There is none, or one cannot be opened, or was sealed and changed since.
+    /// There is none, one that the index names is missing, or one cannot be opened, or was sealed and changed since.
     pub fn weights(&self) -> Result<Vec<(String, File)>, StoreError> {
-        let names = self.names.iter().filter(|name| name.ends_with(".safetensors"));
+        let named = self.named_weights()?.unwrap_or_default();
+        if let Some(name) = named.iter().find(|name| !self.has(name)) {
+            let what = format!("`{INDEX}` names the file `{name}`, which is not there");
+            return Err(self.not_model(what));
+        }
+        let names = self.names.iter().filter(|name| is_weights(name));
         let files: Vec<(String, File)> = names
             .map(|name| {
                 let file = match &self.sealed {
@@ -112,8 +165,7 @@ impl ModelDir {
             })
             .collect::<Result<_, StoreError>>()?;
         if files.is_empty() {
-            let what = "it has no weights (`*.safetensors`)".to_owned();
-            return Err(StoreError::NotModel { path: self.dir.clone(), what });
+            return Err(self.not_model("it has no weights (`*.safetensors`)".to_owned()));
         }
         Ok(files)
     }

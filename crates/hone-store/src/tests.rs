@@ -276,6 +276,48 @@ fn a_model_directory_is_known_by_what_it_holds() {
     assert_eq!(of_config.sha256, empty);
 }
 
+/// Weights that are not the model's, as Mistral's `consolidated.safetensors`, are neither read nor hashed.
+#[test]
+fn of_the_weights_those_count_that_the_model_is_made_of() {
+    let temp = TempDir::new().unwrap();
+    let dir = temp.path();
+    let open = || ModelDir::open(dir).unwrap();
+    let put = |name: &str, text: &str| fs::write(dir.join(name), text).unwrap();
+    let weights =
+        || -> Vec<String> { open().weights().unwrap().into_iter().map(|(name, _)| name).collect() };
+    let hash = || open().input("base").unwrap().sha256;
+    let refusal = || open().weights().unwrap_err().to_string();
+    put("config.json", "{}");
+    put("consolidated.safetensors", "a");
+    assert_eq!(weights(), ["consolidated.safetensors"], "nothing says otherwise");
+    put("model.safetensors", "b");
+    assert_eq!(weights(), ["model.safetensors"]);
+    assert_eq!(open().names(), ["config.json", "model.safetensors"]);
+    let before = hash();
+    put("consolidated.safetensors", "c");
+    put("adapter_model.safetensors", "d");
+    assert_eq!(hash(), before, "what is not read is not hashed");
+    put("model-1.safetensors", "e");
+    put("model-2.safetensors", "f");
+    let index = "model.safetensors.index.json";
+    put(
+        index,
+        r#"{"weight_map": {"x": "model-2.safetensors", "y": "model-1.safetensors", "z": "model-2.safetensors"}}"#,
+    );
+    assert_eq!(weights(), ["model-1.safetensors", "model-2.safetensors"]);
+    let before = hash();
+    put("model.safetensors", "g");
+    assert_eq!(hash(), before);
+    put("model-2.safetensors", "h");
+    assert_ne!(hash(), before, "what is read is hashed");
+    fs::remove_file(dir.join("model-1.safetensors")).unwrap();
+    assert!(refusal().contains("names the file `model-1.safetensors`, which is not there"));
+    put(index, "[]");
+    assert!(refusal().contains("`model.safetensors.index.json` is no index"), "{}", refusal());
+    put(index, r#"{"weight_map": {}}"#);
+    assert!(refusal().contains("no weights"), "{}", refusal());
+}
+
 #[test]
 fn raw_input_is_read_under_a_limit_and_only_from_files() {
     let temp = TempDir::new().unwrap();
