@@ -95,6 +95,13 @@ CASES = {
     "granite_head": ("granite", dict(target_modules=["lm_head", "v_proj"])),
     "granite_saved": ("granite", dict(target_modules=["q_proj"], modules_to_save=["lm_head"])),
     "granite_tokens": ("granite", dict(target_modules=["gate_proj"], trainable_token_indices=[15, 3, 9])),
+    # The end of a name need not begin at a dot in modules_to_save: every norm, of heads and around halves too.
+    "gemma3_saved": ("gemma3", dict(target_modules=["q_proj"], modules_to_save=["norm"])),
+    # Names in full are meant whatever the layers.
+    "layers_names": (
+        "plain",
+        dict(target_modules=["up_proj", "lm_head", "model.layers.0.self_attn.v_proj"], layers_to_transform=[1]),
+    ),
 }
 
 

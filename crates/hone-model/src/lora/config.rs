@@ -1,8 +1,10 @@
 //! `adapter_config.json`: PEFT's settings of a LoRA adapter, read and written.
 
+use std::collections::BTreeMap;
+
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::targets::check_pattern;
 use super::{FILE, Targets, bad};
 use crate::ModelError;
 
@@ -170,9 +172,10 @@ impl LoraConfig {
     pub fn from_json(text: &str) -> Result<Self, ModelError> {
         let value: Value =
             serde_json::from_str(text).map_err(|error| bad(format!("not JSON: {error}")))?;
-        let Value::Object(map) = value else {
+        let Value::Object(mut map) = value else {
             return Err(bad("not a JSON object".to_owned()));
         };
+        read_exactly(&mut map, text);
         refuse_unknown(&map)?;
         let keys = Keys(&map);
         let r = map.get("r").and_then(Value::as_u64).filter(|r| (1..=RANK_MAX).contains(r));
@@ -187,7 +190,10 @@ impl LoraConfig {
                 .ok_or_else(|| bad("`target_modules` is missing".to_owned()))?,
             exclude_modules: keys.targets("exclude_modules")?,
             layers_to_transform: keys.layers()?,
-            layers_pattern: keys.strings("layers_pattern")?.unwrap_or_default(),
+            // PEFT takes an empty text for none.
+            layers_pattern: (keys.strings("layers_pattern")?)
+                .filter(|patterns| *patterns != [""])
+                .unwrap_or_default(),
             rank_pattern: keys.pattern("rank_pattern", rank)?,
             alpha_pattern: keys.pattern("alpha_pattern", Value::as_f64)?,
             use_rslora: keys.flag("use_rslora")?,
@@ -244,9 +250,40 @@ impl LoraConfig {
 
     /// Checks the numbers and the expressions.
     pub fn check(&self) -> Result<(), ModelError> {
-        let rank = |key: &str, r: usize| match r > 0 && r as u64 <= RANK_MAX {
+        self.check_numbers()?;
+        if self.target_modules.is_empty() {
+            return Err(bad("`target_modules` names no module".to_owned()));
+        }
+        self.check_expressions(&[])?;
+        for ids in [&self.trainable_tokens.embed_tokens, &self.trainable_tokens.lm_head] {
+            let mut sorted = ids.clone();
+            sorted.sort_unstable();
+            if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+                let id = twice[0];
+                return Err(bad(format!("`trainable_token_indices` names token {id} twice")));
+            }
+        }
+        if self.layers_to_transform.is_some() && matches!(self.target_modules, Targets::Pattern(_))
+        {
+            let what = "`layers_to_transform` cannot be used when `target_modules` is an";
+            return Err(bad(format!("{what} expression: write the layers into it")));
+        }
+        if self.layers_to_transform.is_none() && !self.layers_pattern.is_empty() {
+            let what = "`layers_pattern` says where the numbers of `layers_to_transform` stand in";
+            return Err(bad(format!("{what} names: give those too, or leave it out")));
+        }
+        Ok(())
+    }
+
+    /// Checks ranks, alphas and the probability.
+    fn check_numbers(&self) -> Result<(), ModelError> {
+        let (most, why) = match self.init {
+            InitMethod::Pissa => (RANK_MAX / 2, ": PiSSA's adapter is saved with twice its rank"),
+            _ => (RANK_MAX, ""),
+        };
+        let rank = |key: &str, r: usize| match (1..=most).contains(&(r as u64)) {
             true => Ok(()),
-            false => Err(bad(format!("`{key}` = {r} is not a whole number from 1 to {RANK_MAX}"))),
+            false => Err(bad(format!("`{key}` = {r} is not a whole number from 1 to {most}{why}"))),
         };
         let alpha = |key: &str, alpha: f64| match alpha > 0.0 && alpha.is_finite() {
             true => Ok(()),
@@ -256,38 +293,36 @@ impl LoraConfig {
         alpha("lora_alpha", self.lora_alpha)?;
         for (key, r) in &self.rank_pattern {
             rank(&format!("rank_pattern.{key}"), *r)?;
-            check_pattern("rank_pattern", key)?;
         }
         for (key, value) in &self.alpha_pattern {
             alpha(&format!("alpha_pattern.{key}"), *value)?;
-            check_pattern("alpha_pattern", key)?;
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
             let what = format!("`lora_dropout` = {}", self.lora_dropout);
             return Err(bad(format!("{what} is not at least 0 and below 1")));
         }
-        if self.target_modules.is_empty() {
-            return Err(bad("`target_modules` names no module".to_owned()));
-        }
-        self.target_modules.check("target_modules")?;
-        self.exclude_modules.iter().try_for_each(|out| out.check("exclude_modules"))?;
-        for ids in [&self.trainable_tokens.embed_tokens, &self.trainable_tokens.lm_head] {
-            let mut sorted = ids.clone();
-            sorted.sort_unstable();
-            if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-                let id = twice[0];
-                return Err(bad(format!("`trainable_token_indices` names token {id} twice")));
-            }
-        }
-        let patterns = self.layers_pattern.iter().map(|pattern| ("layers_pattern", pattern));
-        let names = self.modules_to_save.iter().map(|name| ("modules_to_save", name));
-        patterns.chain(names).try_for_each(|(key, pattern)| check_pattern(key, pattern))?;
-        if self.layers_to_transform.is_some() && matches!(self.target_modules, Targets::Pattern(_))
-        {
-            let what = "`layers_to_transform` cannot be used when `target_modules` is an";
-            return Err(bad(format!("{what} expression: write the layers into it")));
-        }
         Ok(())
+    }
+}
+
+/// Puts the alphas into `map` to the last bit: serde_json reads some numbers of 17 digits, as it
+/// writes them, a unit in the last place off.
+fn read_exactly(map: &mut Map<String, Value>, text: &str) {
+    let parts = |text| serde_json::from_str::<BTreeMap<String, &RawValue>>(text);
+    let put = |value: &mut Value, raw: &RawValue| {
+        if let (true, Ok(exact)) = (value.is_number(), raw.get().parse::<f64>()) {
+            *value = Value::from(exact);
+        }
+    };
+    let Ok(whole) = parts(text) else { return };
+    if let (Some(value), Some(raw)) = (map.get_mut("lora_alpha"), whole.get("lora_alpha")) {
+        put(value, raw);
+    }
+    let (value, raw) = (map.get_mut("alpha_pattern"), whole.get("alpha_pattern"));
+    let alphas = value.and_then(Value::as_object_mut).zip(raw.and_then(|r| parts(r.get()).ok()));
+    let Some((alphas, raw)) = alphas else { return };
+    for (key, value) in alphas {
+        raw.get(key).into_iter().for_each(|raw| put(value, raw));
     }
 }
 
@@ -478,11 +513,32 @@ mod tests {
         assert_eq!(LoraConfig::from_json(&config.to_json()).unwrap(), config);
         config.trainable_tokens.lm_head = vec![2];
         assert_eq!(LoraConfig::from_json(&config.to_json()).unwrap(), config);
-        config.layers_to_transform = None;
+        (config.layers_to_transform, config.layers_pattern) = (None, Vec::new());
         for targets in [Targets::AllLinear, Targets::Pattern(".*(q|k)_proj".to_owned())] {
             config.target_modules = targets;
             assert_eq!(LoraConfig::from_json(&config.to_json()).unwrap(), config);
         }
+    }
+
+    /// Alphas of 17 digits, such as those that rank-stabilised PiSSA is saved with.
+    #[test]
+    fn alphas_are_read_to_the_last_bit() {
+        for alpha in [22.627416997969522, 16.0 * 2_f64.sqrt(), 0.1 + 0.2, 7.3 / 3.0, 1e-7 / 3.0] {
+            let mut config = LoraConfig::all_linear(4, alpha);
+            config.use_rslora = true;
+            config.alpha_pattern = vec![("q_proj".to_owned(), alpha), ("up".to_owned(), 2.0)];
+            let read = LoraConfig::from_json(&config.to_json()).unwrap();
+            assert_eq!(read, config);
+            assert_eq!(read.scaling().to_bits(), config.scaling().to_bits());
+        }
+        let mut n_off = 0;
+        for i in 1..2000 {
+            let config = LoraConfig::all_linear(4, f64::from(i) * 2_f64.sqrt() / 7.0);
+            assert_eq!(LoraConfig::from_json(&config.to_json()).unwrap(), config);
+            let text = config.lora_alpha.to_string();
+            n_off += usize::from(serde_json::from_str::<f64>(&text).unwrap() != config.lora_alpha);
+        }
+        assert!(n_off > 0, "serde_json is exact by itself: `read_exactly` can go");
     }
 
     #[test]
@@ -501,6 +557,8 @@ mod tests {
             (r#", "target_modules": 7}"#, "`target_modules` = 7"),
             (r#", "target_modules": "q", "layers_to_transform": 1}"#, "write the layers into it"),
             (r#", "layers_to_transform": "x"}"#, "`layers_to_transform`"),
+            (r#", "layers_pattern": "layers"}"#, "`layers_pattern` says where"),
+            (r#", "exclude_modules": "("}"#, "`exclude_modules` holds `(`"),
             (r#", "init_lora_weights": "pissa_niter_4"}"#, "`init_lora_weights`"),
             (r#", "r": 0}"#, "`r`"),
             (r#", "lora_alpha": "NaN"}"#, "`lora_alpha`"),
@@ -510,7 +568,8 @@ mod tests {
             let message = LoraConfig::from_json(&format!("{base}{rest}")).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         }
-        let idle = r#", "rank_pattern": {}, "bias": "none", "qalora_group_size": 16}"#;
+        let idle = r#", "rank_pattern": {}, "bias": "none", "qalora_group_size": 16,
+                        "layers_pattern": ""}"#;
         assert!(LoraConfig::from_json(&format!("{base}{idle}")).is_ok());
         let nan = LoraConfig::all_linear(4, f64::NAN);
         assert!(nan.check().unwrap_err().to_string().contains("`lora_alpha` = NaN"));

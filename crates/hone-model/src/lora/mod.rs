@@ -7,6 +7,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `attach` | an adapter put on a decoder |
+//! | `check` | whether settings mean something in a model |
 //! | `config` | [`LoraConfig`] and `adapter_config.json` |
 //! | `targets` | which modules are meant |
 //! | `group` | adapters at work: forward and backward |
@@ -15,6 +16,7 @@
 //! | `svd` | the largest singular vectors, for PiSSA and LoftQ |
 
 mod attach;
+mod check;
 mod config;
 mod group;
 mod init;
@@ -81,9 +83,10 @@ impl Adapter {
     }
 
     /// Checks names and shapes against a model: everything that the settings ask for, and nothing
-    /// else; and that every name and expression in them means something.
+    /// else. What an adapter need not have been made with here, PEFT's `exclude_modules` or layers
+    /// that the model does not have, is let be: [`LoraConfig::check_against`] refuses it.
     pub fn check(&self, model: &ModelConfig) -> Result<(), ModelError> {
-        self.config.check_against(model)?;
+        self.config.check_fits(model)?;
         let expected = self.config.tensors(model);
         for TensorEntry { name, shape } in &expected {
             let Some(found) = self.tensors.get(name) else {
@@ -212,92 +215,6 @@ impl LoraConfig {
             }
         }
         entries
-    }
-
-    /// Checks the settings and that every name and expression in them means something in `model`.
-    pub fn check_against(&self, model: &ModelConfig) -> Result<(), ModelError> {
-        self.check()?;
-        let names = || places(model).map(|place| place.name);
-        let refuse = |key: &str, what: &str, names: &mut dyn Iterator<Item = String>| {
-            let near = targets::nearest(what, names);
-            let text = format!("`{what}` in `{key}` names no module of the model; near it are");
-            Err(ModelError::Adapter(format!("{text} {near}")))
-        };
-        if let Targets::Names(targets) = &self.target_modules {
-            for target in targets {
-                let one = Targets::Names(vec![target.clone()]);
-                if !names().any(|name| one.matches(&name)) {
-                    return refuse("target_modules", target, &mut names());
-                }
-            }
-        }
-        if let Targets::Pattern(pattern) = &self.target_modules
-            && !names().any(|name| self.target_modules.matches(&name))
-        {
-            return refuse("target_modules", pattern, &mut names());
-        }
-        if !names().any(|name| self.targets(&name)) {
-            let what = "its targets, less what is excluded, name no linear map of the model";
-            return Err(ModelError::Adapter(what.to_owned()));
-        }
-        let ranks = self.rank_pattern.iter().map(|(key, _)| ("rank_pattern", key));
-        let alphas = self.alpha_pattern.iter().map(|(key, _)| ("alpha_pattern", key));
-        for (key, pattern) in ranks.chain(alphas) {
-            let means = |name: &String| targets::pattern_matches(pattern, name);
-            if !names().filter(|name| self.targets(name)).any(|name| means(&name)) {
-                return refuse(key, pattern, &mut names());
-            }
-        }
-        let modules = || {
-            let module =
-                |entry: TensorEntry| entry.name.rsplit_once('.').map(|(m, _)| m.to_owned());
-            base_tensors(model).into_iter().filter_map(module)
-        };
-        for name in &self.modules_to_save {
-            if !modules().any(|module| targets::is_saved(name, &module)) {
-                return refuse("modules_to_save", name, &mut modules());
-            }
-        }
-        self.check_kinds(model)
-    }
-
-    /// Refuses combinations that are not computed.
-    fn check_kinds(&self, model: &ModelConfig) -> Result<(), ModelError> {
-        let refuse = |what: &str| Err(ModelError::Adapter(what.to_owned()));
-        let targets = |module: &str| self.targets(module);
-        if self.use_dora && (targets(EMBED) || targets(HEAD)) {
-            return refuse(
-                "`use_dora` is for the linear maps of the layers: exclude lm_head and embed_tokens",
-            );
-        }
-        if let Some((module, _)) = modules(model).find(|(module, _)| self.saves(module)) {
-            let what = "in `modules_to_save` is a linear map of a layer; it can have an adapter, \
-                        and lm_head, embed_tokens and norms can be saved";
-            return Err(ModelError::Adapter(format!("`{module}` {what}")));
-        }
-        for (module, ids) in [EMBED, HEAD].map(|module| (module, self.token_ids(module))) {
-            if ids.is_empty() {
-                continue;
-            }
-            if let Some(id) = ids.iter().find(|&&id| id as usize >= model.vocab_size) {
-                let what = format!("token {id} in `trainable_token_indices` lies outside the");
-                let what = format!("{what} vocabulary of {}", model.vocab_size);
-                return Err(ModelError::Adapter(what));
-            }
-            if self.saves(module) || targets(module) {
-                return refuse(
-                    "`trainable_token_indices` is for modules that are not trained otherwise",
-                );
-            }
-        }
-        if model.tie_word_embeddings && !self.trainable_tokens.lm_head.is_empty() {
-            return refuse("the head is tied: train its tokens as those of embed_tokens");
-        }
-        let tied_rows = model.tie_word_embeddings && !self.trainable_tokens.is_empty();
-        if tied_rows && (targets(HEAD) || self.saves(HEAD)) {
-            return refuse("rows of a tied head cannot be trained beside an adapter of the head");
-        }
-        Ok(())
     }
 }
 

@@ -17,7 +17,7 @@ const LOGITS: f64 = 1e-5;
 /// Largest difference of a gradient over the tensor's largest; PEFT's own is up to 3e-6.
 const GRADIENTS: f64 = 1e-5;
 
-const N_CASES: usize = 32;
+const N_CASES: usize = 34;
 
 fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden"))
@@ -406,13 +406,54 @@ fn wrong_settings_are_refused() {
     );
     check_refused(
         |c| c.target_modules = Targets::Pattern(".*c_attn".to_owned()),
-        "name no linear map of the model",
+        "`.*c_attn` in `target_modules`, an expression for the whole name, names no module",
     );
-    check_refused(|c| c.layers_to_transform = Some(vec![99]), "name no linear map");
+    check_refused(
+        |c| c.target_modules = Targets::Pattern("q_proj".to_owned()),
+        "`target_modules` = \"q_proj\" is a text, and so an expression for the whole name of a \
+         module, which no module has; for the ends of names give a list: [\"q_proj\"]",
+    );
+    check_refused(
+        |c| c.exclude_modules = Some(vec!["q_proj".to_owned(), "vproj".to_owned()].into()),
+        "`vproj` in `exclude_modules` names no module of the model; near it are v_proj",
+    );
+    check_refused(
+        |c| c.exclude_modules = Some(Targets::Pattern("v_proj".to_owned())),
+        "`exclude_modules` = \"v_proj\" is a text",
+    );
+    check_refused(
+        |c| c.exclude_modules = Some(Targets::Pattern(".*_proj".to_owned())),
+        "less what is excluded, name no linear map",
+    );
+    check_refused(
+        |c| c.layers_to_transform = Some(vec![0, 99]),
+        "`layers_to_transform` names layer 99; the model has 3, from 0 to 2",
+    );
+    check_refused(|c| c.layers_pattern = names(&["layers"]), "`layers_pattern` says where");
+    check_refused(
+        |c| {
+            c.layers_to_transform = Some(vec![0]);
+            c.layers_pattern = names(&["h", "blocks"]);
+        },
+        "`h`, `blocks` in `layers_pattern` names no list of layers; that of the model is `layers`",
+    );
     check_refused(|c| c.rank_pattern = vec![("qproj".to_owned(), 2)], "near it are q_proj");
     check_refused(|c| c.alpha_pattern = vec![("gate".to_owned(), 2.0)], "`alpha_pattern`");
     check_refused(|c| c.modules_to_save = names(&["lmhead"]), "near it are lm_head");
-    check_refused(|c| c.modules_to_save = names(&["q_proj"]), "is a linear map of a layer");
+    check_refused(
+        |c| c.modules_to_save = names(&["lm_.*"]),
+        "`lm_.*` in `modules_to_save` names no module of the model; near it are norm, lm_head",
+    );
+    for name in ["q_proj", "proj", "mlp", "layers.0"] {
+        check_refused(|c| c.modules_to_save = names(&[name]), "which is a linear map of a layer");
+    }
+    check_refused(
+        |c| {
+            c.target_modules = names(&["lm_head", "q_proj"]).into();
+            c.modules_to_save = names(&["head"]);
+        },
+        "`lm_head` is one of `target_modules`, and `head` in `modules_to_save` trains it whole",
+    );
     check_refused(|c| c.r = 0, "`r` = 0");
     check_refused(|c| c.lora_alpha = f64::NAN, "`lora_alpha` = NaN");
     check_refused(|c| c.trainable_tokens.embed_tokens = vec![67], "outside the vocabulary of 67");
@@ -438,6 +479,78 @@ fn wrong_settings_are_refused() {
     let error = decoder(Cpu::new(), &config, Training::Full).attach(&adapter, true).unwrap_err();
     assert!(error.to_string().contains("frozen base weights"));
     assert_eq!(BiasMode::default(), BiasMode::None);
+}
+
+/// An expression that takes too long is an error, not one that matches nothing.
+#[test]
+fn expressions_that_give_up_are_refused() {
+    // Every way to cut a name into pieces is tried, for there is no such end.
+    let endless = r"(?=m)(?:(?:[a-z0-9_.])+)+(?<=q_proj)!";
+    let expect = |key: &str| format!("`{key}` holds `{endless}`, an expression that gives up on");
+    let own = || endless.to_owned();
+    check_refused(|c| c.target_modules = Targets::Pattern(own()), &expect("target_modules"));
+    check_refused(
+        |c| c.exclude_modules = Some(Targets::Pattern(own())),
+        &expect("exclude_modules"),
+    );
+    check_refused(|c| c.rank_pattern = vec![(own(), 2)], &expect("rank_pattern"));
+    check_refused(|c| c.alpha_pattern = vec![(own(), 2.0)], &expect("alpha_pattern"));
+    check_refused(
+        |c| (c.layers_to_transform, c.layers_pattern) = (Some(vec![0]), vec![own()]),
+        &expect("layers_pattern"),
+    );
+    // Of an adapter that there is, too: it would be merged without what it targets.
+    let mut golden = Golden::open("regex");
+    golden.adapter.config.exclude_modules = Some(Targets::Pattern(own()));
+    let message = golden.adapter.check(&golden.config).unwrap_err().to_string();
+    assert!(message.contains(&expect("exclude_modules")), "{message}");
+}
+
+/// What PiSSA cannot do is known before any weight is read.
+#[test]
+fn the_limits_of_pissa_are_known_from_the_settings() {
+    let check = |odd: bool, change: &dyn Fn(&mut LoraConfig), expected: &str| {
+        let mut settings = LoraConfig::all_linear(3, 6.0);
+        settings.target_modules = vec!["q_proj".to_owned()].into();
+        change(&mut settings);
+        assert!(settings.check_against(&config(odd)).is_ok(), "plain LoRA, {expected}");
+        settings.init = InitMethod::Pissa;
+        let found = settings.check_against(&config(odd));
+        match expected {
+            "" => assert!(found.is_ok()),
+            _ => assert!(found.unwrap_err().to_string().contains(expected), "{expected}"),
+        }
+    };
+    let targets = |name: &str| Targets::from(vec!["q_proj".to_owned(), name.to_owned()]);
+    check(false, &|c| c.r = 8192, "");
+    check(false, &|c| c.r = 8193, "`r` = 8193 is not a whole number from 1 to 8192: PiSSA's");
+    let pattern = |r| vec![("q_proj".to_owned(), r)];
+    check(false, &|c| c.rank_pattern = pattern(8192), "");
+    check(false, &|c| c.rank_pattern = pattern(9000), "`rank_pattern.q_proj` = 9000");
+    check(false, &|c| c.target_modules = targets("embed_tokens"), "the embedding has no part");
+    check(false, &|c| c.target_modules = targets("lm_head"), "a tied head's are the embedding");
+    check(true, &|c| c.target_modules = targets("embed_tokens"), "the embedding has no part");
+    check(true, &|c| c.target_modules = targets("lm_head"), "");
+}
+
+/// PEFT takes settings that mean nothing in a model, and its adapters are read; new ones are not
+/// made so.
+#[test]
+fn adapters_of_peft_may_be_about_more() {
+    let check = |change: &dyn Fn(&mut LoraConfig), expected: &str| {
+        let mut golden = Golden::open("layers");
+        assert!(golden.adapter.config.check_against(&golden.config).is_ok());
+        change(&mut golden.adapter.config);
+        golden.adapter.check(&golden.config).unwrap();
+        let error = golden.adapter.config.check_against(&golden.config).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    check(&|c| c.layers_to_transform = Some(vec![1, 40]), "names layer 40");
+    let names = ["k_proj", "mlp.up_proj", "vision_tower"].map(str::to_owned);
+    check(
+        &|c| c.exclude_modules = Some(names.to_vec().into()),
+        "`vision_tower` in `exclude_modules`",
+    );
 }
 
 /// New tokens: the others keep their logits, and the new ones are learnt alone.
