@@ -1,17 +1,49 @@
 //! A base whose linear maps lie in 4 bits.
 
+use std::cell::RefCell;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use hone_cli::{Common, Context, Exit, Failure, Outcome, run_stage};
+use hone_cli::{Common, Context, Exit, Failure, Outcome, Progress, run_stage};
 use hone_model::{
-    BnbConfig, CodeBook, ModelError, QuantSpec, StoredType, ValueType, write_bnb_checkpoint,
+    BnbConfig, CodeBook, ModelError, NamedTensor, QuantSpec, StoredType, TensorEntry, TensorSource,
+    ValueType, write_bnb_checkpoint,
 };
 use hone_store::ModelDir;
 use serde_json::json;
 
 use crate::args::Book;
 use crate::directory::{self, SINGLE, SMALL_BYTES_MAX, SMALL_FILES};
-use crate::run::{outcome, plan};
+use crate::run::{check_stop, outcome, plan};
+
+/// Tensors that are counted as they are asked for, each once, and that are no longer given when a
+/// stop was requested.
+struct Watched<'a> {
+    ctx: &'a Context,
+    tensors: &'a dyn TensorSource,
+    progress: RefCell<Progress>,
+}
+
+impl<'a> Watched<'a> {
+    fn new(ctx: &'a Context, tensors: &'a dyn TensorSource) -> Self {
+        let progress = ctx.progress(tensors.entries().len() as u64, "tensors");
+        Watched { ctx, tensors, progress: RefCell::new(progress) }
+    }
+}
+
+impl TensorSource for Watched<'_> {
+    fn entries(&self) -> Vec<TensorEntry> {
+        self.tensors.entries()
+    }
+
+    fn tensor(&self, name: &str) -> Result<NamedTensor, ModelError> {
+        if self.ctx.stop_requested() {
+            return Err(ModelError::Write(ErrorKind::Interrupted.into()));
+        }
+        self.progress.borrow_mut().inc(1);
+        self.tensors.tensor(name)
+    }
+}
 
 /// Writes the base, and seals it.
 pub(crate) fn quantize(
@@ -44,12 +76,15 @@ pub(crate) fn quantize(
             let spec = QuantSpec { book, nested, ..QuantSpec::qlora(values) };
             let quant = BnbConfig { spec, skip_modules: Vec::new() };
             // What goes wrong here is the writing, or a value that is no number.
+            let watched = Watched::new(ctx, tensors);
             let written =
-                write_bnb_checkpoint(&mut file, &verified.config, tensors, &quant, stored);
-            Ok(written.map(|()| quant).map_err(|error| match error {
+                write_bnb_checkpoint(&mut file, &verified.config, &watched, &quant, stored);
+            watched.progress.into_inner().finish();
+            // A stop ends the writing with an error of its own, which says nothing.
+            Ok(check_stop(ctx).and(written.map(|()| quant).map_err(|error| match error {
                 ModelError::Write(_) => Failure::environment(format!("`{SINGLE}`: {error}")),
                 _ => Failure::input(error.to_string()),
-            }))
+            })))
         })??;
         file.finish(None)?;
         for name in SMALL_FILES.into_iter().filter(|name| dir.has(name)) {
@@ -69,4 +104,39 @@ pub(crate) fn quantize(
             format!("{}, linear maps as {} of {bits} bits a weight", found.summary, book.name());
         Ok(Outcome { summary, ..found })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Args;
+    use crate::fixture::tiny;
+    use crate::run::run;
+
+    #[test]
+    fn a_requested_stop_ends_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(at("tiny.gguf"), tiny().bytes()).unwrap();
+        let args = |args: [&str; 4]| Args::try_parse_from(["hone-fetch"].iter().chain(&args));
+        let args =
+            |what: &str, from: &str, out: &str| args([what, &at(from), "--out", &at(out)]).unwrap();
+        let import = args("model", "tiny.gguf", "base");
+        let ctx = Context::new(&import.common);
+        run(import, &ctx).unwrap();
+        let me = std::process::id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &me]).status().unwrap().success());
+        let limit = Instant::now() + Duration::from_secs(60);
+        while !ctx.stop_requested() && Instant::now() < limit {
+            std::thread::yield_now();
+        }
+        let failure = run(args("quantize", "base", "small"), &ctx).unwrap_err();
+        assert_eq!((failure.exit, failure.message.as_str()), (Exit::Terminated, "stopped"));
+        assert!(!dir.path().join("small").exists(), "nothing half-written");
+    }
 }
