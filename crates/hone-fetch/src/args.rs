@@ -40,8 +40,10 @@ pub(crate) enum Command {
     /// Make a base with new tokens: they are added to the tokenizer, and the embedding and the head
     /// get rows for them.
     ///
-    /// A new row is the mean of the others. Train it: `train.trainable_tokens = ["<|token|>"]`, or
-    /// `modules_to_save`, or full fine-tuning.
+    /// A new token's row is the mean of those of the old tokens, also where the embedding had a row
+    /// for it already, as padding (Qwen's has hundreds); padding that stays padding stays what it
+    /// was. Train it: `train.trainable_tokens = ["<|token|>"]`, or `modules_to_save`, or full
+    /// fine-tuning.
     Tokens {
         /// A model directory.
         base: PathBuf,

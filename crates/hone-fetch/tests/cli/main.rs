@@ -6,6 +6,7 @@ mod fixture;
 mod hub;
 mod local;
 mod server;
+mod tokens;
 
 use std::path::Path;
 use std::process::Command;

@@ -1,23 +1,33 @@
 //! A base with new tokens: in its tokenizer, and with rows of the embedding and of the head for
 //! them.
 //!
-//! The tokens are control tokens: no text of a user becomes one. Ids go on where the tokenizer's end;
-//! rows that the embedding had beyond them, as padding, are used first and stay what they were. What
-//! is new is the mean of all others, so that a new token starts as an average one; transformers'
-//! `resize_token_embeddings` does the same but for a noise of 1e-9 of their covariance.
+//! The tokens are control tokens: no text of a user becomes one. Ids go on where the tokenizer's
+//! end. The row of a new token is the mean of the rows of the old ones, so that it starts as an
+//! average token; transformers' `resize_token_embeddings` does the same but for a noise of 1e-9 of
+//! their covariance, on a base without padding. Where the embedding has rows beyond the tokenizer's
+//! end, as padding, these are used first, and those that become a token's get the mean too: they
+//! were never trained, and weight decay has left some of them next to zero (transformers resizes
+//! nothing then, and a new token starts as whatever lies there). Padding that stays padding stays
+//! what it was.
+
+mod grown;
 
 use std::path::{Path, PathBuf};
 
 use hone_cli::{Common, Context, Exit, Failure, Outcome, run_stage};
 use hone_model::{
-    BnbRegions, ModelConfig, ModelError, ResizedVocab, SafetensorsWriter, StoredType, TensorSource,
+    BnbRegions, ModelConfig, ModelError, NamedTensor, ResizedVocab, SafetensorsWriter, StoredType,
+    TensorSource,
 };
 use hone_store::{Draft, ModelDir};
 use serde_json::{Map, Value, json};
-use tokenizers::{AddedToken, Tokenizer};
 
-use crate::directory::{self, DirectoryError, SINGLE, SMALL_BYTES_MAX, SMALL_FILES};
+use crate::directory::{self, SINGLE, SMALL_BYTES_MAX, SMALL_FILES};
 use crate::run::{check_stop, outcome, plan};
+use crate::tokens::grown::{Grown, check_texts};
+
+/// The matrices that have a row for each token.
+const VOCABULARY: [&str; 2] = ["model.embed_tokens.weight", "lm_head.weight"];
 
 /// Makes the base, and seals it.
 pub(crate) fn add(
@@ -28,6 +38,7 @@ pub(crate) fn add(
     texts: &[String],
     pad_to: u32,
 ) -> Result<Exit, Failure> {
+    check_texts(texts)?;
     let dir = ModelDir::open(base)?;
     let verified = directory::verify(&dir)?;
     let config_json = dir.read("config.json", SMALL_BYTES_MAX)?;
@@ -36,16 +47,20 @@ pub(crate) fn add(
         return Err(Failure::input(message)
             .hint("add tokens to the model that it was made from, and train that with qlora"));
     }
-    let grown = Grown::new(&dir.read("tokenizer.json", SMALL_BYTES_MAX)?, texts)?;
-    let rows = grown.end.max(verified.config.vocab_size).next_multiple_of(pad_to as usize);
+    let grown = Grown::new(&dir, texts)?;
+    let old_rows = verified.config.vocab_size;
+    let rows = grown.end().max(old_rows).next_multiple_of(pad_to as usize);
     let settings = json!({"source": "tokens", "tokens": texts, "pad_to": pad_to});
     let names: Vec<&str> = dir.names().iter().map(String::as_str).collect();
     let inputs = vec![dir.input_of("model", &names)?];
     run_stage(ctx, common, plan(out, settings, inputs), |draft, _| {
         let model = directory::with_tensors(&dir, |tensors| {
             let resized = ResizedVocab::new(&verified.config, tensors, rows)?;
+            let average =
+                |tensor: &mut NamedTensor| average(tensor, grown.before, grown.end(), old_rows);
             // Names and shapes were checked: what fails now is the writing.
-            Ok(write_weights(ctx, draft, tensors, &resized).map(|()| resized.config().clone()))
+            Ok(write_weights(ctx, draft, tensors, &resized, average)
+                .map(|()| resized.config().clone()))
         })??;
         grown.write(draft, &dir, &config_json, rows)?;
         Ok(told(&model, verified.n_tensors, &grown, rows))
@@ -60,12 +75,28 @@ fn told(model: &ModelConfig, n_tensors: usize, grown: &Grown, rows: usize) -> Ou
     Outcome { summary: format!("{}; {rows} rows of the embedding", ids.join(", ")), ..outcome }
 }
 
-/// Streams all tensors into the file of weights, as exact as they were.
+/// Makes the rows of new tokens, from `before` up to `end`, the mean of those before them, and rows
+/// that the matrix did not have, from `old_rows` on, too.
+fn average(matrix: &mut NamedTensor, before: usize, end: usize, old_rows: usize) {
+    let d = matrix.shape[1];
+    let mut sum = vec![0.0_f64; d];
+    for row in matrix.data.chunks(d).take(before) {
+        sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x));
+    }
+    let mean: Vec<f32> = sum.iter().map(|sum| (sum / before as f64) as f32).collect();
+    let is_new = |row: usize| (before..end).contains(&row) || row >= old_rows;
+    let rows = matrix.data.chunks_mut(d).enumerate();
+    rows.filter(|(row, _)| is_new(*row)).for_each(|(_, row)| row.copy_from_slice(&mean));
+}
+
+/// Streams all tensors into the file of weights, as exact as they were; the embedding and the head
+/// go through `average`.
 fn write_weights(
     ctx: &Context,
     draft: &Draft,
     stored: &BnbRegions<'_>,
     resized: &ResizedVocab<'_>,
+    average: impl Fn(&mut NamedTensor),
 ) -> Result<(), Failure> {
     let failed = |error: ModelError| match error {
         ModelError::Write(_) => Failure::environment(error.to_string()),
@@ -78,7 +109,10 @@ fn write_weights(
     let mut writer = SafetensorsWriter::new(&mut file, &entries, stored).map_err(failed)?;
     for entry in &entries {
         check_stop(ctx)?;
-        let tensor = resized.tensor(&entry.name).map_err(failed)?;
+        let mut tensor = resized.tensor(&entry.name).map_err(failed)?;
+        if VOCABULARY.contains(&entry.name.as_str()) {
+            average(&mut tensor);
+        }
         tensor.check_finite().map_err(failed)?;
         writer.put(&tensor).map_err(failed)?;
         progress.inc(1);
@@ -88,37 +122,7 @@ fn write_weights(
     Ok(file.finish(None)?)
 }
 
-/// A tokenizer with new tokens.
-struct Grown {
-    /// Its `tokenizer.json`.
-    json: String,
-    /// The new tokens, and their ids.
-    ids: Vec<(String, u32)>,
-    /// One more than its largest id.
-    end: usize,
-}
-
 impl Grown {
-    fn new(tokenizer_json: &[u8], texts: &[String]) -> Result<Self, Failure> {
-        let wrong = |error: tokenizers::Error| DirectoryError::Tokenizer(error.to_string());
-        let mut tokenizer = Tokenizer::from_bytes(tokenizer_json).map_err(wrong)?;
-        for text in texts {
-            if text.trim().is_empty() {
-                return Err(Failure::usage("`--add` is given no token"));
-            }
-            if let Some(id) = tokenizer.token_to_id(text) {
-                let message = format!("`--add {text}`: it is a token already, the one of id {id}");
-                return Err(Failure::usage(message).hint("leave it out, or write it otherwise"));
-            }
-            tokenizer.add_special_tokens([AddedToken::from(text.clone(), true)]).map_err(wrong)?;
-        }
-        let id_of = |text: &String| tokenizer.token_to_id(text).map(|id| (text.clone(), id));
-        let ids = texts.iter().filter_map(id_of).collect();
-        let end = tokenizer.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
-        let json = tokenizer.to_string(false).map_err(wrong)?;
-        Ok(Grown { json, ids, end })
-    }
-
     /// Writes all files but the weights.
     fn write(
         &self,
@@ -148,28 +152,6 @@ impl Grown {
             draft.write(name, &bytes, None)?;
         }
         Ok(())
-    }
-
-    /// Adds the tokens to the lists that a file has of them; one that it lacks is read from
-    /// `tokenizer.json`.
-    fn list(&self, name: &str, map: &mut Map<String, Value>) {
-        if name == "added_tokens.json" {
-            map.extend(self.ids.iter().map(|(text, id)| (text.clone(), (*id).into())));
-        }
-        for key in ["additional_special_tokens", "extra_special_tokens"] {
-            if let Some(list) = map.get_mut(key).and_then(Value::as_array_mut) {
-                list.extend(self.ids.iter().map(|(text, _)| text.clone().into()));
-            }
-        }
-        if let Some(tokens) = map.get_mut("added_tokens_decoder").and_then(Value::as_object_mut) {
-            for (text, id) in &self.ids {
-                let token = json!({
-                    "content": text, "lstrip": false, "normalized": false, "rstrip": false,
-                    "single_word": false, "special": true
-                });
-                tokens.insert(id.to_string(), token);
-            }
-        }
     }
 }
 
