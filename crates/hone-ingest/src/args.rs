@@ -25,7 +25,8 @@ Each [[ingest.source]]:
   split = \"auto\"           by the shares; or train, eval, test for all its rows
   weight = 1.0             of its rows' loss, times a row's own `weight`
   replay = false           mix it into training at replay_share
-  eval_rows = 0            of a replay source: rows held out instead, for a loss curve of its own
+  eval_rows = 0            of a replay source: rows held out instead, for a loss curve of its own;
+                           rows that share an id are held out together
   limit                    most rows taken, chosen by the hash of their ids
   columns                  names of the columns of a table without a header line
   rename = {}              new names of columns: { old = \"new\" }

@@ -10,8 +10,8 @@
 //!    rows, chosen alike. Those that a source holds out (`eval_rows`) are the last in that order,
 //!    so that they stay the same whatever the share.
 //!
-//! Rows with equal ids but unequal content stay; they share a split, and all but the first get a
-//! number behind their id.
+//! Rows with equal ids but unequal content stay; they share a split (replay rows among themselves:
+//! the whole id is held out), and all but the first get a number behind their id.
 
 use std::collections::BTreeMap;
 
@@ -195,16 +195,21 @@ fn with_split(index: &Index, plan: &Plan) -> PolarsResult<DataFrame> {
 }
 
 /// Makes held-out rows of the last of each replay source; rows come in the order of their sampling
-/// hash within their source.
+/// hash within their source. What shares an id with such a row, in any replay source, is held out
+/// with it.
 fn held_out(rows: LazyFrame) -> PolarsResult<LazyFrame> {
     let from_end = col("at").max().over([col("source")])? - col("at");
-    let is_held = col("replay").and(from_end.cast(DataType::UInt64).lt(col("eval_rows")));
-    let split = when(is_held.clone()).then(lit(code(Split::Eval))).otherwise(col("split"));
-    let replay = col("replay").and(is_held.not());
+    let is_last = col("replay").and(from_end.cast(DataType::UInt64).lt(col("eval_rows")));
+    let of_its_id = col("held").cast(DataType::UInt32).max().over([col("id_0"), col("id_1")])?;
+    let is_held = col("replay").and(of_its_id.gt(lit(0u32)));
+    let split = when(col("held")).then(lit(code(Split::Eval))).otherwise(col("split"));
+    let replay = col("replay").and(col("held").not());
     Ok(rows
         .with_row_index("at", None)
+        .with_column(is_last.alias("held"))
+        .with_column(is_held.alias("held"))
         .with_columns([split.alias("split"), replay.alias("replay")])
-        .drop(cols(["at", "eval_rows"])))
+        .drop(cols(["at", "eval_rows", "held"])))
 }
 
 /// Whether a row is the one to keep of those with its content: held out before trained, replay

@@ -189,6 +189,38 @@ fn replay_holds_out_the_same_rows_whatever_its_share() {
 }
 
 #[test]
+fn replay_rows_that_share_an_id_are_held_out_together() {
+    // Of each id three rows in one replay source and one in another, which holds out none itself.
+    let mut rows = numbered(0, "a", 90);
+    for k in 0..120 {
+        rows.push((1, format!("id {}", k / 3), format!("r {k}")));
+    }
+    rows.extend((0..40).map(|k| (2, format!("id {k}"), format!("s {k}"))));
+    let of = |eval_rows| {
+        let config = Config {
+            source: vec![source("a"), SourceConfig { eval_rows, ..replay("r") }, replay("s")],
+            replay_share: 0.9,
+            eval_share: 0.0,
+            test_share: 0.0,
+            ..Config::default()
+        };
+        let plan = config.resolve(1).expect("a good plan");
+        let all = fates(&plan, &borrowed(&rows));
+        let mut splits: BTreeMap<&str, Vec<Split>> = BTreeMap::new();
+        for (row, fate) in rows.iter().zip(&all).skip(90) {
+            let Fate::Keep(split, _) = fate else { panic!("{row:?}: {fate:?}") };
+            splits.entry(&row.1).or_default().push(*split);
+        }
+        for (id, splits) in &splits {
+            assert_eq!((splits.len(), splits.iter().all(|s| *s == splits[0])), (4, true), "{id}");
+        }
+        splits.values().filter(|splits| splits[0] == Split::Eval).count()
+    };
+    // Whole ids, until so many rows of the source are held out.
+    assert_eq!([0, 1, 3, 4, 20, 120].map(of), [0, 1, 1, 2, 7, 40]);
+}
+
+#[test]
 fn a_limit_takes_rows_by_hash_order() {
     let limited = SourceConfig { limit: Some(10), ..source("a") };
     let plan = plan(vec![limited, source("b")]);
