@@ -31,13 +31,18 @@ const SETTINGS: [&str; 5] = [
     "train.eval_every=1",
 ];
 
-fn place() -> Place {
-    let place = Place::new();
+/// Writes the pipeline with these sources; so large a share of the others is held out in each split.
+fn write_pipeline(place: &Place, sources: &str, share: &str) {
     let (head, tail) = PIPELINE.split_once("[[ingest.source]]").unwrap();
     let (_, tail) = tail.split_once("[template]").unwrap();
-    let pipeline =
-        format!("{head}{SOURCES}\n[template]{tail}").replace("share = 0.1", "share = 0.2");
+    let head = head.replace("share = 0.1", &format!("share = {share}"));
+    let pipeline = format!("{head}{sources}\n[template]{tail}");
     place.tree.write("p.toml", pipeline.replace("max_len = 64", "max_len = 96"));
+}
+
+fn place() -> Place {
+    let place = Place::new();
+    write_pipeline(&place, SOURCES, "0.2");
     let message = |role: &str, content: String| json!({"role": role, "content": content});
     let chat = |i: usize| {
         let messages = [
@@ -143,6 +148,75 @@ fn the_loss_of_a_role_is_that_of_a_run_that_trains_no_other() {
     // Pre-training has one role, and no source or role is told apart from one.
     let (causal, _) = train(&place, "every", &["train.objective=causal"]);
     assert!(causal[0].get("losses_by_role").is_none() && causal[0].get("losses").is_some());
+}
+
+/// Chats that are replay beside plain text that is not, both at half their weight.
+const CHATS_AS_REPLAY: &str = r#"replay_share = 0.5
+
+[[ingest.source]]
+name = "plain"
+path = "plain.jsonl"
+weight = 0.5
+
+[[ingest.source]]
+name = "chats"
+path = "chats.jsonl"
+weight = 0.5
+replay = true
+eval_rows = 2
+"#;
+
+/// Computed by hand: a text `3 3` has three trained tokens behind its first, `3`, ` 3` and the end
+/// of the text; a chat has two, a digit and the end of the turn. Nine of each are trained, so that
+/// half of the rows are replay and 18 of 45 trained tokens, of a weight of 22.5 together.
+#[test]
+fn replay_is_what_its_source_says_whatever_its_form() {
+    let place = Place::new();
+    write_pipeline(&place, CHATS_AS_REPLAY, "0");
+    let text = |i: usize| format!("{}\n", json!({"text": format!("{i} {i}")}));
+    place.tree.write("plain.jsonl", (1..10).map(text).collect::<String>());
+    let message = |role: &str, content: String| json!({"role": role, "content": content});
+    let chat = |i: usize| {
+        let asked = message("user", format!("Say {} of {i}.", i % 10));
+        let said = message("assistant", (i % 10).to_string());
+        format!("{}\n", json!({"messages": [asked, said]}))
+    };
+    place.tree.write("chats.jsonl", (0..11).map(chat).collect::<String>());
+    for stage in ["ingest", "template", "tokenize"] {
+        place.done(stage, &[]);
+        let sources = &place.json(&format!("runs/p/{stage}/manifest.json"))["ledger"]["sources"];
+        assert_eq!(sources["chats"]["replay"], true, "{stage}");
+        assert_eq!(sources["plain"].get("replay"), None, "{stage}");
+    }
+    let sets: Vec<&str> = SETTINGS.iter().flat_map(|set| ["--set", set]).collect();
+    let plan = place.done("train", &[&["plan", "--json"], &sets[..]].concat()).stdout;
+    let plan: Value = serde_json::from_str(&plan).unwrap();
+    let step = &plan["steps"][0];
+    assert_eq!((&step["trained_tokens"], &step["weight"]), (&json!(45), &json!(22.5)));
+    assert_eq!((&step["replay_share"], &plan["replay_share"]), (&json!(0.4), &json!(0.4)));
+
+    let (lines, report) = train(&place, "all", &[]);
+    let steps: Vec<&Value> = lines.iter().filter(|line| line.get("loss").is_some()).collect();
+    assert_eq!(steps.len(), 3);
+    for line in steps {
+        assert_eq!((&line["num_trained_tokens"], &line["replay_share"]), (&json!(45), &json!(0.4)));
+        let [chats, plain] = ["chats", "plain"].map(|name| number(&line["losses"][name]));
+        assert!((0.4 * chats + 0.6 * plain - number(&line["loss"])).abs() < 1e-6, "{line}");
+    }
+    assert!((number(&report["replay_share"]) - 0.4).abs() < 1e-12);
+    assert_eq!(report["trained_tokens"]["by_source"], json!({"chats": 18, "plain": 27}));
+    // Held out are the two chats alone, so the held-out curve is replay's own.
+    assert_eq!(place.json("runs/p/ingest/manifest.json")["report"]["replay"]["rows_there"], 9);
+
+    // The same rows, and none of them replay.
+    let without = CHATS_AS_REPLAY.replace("replay = true\neval_rows = 2\n", "");
+    write_pipeline(&place, &without, "0");
+    place.done("ingest", &[]);
+    place.done("template", &[]);
+    let (lines, report) = train(&place, "all", &[]);
+    assert_eq!(report["trained_tokens"]["by_source"], json!({"chats": 22, "plain": 27}));
+    assert_eq!(report["replay_share"], Value::Null);
+    assert!(lines.iter().all(|line| line.get("replay_share").is_none()), "{}", lines[0]);
 }
 
 #[test]

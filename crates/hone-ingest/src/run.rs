@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use hone_cli::{Common, Context, Exit, Failure, Outcome, Pipeline, Progress, StagePlan, run_stage};
-use hone_schema::{ArtefactKind, Conversation, InputRef, Ledger, Reject, sha256};
+use hone_schema::{ArtefactKind, Conversation, InputRef, Ledger, Reject, SourceLedger, sha256};
 use hone_store::{Draft, ParquetFile, input};
 use rayon::prelude::*;
 
@@ -163,7 +163,8 @@ fn outcome(
 ) -> Result<Outcome, Failure> {
     let mut ledger = Ledger::default();
     for (opened, tally) in sources.iter().zip(tallies) {
-        *ledger.source(&opened.source.name) = tally.ledger.clone();
+        let replay = opened.source.replay;
+        *ledger.source(&opened.source.name) = SourceLedger { replay, ..tally.ledger.clone() };
     }
     for (source, fate) in index.source.iter().zip(&selection.fates) {
         let account = ledger.source(&sources[*source as usize].source.name);

@@ -1,6 +1,6 @@
 //! The ledger: where every row and every token went.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,9 @@ pub struct Ledger {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceLedger {
+    /// Its rows are replay: mixed in so that what was learned before is not forgotten, whatever their form.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub replay: bool,
     /// Rows that came in.
     pub rows_in: u64,
     /// Rows that came into being here, by reason: a conversation as one sample a turn, a long row in pieces.
@@ -79,6 +82,7 @@ impl Ledger {
     pub fn add(&mut self, other: Ledger) {
         for (name, theirs) in other.sources {
             let ours = self.source(&name);
+            ours.replay |= theirs.replay;
             ours.rows_in += theirs.rows_in;
             ours.rows_out += theirs.rows_out;
             add_all(&mut ours.added, theirs.added);
@@ -91,6 +95,21 @@ impl Ledger {
                 ours.trained_in += theirs.trained_in;
                 ours.trained_out += theirs.trained_out;
                 add_all(&mut ours.trained_lost, theirs.trained_lost);
+            }
+        }
+    }
+
+    /// Names of the sources whose rows are replay.
+    pub fn replay(&self) -> BTreeSet<&str> {
+        let replay = self.sources.iter().filter(|(_, source)| source.replay);
+        replay.map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Marks as replay the sources that the stage before has as replay, where rows of them came in.
+    pub fn mark_replay(&mut self, before: &Ledger) {
+        for name in before.replay() {
+            if let Some(source) = self.sources.get_mut(name) {
+                source.replay = true;
             }
         }
     }
@@ -138,6 +157,10 @@ impl Ledger {
         }
         all
     }
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn add_all(ours: &mut BTreeMap<String, u64>, theirs: BTreeMap<String, u64>) {
@@ -211,6 +234,28 @@ mod tests {
         assert_eq!((both.rows_in(), both.rows_out()), (3, 2));
         tokens.count((10, 4), (8, 3), "truncated");
         assert_eq!(both.source("a").tokens, Some(tokens));
+    }
+
+    #[test]
+    fn replay_stays_replay_from_stage_to_stage() {
+        let mut before = Ledger::default();
+        for name in ["a", "b", "none left"] {
+            before.source(name).pass();
+            before.source(name).replay = name != "a";
+        }
+        let mut ledger = Ledger::default();
+        ["a", "b"].into_iter().for_each(|name| ledger.source(name).pass());
+        assert_eq!(ledger.replay(), BTreeSet::new());
+        ledger.mark_replay(&before);
+        assert_eq!(ledger.replay(), BTreeSet::from(["b"]));
+        let mut sum = Ledger::default();
+        sum.add(ledger.clone());
+        assert_eq!(sum, ledger);
+        // An account says it where it is so, and is read where it says nothing.
+        let json = serde_json::to_value(&ledger).unwrap();
+        assert_eq!(json["sources"]["b"]["replay"], true);
+        assert!(json["sources"]["a"].get("replay").is_none());
+        assert_eq!(serde_json::from_value::<Ledger>(json).unwrap(), ledger);
     }
 
     #[test]

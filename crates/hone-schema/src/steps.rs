@@ -24,7 +24,7 @@ pub struct PlanStep {
     pub trained_tokens: u64,
     /// Sum of the weights of those: what its loss is divided by.
     pub weight: f64,
-    /// Share of its trained tokens that are plain text: pre-training and replay.
+    /// Share of its trained tokens that are of replay sources.
     pub replay_share: f64,
     /// Its learning rate.
     pub learning_rate: f64,

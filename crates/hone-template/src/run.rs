@@ -121,6 +121,7 @@ fn work(
     progress.finish();
     out.rendered.finish()?;
     out.rejects.finish()?;
+    out.tally.mark_replay(&conversations.manifest().ledger);
     out.tally.outcome(ctx, config)
 }
 

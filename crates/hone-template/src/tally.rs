@@ -46,6 +46,11 @@ impl Tally {
             .or_insert_with(|| format!("row `{}`: {}", reject.file, reject.detail));
     }
 
+    /// Marks the sources that the conversations have as replay.
+    pub(crate) fn mark_replay(&mut self, conversations: &Ledger) {
+        self.ledger.mark_replay(conversations);
+    }
+
     /// Adds the counts of rows that come behind.
     pub(crate) fn add(&mut self, other: Tally) {
         self.ledger.add(other.ledger);

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use hone_cli::{Common, Context, Exit, Failure, Outcome, Pipeline, StagePlan, run_stage};
 use hone_schema::{
-    ArtefactKind, InputRef, Kind, Pack, Prompt, Reject, Roles, Split, TEXT, UNKNOWN,
+    ArtefactKind, InputRef, Kind, Ledger, Pack, Prompt, Reject, Roles, Split, TEXT, UNKNOWN,
 };
 use hone_store::{Draft, ForeignTable, IpcFile, ParquetFile};
 use hone_tokens::{Counts, Reason, Refusal, Row, Taken, TooLong};
@@ -38,6 +38,9 @@ pub(crate) struct ImportArgs {
     /// Name of the source, where rows do not name theirs; the file's name when not given.
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
+    /// Name of a source whose rows are replay; may be given several times.
+    #[arg(long, value_name = "NAME")]
+    replay: Vec<String>,
     /// Take packed rows apart, and pack their documents as the pipeline says. Without this a row stays one pack, in its order.
     #[arg(long)]
     unpack: bool,
@@ -69,8 +72,8 @@ pub(crate) fn import(ctx: &Context, common: &Common, args: &ImportArgs) -> Resul
     let mut inputs = vec![InputRef { role: "rows".to_owned(), sha256 }];
     inputs.extend(tokenizer.refs.iter().cloned());
     let mut resolved = serde_json::to_value(&config).expect("the configuration is plain data");
-    resolved["import"] =
-        json!({"split": args.split.as_str(), "source": source, "unpack": args.unpack});
+    resolved["import"] = json!({"split": args.split.as_str(), "source": source,
+        "replay": args.replay, "unpack": args.unpack});
     let plan = StagePlan {
         stage: "import",
         kind: ArtefactKind::Packs,
@@ -125,6 +128,7 @@ impl Import<'_> {
         }
         sinks.flush(args.split)?;
         let Sinks { mut tally, rejects, aside, file, firsts, .. } = sinks;
+        mark_replay(&mut tally.ledger, &args.replay)?;
         rejects.finish()?;
         if let Some((aside, tokens)) = aside {
             let rows = (args.split, &aside.finish()?, tokens);
@@ -240,6 +244,21 @@ impl Import<'_> {
         };
         Some(Refusal { reason, detail, counts: row.before })
     }
+}
+
+/// Marks the sources that are said to be replay.
+fn mark_replay(ledger: &mut Ledger, names: &[String]) -> Result<(), Failure> {
+    for name in names {
+        let Some(source) = ledger.sources.get_mut(name) else {
+            let there: Vec<String> = ledger.sources.keys().map(|s| format!("`{s}`")).collect();
+            let message = format!("`--replay {name}`: no row is of a source of that name");
+            return Err(
+                Failure::usage(message).hint(format!("rows are there of {}", there.join(", ")))
+            );
+        };
+        source.replay = true;
+    }
+    Ok(())
 }
 
 impl Sinks {

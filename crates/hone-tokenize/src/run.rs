@@ -50,6 +50,7 @@ fn work(
     // Its memory is better used for packs.
     drop(sandbox);
     let Sinks { mut tally, rows, prompts, rejects, .. } = sinks;
+    tally.ledger.mark_replay(&files.rendered.manifest().ledger);
     tally.warn_of_roles(ctx);
     if tally.rows() == 0 {
         return Err(nothing_left(&tally));

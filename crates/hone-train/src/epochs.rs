@@ -1,11 +1,13 @@
 //! Packs, and the order in which they are seen.
 
+use std::collections::BTreeSet;
+
 use arrow::array::RecordBatch;
 use hone_cli::Failure;
 use hone_kernels::mapping;
 use hone_learn::shuffle;
 use hone_model::Batch;
-use hone_schema::{Kind, Pack, PackColumns, RowError, TEXT};
+use hone_schema::{Pack, PackColumns, RowError, TEXT};
 use hone_store::Sealed;
 
 use crate::args::Shuffle;
@@ -18,7 +20,7 @@ pub(crate) struct Facts {
     pub(crate) n_tokens: u32,
     /// Those that are learned.
     pub(crate) n_trained: u32,
-    /// Those of them that are plain text.
+    /// Those of them that are of replay sources.
     pub(crate) n_replay: u32,
     /// Sum of the weights of those that are learned.
     pub(crate) weight: f64,
@@ -26,13 +28,13 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// Of a pack in which the first token of each document has no weight.
-    fn of(pack: &Pack) -> Self {
+    fn of(pack: &Pack, replay: &BTreeSet<&str>) -> Self {
         let mut facts = Facts { n_tokens: pack.input_ids.len() as u32, ..Facts::default() };
         for (doc, tokens) in pack.documents() {
             let trained = pack.loss_weight[tokens].iter().filter(|w| **w > 0.0);
             let n = trained.clone().count() as u32;
             facts.n_trained += n;
-            facts.n_replay += if doc.kind == Kind::Text { n } else { 0 };
+            facts.n_replay += if replay.contains(doc.source.as_str()) { n } else { 0 };
             facts.weight += trained.map(|w| f64::from(*w)).sum::<f64>();
         }
         facts
@@ -57,14 +59,19 @@ impl Packs {
         // Mapped: what training computes with is copied when its turn comes, and the rest stays on the disk.
         let batches =
             if sealed.has(&name) { sealed.ipc_mapped(&name, mapping::map)? } else { Vec::new() };
-        Packs::new(batches, causal).map_err(|failure| {
+        let replay = sealed.manifest().ledger.replay();
+        Packs::new(batches, causal, &replay).map_err(|failure| {
             let message = format!("{}: {failure}", sealed.path(&name).display());
             Failure { message, ..failure }
         })
     }
 
-    /// The packs of these batches, checked.
-    pub(crate) fn new(batches: Vec<RecordBatch>, causal: bool) -> Result<Self, Failure> {
+    /// The packs of these batches, checked; `replay` names the sources that are.
+    pub(crate) fn new(
+        batches: Vec<RecordBatch>,
+        causal: bool,
+        replay: &BTreeSet<&str>,
+    ) -> Result<Self, Failure> {
         let mut packs = Packs {
             batches: Vec::new(),
             starts: Vec::new(),
@@ -77,14 +84,14 @@ impl Packs {
             packs.starts.push(packs.facts.len());
             // Once as values, so that every pack is checked; after that their columns are enough.
             for pack in Pack::from_batch(&batch).map_err(bad)? {
-                packs.count(pack);
+                packs.count(pack, replay);
             }
             packs.batches.push(PackColumns::of(&batch).map_err(bad)?);
         }
         Ok(packs)
     }
 
-    fn count(&mut self, mut pack: Pack) {
+    fn count(&mut self, mut pack: Pack, replay: &BTreeSet<&str>) {
         if self.causal {
             pack.loss_weight.fill(1.0);
         }
@@ -99,7 +106,7 @@ impl Packs {
         } else {
             self.roles.push(pack.roles.runs(), weights);
         }
-        self.facts.push(Facts::of(&pack));
+        self.facts.push(Facts::of(&pack, replay));
     }
 
     /// Whose rows the tokens are of.
@@ -132,7 +139,7 @@ impl Packs {
         self.facts.iter().map(|facts| u64::from(facts.n_trained)).sum()
     }
 
-    /// Number of those of them that are plain text.
+    /// Number of those of them that are of replay sources.
     pub(crate) fn n_replay(&self) -> u64 {
         self.facts.iter().map(|facts| u64::from(facts.n_replay)).sum()
     }
@@ -249,7 +256,7 @@ impl Order {
 mod tests {
     use super::*;
     use crate::tally::{Losses, Tally};
-    use hone_schema::{Doc, Roles};
+    use hone_schema::{Doc, Kind, Roles};
 
     #[test]
     fn an_epoch_sees_every_pack_once_and_any_step_can_be_asked_first() {
@@ -277,12 +284,15 @@ mod tests {
         assert_eq!(Order::new(10, 4, 7, Shuffle::None).step(4), [4, 5, 6, 7]);
     }
 
+    /// Sources of the documents of a pack, in turn.
+    const SOURCES: [&str; 2] = ["tuned", "replay"];
+
     fn pack(n: u32, kinds: &[Kind]) -> Pack {
         let doc = |(row, kind): (usize, &Kind)| Doc {
             len: n,
             row: row as u64,
             row_id: format!("r{row}"),
-            source: "s".into(),
+            source: SOURCES[row % 2].into(),
             kind: *kind,
             offset: 0,
             truncated: false,
@@ -306,7 +316,8 @@ mod tests {
         ];
         let batches =
             || vec![Pack::to_batch(&values[..2]).unwrap(), Pack::to_batch(&values[2..]).unwrap()];
-        let packs = Packs::new(batches(), false).unwrap();
+        let replay = BTreeSet::from(["replay"]);
+        let packs = Packs::new(batches(), false, &replay).unwrap();
         assert_eq!((packs.len(), packs.n_tokens(), packs.tokens_max(&[0, 2, 1], 2)), (3, 25, 19));
         let trained: u64 = values.iter().map(Pack::n_trained).sum();
         assert_eq!(packs.n_trained(), trained);
@@ -322,9 +333,12 @@ mod tests {
                 (pack.input_ids.len() as u32, expect.rows.len() as u32)
             );
         }
+        // The second documents, whatever their kind: of 2 tokens and of 7, of which the first is no target and two more have
+        // no weight.
         assert_eq!((packs.facts(1).n_replay, packs.n_replay()), (1, 5));
-        let causal = Packs::new(batches(), true).unwrap();
-        assert_eq!(causal.n_trained(), 25 - 6);
+        let causal = Packs::new(batches(), true, &replay).unwrap();
+        assert_eq!((causal.n_trained(), causal.n_replay()), (25 - 6, 1 + 6));
+        assert_eq!(Packs::new(batches(), true, &BTreeSet::new()).unwrap().n_replay(), 0);
         assert_eq!(causal.batch(&[2, 0]).unwrap().weight(), 12.0 + 4.0);
     }
 
@@ -370,7 +384,9 @@ mod tests {
             told(&[("tuned", Kind::Sft, chat), ("replay", Kind::Text, text)]),
             told(&[("replay", Kind::Text, text), ("tuned", Kind::Sft, &chat[3..])]),
         ];
-        let packs = Packs::new(vec![Pack::to_batch(&values).unwrap()], false).unwrap();
+        let mixed_in = BTreeSet::from(["replay"]);
+        let batch = || vec![Pack::to_batch(&values).unwrap()];
+        let packs = Packs::new(batch(), false, &mixed_in).unwrap();
         assert_eq!((packs.n_trained(), packs.n_replay()), (4 + 2 + 2 + 2, 4));
         let weight: f64 = [0, 1].map(|idx| packs.facts(idx).weight).iter().sum();
         assert_eq!(weight, (5.0 + 1.0) + (1.0 + 3.0));
@@ -404,7 +420,7 @@ mod tests {
         assert_eq!(tally.losses(), Losses { by_source, by_role });
 
         // In pre-training all is text.
-        let causal = Packs::new(vec![Pack::to_batch(&values).unwrap()], true).unwrap();
+        let causal = Packs::new(batch(), true, &mixed_in).unwrap();
         assert_eq!(causal.roles().trained().collect::<Vec<_>>(), [("text", 5 + 2 + 2 + 2)]);
     }
 }

@@ -292,17 +292,18 @@ mod tests {
     use super::*;
     use crate::args::{Shuffle, TrainConfig};
     use hone_schema::{Doc, Kind, Pack, Roles};
+    use std::collections::BTreeSet;
     use std::path::PathBuf;
 
     fn packs(n: u32) -> Packs {
         let pack = |idx: u32| {
-            let kind = if idx.is_multiple_of(3) { Kind::Text } else { Kind::Sft };
+            let source = if idx.is_multiple_of(3) { "replay" } else { "s" };
             let doc = Doc {
                 len: 4 + idx,
                 row: idx.into(),
                 row_id: format!("r{idx}"),
-                source: "s".into(),
-                kind,
+                source: source.into(),
+                kind: Kind::Sft,
                 offset: 0,
                 truncated: false,
                 kept: Vec::new(),
@@ -312,7 +313,8 @@ mod tests {
             Pack { input_ids: vec![7; len], loss_weight: vec![0.5; len], roles, docs: vec![doc] }
         };
         let packs: Vec<Pack> = (0..n).map(pack).collect();
-        Packs::new(vec![Pack::to_batch(&packs).unwrap()], false).unwrap()
+        let replay = BTreeSet::from(["replay"]);
+        Packs::new(vec![Pack::to_batch(&packs).unwrap()], false, &replay).unwrap()
     }
 
     fn plan(edit: impl FnOnce(&mut TrainConfig)) -> TrainPlan {
@@ -351,7 +353,7 @@ mod tests {
                 );
                 let replay: f64 =
                     all.iter().map(|s| s.replay_share * s.trained_tokens as f64).sum();
-                // Packs 0, 3, 6 and 9 are text; the first token of each is not trained.
+                // Packs 0, 3, 6 and 9 are replay; the first token of each is not trained.
                 assert!((replay - (3.0 + 6.0 + 9.0 + 12.0)).abs() < 1e-9, "{replay}");
                 let mut seen: Vec<u64> = all.into_iter().flat_map(|step| step.packs).collect();
                 seen.sort_unstable();

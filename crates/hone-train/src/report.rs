@@ -32,7 +32,7 @@ pub(crate) fn tell_apart(report: &mut Value, train: &Packs, done: &Trained) {
     report["replay_share"] = replay_share(&steps).into();
 }
 
-/// The share of plain text in all tokens that were trained; `None` where there was none.
+/// The share of replay in all tokens that were trained; `None` where there was none.
 fn replay_share(steps: &[Value]) -> Option<f64> {
     let number = |line: &Value, key: &str| line.get(key).and_then(Value::as_f64);
     let mut sums = [0.0; 2];

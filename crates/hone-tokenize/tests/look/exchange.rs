@@ -104,6 +104,18 @@ fn what_is_exported_comes_back() {
     let report: Value = serde_json::from_str(&report).unwrap();
     assert!(report["report"]["certificate"].as_str().unwrap().starts_with("none"), "{report}");
     assert_eq!(report["report"]["stop_ids"], json!([3]));
+    // A table does not say which rows are replay; whoever imports it does.
+    assert_eq!(report["ledger"]["sources"]["s"]["replay"], Value::Null);
+    let args = ["import", "x.parquet", "--out", "mixed", "--json", "--replay", "s"];
+    let report: Value = serde_json::from_str(&place.says(&args)).unwrap();
+    assert_eq!(report["ledger"]["sources"]["s"]["replay"], true);
+    let other = place.tokenize(&["import", "x.parquet", "--out", "no", "--replay", "r"]);
+    check(
+        &other,
+        2,
+        &["`--replay r`: no row is of a source of that name", "rows are there of `s`"],
+    );
+    assert!(!place.path("no").exists(), "nothing half-written");
     // Rows of one document each, packed anew.
     check(&place.tokenize(&["export", "--to", "r.parquet", "--rows"]), 0, &[]);
     check(&place.tokenize(&["import", "r.parquet", "--out", "anew", "--unpack"]), 0, &["12 rows"]);
