@@ -112,6 +112,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use clap::Parser;
+    use hone_model::Tensors;
 
     use super::*;
     use crate::args::Args;
@@ -129,12 +130,16 @@ mod tests {
         let import = args("model", "tiny.gguf", "base");
         let ctx = Context::new(&import.common);
         run(import, &ctx).unwrap();
+        let tensors = Tensors::from_iter([NamedTensor::new("x", vec![1], vec![0.0])]);
+        let watched = Watched::new(&ctx, &tensors);
+        watched.tensor("x").unwrap();
         let me = std::process::id().to_string();
         assert!(Command::new("kill").args(["-TERM", &me]).status().unwrap().success());
         let limit = Instant::now() + Duration::from_secs(60);
         while !ctx.stop_requested() && Instant::now() < limit {
             std::thread::yield_now();
         }
+        assert!(matches!(watched.tensor("x"), Err(ModelError::Write(_))), "the next is not begun");
         let failure = run(args("quantize", "base", "small"), &ctx).unwrap_err();
         assert_eq!((failure.exit, failure.message.as_str()), (Exit::Terminated, "stopped"));
         assert!(!dir.path().join("small").exists(), "nothing half-written");

@@ -175,8 +175,7 @@ fn by_hand(bytes: &[u8], ids: &[(String, u32)]) -> Result<String, Failure> {
     let mut tokenizer: Map<String, Value> = serde_json::from_slice(bytes).map_err(wrong)?;
     let model = tokenizer.get("model").unwrap_or(&Value::Null);
     let is_set = |key: &str| {
-        !matches!(model.get(key), None | Some(Value::Null | Value::Bool(false)))
-            && model[key] != Value::from("")
+        !matches!(model.get(key), None | Some(Value::Null | Value::Bool(false))) && model[key] != ""
     };
     let is_plain = model["merges"].is_array()
         && model["vocab"].is_object()
