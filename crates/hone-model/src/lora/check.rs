@@ -15,11 +15,6 @@ fn refuse_stranger(key: &str, what: &str, names: &[String]) -> Result<(), ModelE
     refuse(format!("`{what}` in `{key}` names no module of the model; near it are {near}"))
 }
 
-/// Whether the module is one outside the layers.
-fn is_end(module: &str) -> bool {
-    [EMBED, HEAD].contains(&module)
-}
-
 /// Names of all modules that hold a tensor.
 fn holders(model: &ModelConfig) -> Vec<String> {
     let name = |name: String| name.rsplit_once('.').map(|(module, _)| module.to_owned());
@@ -62,9 +57,7 @@ impl LoraConfig {
         }
         for name in &self.modules_to_save {
             if !holders.iter().any(|module| targets::is_saved(name, module)) {
-                let is_savable = |holder: &&String| !names.contains(holder) || is_end(holder);
-                let savable: Vec<String> = holders.iter().filter(is_savable).cloned().collect();
-                return refuse_stranger("modules_to_save", name, &savable);
+                return refuse_stranger("modules_to_save", name, &holders);
             }
         }
         self.check_kinds(model)?;
@@ -177,10 +170,7 @@ fn check_targets(key: &str, targets: &Targets, model: &ModelConfig) -> Result<()
                 let what = format!("{what} whole name of a module, which no module has; for the");
                 return refuse(format!("{what} ends of names give a list: [\"{pattern}\"]"));
             }
-            let near = targets::nearest(pattern, names.iter().cloned());
-            let what =
-                format!("`{pattern}` in `{key}`, an expression for the whole name, names no");
-            refuse(format!("{what} module of the model; near it are {near}"))
+            refuse_stranger(key, pattern, &names)
         }
     }
 }

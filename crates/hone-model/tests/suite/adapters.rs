@@ -406,7 +406,7 @@ fn wrong_settings_are_refused() {
     );
     check_refused(
         |c| c.target_modules = Targets::Pattern(".*c_attn".to_owned()),
-        "`.*c_attn` in `target_modules`, an expression for the whole name, names no module",
+        "`.*c_attn` in `target_modules` names no module of the model; near it are ",
     );
     check_refused(
         |c| c.target_modules = Targets::Pattern("q_proj".to_owned()),
