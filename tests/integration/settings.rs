@@ -330,7 +330,7 @@ const REFUSED: &[(&[&str], &str)] = &[
     (
         &["train.modules_to_save=['nrm']"],
         "exit 2\n\
-         error: `--set train.modules_to_save=['nrm']`: [train] `nrm` in `modules_to_save` names no module of the model; near it are norm, k_proj, o_proj\n",
+         error: `--set train.modules_to_save=['nrm']`: [train] `nrm` in `modules_to_save` names no module of the model; near it are norm, lm_head, embed_tokens\n",
     ),
     (
         &["train.method=full", "train.freeze=['layers.0.selfattn']"],
