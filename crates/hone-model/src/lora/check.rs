@@ -15,6 +15,11 @@ fn refuse_stranger(key: &str, what: &str, names: &[String]) -> Result<(), ModelE
     refuse(format!("`{what}` in `{key}` names no module of the model; near it are {near}"))
 }
 
+/// Whether the module is one outside the layers.
+fn is_end(module: &str) -> bool {
+    [EMBED, HEAD].contains(&module)
+}
+
 /// Names of all modules that hold a tensor.
 fn holders(model: &ModelConfig) -> Vec<String> {
     let name = |name: String| name.rsplit_once('.').map(|(module, _)| module.to_owned());
@@ -57,7 +62,10 @@ impl LoraConfig {
         }
         for name in &self.modules_to_save {
             if !holders.iter().any(|module| targets::is_saved(name, module)) {
-                return refuse_stranger("modules_to_save", name, &holders);
+                // Not the linear maps of the layers, which would be refused next.
+                let is_savable = |holder: &&String| !names.contains(holder) || is_end(holder);
+                let savable: Vec<String> = holders.iter().filter(is_savable).cloned().collect();
+                return refuse_stranger("modules_to_save", name, &savable);
             }
         }
         self.check_kinds(model)?;
