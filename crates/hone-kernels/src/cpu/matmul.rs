@@ -3,9 +3,7 @@
 //! The result is cut into blocks by its shape alone and every block is computed by one thread, so
 //! the bytes do not depend on the number of threads.
 
-use rayon::prelude::*;
-
-use super::par::SharedPtr;
+use super::par::{SharedPtr, each_block};
 
 /// Multiply-adds below which a product stays on the calling thread: about 10 microseconds.
 const SERIAL_WORK: usize = 1 << 19;
@@ -76,17 +74,15 @@ pub(super) fn product(
     a.check(m, k);
     b.check(k, n);
     assert!((m - 1) * c_stride + n <= c.len() && (c_stride >= n || m == 1));
-    let (rows, cols) = block(m, n, k);
-    let (n_down, n_across) = (m.div_ceil(rows), n.div_ceil(cols));
     let out = SharedPtr(c.as_mut_ptr());
-    let run = |task: usize| {
-        let (i, j) = (task / n_across * rows, task % n_across * cols);
+    each_block((m, n), block(m, n, k), |rows, cols| {
+        let (i, j) = (rows.start, cols.start);
         // SAFETY: the block starts inside A, B and C, whose extents were checked above, and ends
         // with them; blocks of C do not overlap, and A and B are borrowed for reading.
         unsafe {
             gemm::gemm(
-                rows.min(m - i),
-                cols.min(n - j),
+                rows.len(),
+                cols.len(),
                 k,
                 out.at(i * c_stride + j),
                 1,
@@ -106,9 +102,5 @@ pub(super) fn product(
                 gemm::Parallelism::None,
             );
         }
-    };
-    match n_down * n_across {
-        1 => run(0),
-        tasks => (0..tasks).into_par_iter().for_each(run),
-    }
+    });
 }

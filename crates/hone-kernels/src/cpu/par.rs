@@ -1,5 +1,7 @@
 //! How work is cut into tasks: by the shape alone, never by the number of threads.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 /// Values a task of a light loop handles: 64 KiB, long enough to pay for being scheduled.
@@ -45,5 +47,23 @@ impl SharedPtr {
     /// The pointer `offset` values further on.
     pub(super) fn at(self, offset: usize) -> *mut f32 {
         self.0.wrapping_add(offset)
+    }
+}
+
+/// Calls `run` with the rows and the columns of each block of an (m, n) matrix that is cut into blocks
+/// of these sides; in parallel where there are several.
+pub(super) fn each_block(
+    (m, n): (usize, usize),
+    (rows, cols): (usize, usize),
+    run: impl Fn(Range<usize>, Range<usize>) + Sync,
+) {
+    let n_across = n.div_ceil(cols);
+    let run = |task: usize| {
+        let (i, j) = (task / n_across * rows, task % n_across * cols);
+        run(i..m.min(i + rows), j..n.min(j + cols));
+    };
+    match m.div_ceil(rows) * n_across {
+        1 => run(0),
+        tasks => (0..tasks).into_par_iter().for_each(run),
     }
 }

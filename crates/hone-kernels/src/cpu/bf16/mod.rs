@@ -16,9 +16,8 @@ mod dot;
 mod widened;
 
 use half::bf16;
-use rayon::prelude::*;
 
-use super::par::SharedPtr;
+use super::par::{SharedPtr, each_block};
 
 /// Multiply-adds below which a product stays on the calling thread: about 10 microseconds.
 const SERIAL_WORK: usize = 1 << 20;
@@ -164,21 +163,13 @@ pub(super) fn product(
     a.check(m, k);
     b.check(n, k);
     assert!((m - 1) * c_stride + n <= c.len() && (c_stride >= n || m == 1));
-    let (rows, cols) = block_sides(m, n, k);
-    let n_across = n.div_ceil(cols);
     let out = Out { start: SharedPtr(c.as_mut_ptr()), stride: c_stride };
-    let run = |task: usize| {
-        let (i, j) = (task / n_across * rows, task % n_across * cols);
-        let (rows, cols) = (i..m.min(i + rows), j..n.min(j + cols));
+    each_block((m, n), block_sides(m, n, k), |rows, cols| {
         let block = Block { rows, cols, alpha, beta };
         match engine {
             #[cfg(target_arch = "x86_64")]
             Engine::Dot(proof) => dot::block(proof, block, k, a, b, out),
             Engine::Widened => widened::block(block, k, a, b, out),
         }
-    };
-    match m.div_ceil(rows) * n_across {
-        1 => run(0),
-        tasks => (0..tasks).into_par_iter().for_each(run),
-    }
+    });
 }
