@@ -254,3 +254,31 @@ fn weights(config: &Value) -> Vec<u8> {
     text.push_str(&" ".repeat(text.len().wrapping_neg() % 8));
     [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &data].concat()
 }
+
+/// Name of a tensor, its entry in the header, its bytes.
+pub(crate) type Part = (String, Value, Vec<u8>);
+
+/// Tensors of a safetensors file by name, each with its type and shape.
+pub(crate) fn tensors(bytes: &[u8]) -> Vec<Part> {
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + len]).unwrap();
+    let data = &bytes[8 + len..];
+    let entries = header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__");
+    let part = |(name, entry): (&String, &Value)| {
+        let at = |idx: usize| entry["data_offsets"][idx].as_u64().unwrap() as usize;
+        (name.clone(), entry.clone(), data[at(0)..at(1)].to_vec())
+    };
+    entries.map(part).collect()
+}
+
+/// Such a file.
+pub(crate) fn file_of(tensors: Vec<Part>) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, mut entry, bytes) in tensors {
+        entry["data_offsets"] = vec![data.len(), data.len() + bytes.len()].into();
+        data.extend(bytes);
+        header.insert(name, entry);
+    }
+    let text = Value::Object(header).to_string();
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &data].concat()
+}

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::fixture::{Files, Place, STAGES, differing, wait_until};
+use crate::fixture::{Files, Place, STAGES, differing, file_of, tensors, wait_until};
 
 /// Settings that say which way is taken.
 const METHODS: [&[&str]; 19] = [
@@ -170,31 +170,6 @@ fn a_base_of_4_bits_is_the_one_that_is_quantised_on_the_way() {
     );
 }
 
-/// Tensors of a safetensors file by name, each with its type and shape.
-fn tensors(bytes: &[u8]) -> Vec<(String, Value, Vec<u8>)> {
-    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let header: Value = serde_json::from_slice(&bytes[8..8 + len]).unwrap();
-    let data = &bytes[8 + len..];
-    let entries = header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__");
-    let part = |(name, entry): (&String, &Value)| {
-        let at = |idx: usize| entry["data_offsets"][idx].as_u64().unwrap() as usize;
-        (name.clone(), entry.clone(), data[at(0)..at(1)].to_vec())
-    };
-    entries.map(part).collect()
-}
-
-/// Such a file.
-fn file(tensors: Vec<(String, Value, Vec<u8>)>) -> Vec<u8> {
-    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-    for (name, mut entry, bytes) in tensors {
-        entry["data_offsets"] = vec![data.len(), data.len() + bytes.len()].into();
-        data.extend(bytes);
-        header.insert(name, entry);
-    }
-    let text = Value::Object(header).to_string();
-    [&(text.len() as u64).to_le_bytes(), text.as_bytes(), &data].concat()
-}
-
 /// Layer 0 lies as it was, layer 1 in 4 bits: that is what is trained on and merged into, whatever the names in the configuration mean.
 #[test]
 fn a_base_of_which_a_part_lies_in_4_bits_stays_so() {
@@ -207,7 +182,7 @@ fn a_base_of_which_a_part_lies_in_4_bits_stays_so() {
     parts.retain(|(name, ..)| is_first(name));
     let rest = tensors(&read("small/model.safetensors"));
     parts.extend(rest.into_iter().filter(|(name, ..)| !is_first(name)));
-    place.tree.write("mixed/model.safetensors", file(parts));
+    place.tree.write("mixed/model.safetensors", file_of(parts));
     for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
         place.tree.write(&format!("mixed/{name}"), read(&format!("base/{name}")));
     }
@@ -242,7 +217,7 @@ fn weights_that_are_none_are_refused() {
         let mut parts = tensors(&std::fs::read(&path).unwrap());
         let (_, entry, bytes) = parts.iter_mut().find(|(found, ..)| found == name).unwrap();
         edit(entry, bytes);
-        place.tree.write("base/model.safetensors", file(parts));
+        place.tree.write("base/model.safetensors", file_of(parts));
         let before = place.visible();
         for method in ["lora", "qlora", "full"] {
             let method = format!("train.method={method}");

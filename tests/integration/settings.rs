@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::fixture::{Place, differing};
+use crate::fixture::{Place, differing, tensors};
 
 /// Prepared packs.
 fn place() -> Place {
@@ -179,16 +179,7 @@ fn what_is_frozen_stays() {
     let frozen = "train.freeze=['layers\\.0\\.', 'embed_tokens']";
     let (_, files) = train(&place, &["train.method=full", frozen]);
     let tensors = |bytes: &[u8]| -> BTreeMap<String, Vec<u8>> {
-        let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-        let header: Value = serde_json::from_slice(&bytes[8..8 + len]).unwrap();
-        let data = &bytes[8 + len..];
-        let entries =
-            header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__");
-        let part = |entry: &Value| {
-            let at = |idx: usize| entry["data_offsets"][idx].as_u64().unwrap() as usize;
-            data[at(0)..at(1)].to_vec()
-        };
-        entries.map(|(name, entry)| (name.clone(), part(entry))).collect()
+        tensors(bytes).into_iter().map(|(name, _, bytes)| (name, bytes)).collect()
     };
     let before = tensors(&std::fs::read(place.tree.path("base/model.safetensors")).unwrap());
     let after = tensors(&files["runs/p/train/model.safetensors"]);
