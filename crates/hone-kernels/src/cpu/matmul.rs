@@ -36,6 +36,24 @@ impl Factor<'_> {
     }
 }
 
+/// What a product goes into: C <- alpha A B + beta C, its rows `stride` apart.
+pub(super) struct Target<'a> {
+    pub(super) values: &'a mut [f32],
+    pub(super) stride: usize,
+    pub(super) alpha: f32,
+    pub(super) beta: f32,
+}
+
+impl Target<'_> {
+    /// Checks that an (m, n) matrix lies inside the values, and says whether it has any.
+    pub(super) fn has(&self, m: usize, n: usize) -> bool {
+        let has = m > 0 && n > 0;
+        let fits = || (m - 1) * self.stride + n <= self.values.len();
+        assert!(!has || fits() && (self.stride >= n || m == 1), "{m} x {n} leaves its buffer");
+        has
+    }
+}
+
 /// Sides of the blocks into which an (m, n) result of depth `k` is cut.
 fn block(m: usize, n: usize, k: usize) -> (usize, usize) {
     let work = m * n * k;
@@ -56,25 +74,21 @@ fn block(m: usize, n: usize, k: usize) -> (usize, usize) {
     }
 }
 
-/// `C (m, n) <- alpha A (m, k) B (k, n) + beta C`, C in rows `c_stride` apart.
-#[allow(clippy::too_many_arguments, reason = "the arguments of BLAS")]
+/// `C (m, n) <- alpha A (m, k) B (k, n) + beta C`.
 #[allow(unsafe_code, reason = "blocks of one matrix are written by several threads")]
 pub(super) fn product(
     (m, n, k): (usize, usize, usize),
     a: Factor<'_>,
     b: Factor<'_>,
-    c: &mut [f32],
-    c_stride: usize,
-    alpha: f32,
-    beta: f32,
+    c: Target<'_>,
 ) {
-    if m == 0 || n == 0 {
+    if !c.has(m, n) {
         return;
     }
     a.check(m, k);
     b.check(k, n);
-    assert!((m - 1) * c_stride + n <= c.len() && (c_stride >= n || m == 1));
-    let out = SharedPtr(c.as_mut_ptr());
+    let Target { values, stride, alpha, beta } = c;
+    let out = SharedPtr(values.as_mut_ptr());
     each_block((m, n), block(m, n, k), |rows, cols| {
         let (i, j) = (rows.start, cols.start);
         // SAFETY: the block starts inside A, B and C, whose extents were checked above, and ends
@@ -84,9 +98,9 @@ pub(super) fn product(
                 rows.len(),
                 cols.len(),
                 k,
-                out.at(i * c_stride + j),
+                out.at(i * stride + j),
                 1,
-                c_stride as isize,
+                stride as isize,
                 beta != 0.0,
                 a.data.as_ptr().wrapping_add(i * a.row_stride),
                 a.col_stride as isize,

@@ -27,7 +27,7 @@ use attention::{Plan, Saved};
 use bf16::{Engine, Values};
 pub use buffer::CpuBuf;
 use decode::Cache;
-use matmul::Factor;
+use matmul::{Factor, Target};
 use rayon::prelude::*;
 use simd::Level;
 
@@ -105,6 +105,12 @@ impl CpuFrozen {
     }
 }
 
+/// A view as what a product goes into.
+fn target(l: Layout, buf: &mut [f32], alpha: f32, beta: f32) -> Target<'_> {
+    let at = l.offset.min(buf.len());
+    Target { values: &mut buf[at..], stride: l.stride, alpha, beta }
+}
+
 /// A view as a factor of a product, with its sides after `op`.
 fn factor<'a>(l: Layout, buf: &'a [f32], op: Op) -> (Factor<'a>, usize, usize) {
     let data = &buf[l.offset.min(buf.len())..];
@@ -141,9 +147,7 @@ impl Cpu {
         let lc = layout_mut(self, &c);
         let ((a, m, k), (b, n, k_b)) = (a, b);
         assert!(k == k_b && m == lc.rows && n == lc.cols, "({m}, {k}) by ({k_b}, {n}) into {lc:?}");
-        let c_at = lc.offset.min(c.buf.len());
-        let c = &mut c.buf[c_at..];
-        bf16::product(self.engine, (m, n, k), a, b, c, lc.stride, alpha, beta);
+        bf16::product(self.engine, (m, n, k), a, b, target(lc, c.buf, alpha, beta));
     }
 }
 
@@ -206,8 +210,7 @@ impl Backend for Cpu {
         let (fa, m, k) = factor(layout(self, &a), a.buf, op_a);
         let (fb, k_b, n) = factor(layout(self, &b), b.buf, op_b);
         assert!(k == k_b && m == lc.rows && n == lc.cols, "({m}, {k}) by ({k_b}, {n}) into {lc:?}");
-        let at = lc.offset.min(c.buf.len());
-        matmul::product((m, n, k), fa, fb, &mut c.buf[at..], lc.stride, alpha, beta);
+        matmul::product((m, n, k), fa, fb, target(lc, c.buf, alpha, beta));
     }
 
     fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> CpuFrozen {

@@ -17,6 +17,7 @@ mod widened;
 
 use half::bf16;
 
+use super::matmul::Target;
 use super::par::{SharedPtr, each_block};
 
 /// Multiply-adds below which a product stays on the calling thread: about 10 microseconds.
@@ -145,25 +146,21 @@ fn runs(k: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     (0..k.div_ceil(len).max(1)).map(move |run| run * len..k.min((run + 1) * len))
 }
 
-/// `C (m, n) <- alpha A (m, k) B (k, n) + beta C`, C in rows `c_stride` apart.
-#[allow(clippy::too_many_arguments, reason = "the arguments of BLAS")]
+/// `C (m, n) <- alpha A (m, k) B (k, n) + beta C`.
 pub(super) fn product(
     engine: Engine,
     (m, n, k): (usize, usize, usize),
     a: Factor<'_>,
     b: Factor<'_>,
-    c: &mut [f32],
-    c_stride: usize,
-    alpha: f32,
-    beta: f32,
+    c: Target<'_>,
 ) {
-    if m == 0 || n == 0 {
+    if !c.has(m, n) {
         return;
     }
     a.check(m, k);
     b.check(n, k);
-    assert!((m - 1) * c_stride + n <= c.len() && (c_stride >= n || m == 1));
-    let out = Out { start: SharedPtr(c.as_mut_ptr()), stride: c_stride };
+    let Target { values, stride, alpha, beta } = c;
+    let out = Out { start: SharedPtr(values.as_mut_ptr()), stride };
     each_block((m, n), block_sides(m, n, k), |rows, cols| {
         let block = Block { rows, cols, alpha, beta };
         match engine {
