@@ -128,15 +128,8 @@ pub(crate) fn load(dir: &ModelDir) -> Result<Decoder<Cpu>, Failure> {
         Failure::input(format!("`{}`: config.json is not UTF-8", dir.dir().display()))
     })?;
     let (model, _) = BnbConfig::read_model_config(&text).map_err(refused)?;
-    let files = dir.weights()?;
-    let maps = files
-        .iter()
-        .map(|(name, file)| {
-            mapping::map(file)
-                .map_err(|e| Failure::environment(format!("cannot map `{name}` into memory: {e}")))
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    let regions: Vec<&[u8]> = maps.iter().map(AsRef::as_ref).collect();
+    let maps = dir.mapped_weights(mapping::map)?;
+    let regions: Vec<&[u8]> = maps.iter().map(|(_, map)| map.as_ref()).collect();
     // A directory whose weights are not in 4 bits is read by it too.
     let source = BnbRegions::new(&regions).map_err(refused)?;
     Decoder::load(Cpu::new(), &model, &source, Training::Frozen).map_err(refused)

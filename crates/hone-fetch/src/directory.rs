@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Seek, SeekFrom};
 
 use hone_cli::Failure;
-use hone_kernels::mapping::{self, Mapped};
+use hone_kernels::mapping;
 use hone_model::{
     BnbConfig, BnbRegions, ModelConfig, ModelError, NamedTensor, TensorEntry, TensorSource,
 };
@@ -132,11 +132,8 @@ pub(crate) fn with_tensors<T>(
     dir: &ModelDir,
     work: impl FnOnce(&BnbRegions<'_>) -> Result<T, DirectoryError>,
 ) -> Result<T, DirectoryError> {
-    let map = |(name, file): &(String, _)| {
-        mapping::map(file).map_err(|source| DirectoryError::Io { file: name.clone(), source })
-    };
-    let maps = dir.weights()?.iter().map(map).collect::<Result<Vec<Mapped>, _>>()?;
-    let regions: Vec<&[u8]> = maps.iter().map(AsRef::as_ref).collect();
+    let maps = dir.mapped_weights(mapping::map)?;
+    let regions: Vec<&[u8]> = maps.iter().map(|(_, map)| map.as_ref()).collect();
     work(&BnbRegions::new(&regions)?)
 }
 

@@ -107,11 +107,11 @@ impl Inputs {
     /// The files of the weights that are the merge's starting point: the base's, or those that were
     /// trained.
     pub(crate) fn weights(&self) -> Result<Vec<Mapped>, Failure> {
-        let files = match self.trained {
-            Trained::Adapter(_) => self.base.weights()?,
-            Trained::Weights => ModelDir::open(self.sealed.dir())?.weights()?,
+        let maps = match self.trained {
+            Trained::Adapter(_) => self.base.mapped_weights(mapping::map)?,
+            Trained::Weights => ModelDir::open(self.sealed.dir())?.mapped_weights(mapping::map)?,
         };
-        files.iter().map(|(name, file)| mapping::map(file).map_err(|e| no_map(name, &e))).collect()
+        Ok(maps.into_iter().map(|(_, map)| map).collect())
     }
 
     /// Every document of the packs, in the order of eval, test, train, and whether training saw a
@@ -156,11 +156,9 @@ fn push_documents(pack: Pack, all: &mut Vec<Document>) {
 /// A file that was written a moment ago, mapped into memory.
 pub(crate) fn map(path: &Path) -> Result<Mapped, Failure> {
     let file = hone_store::input::open(path)?;
-    mapping::map(&file).map_err(|e| no_map(&path.display().to_string(), &e))
-}
-
-fn no_map(name: &str, error: &std::io::Error) -> Failure {
-    Failure::environment(format!("cannot map `{name}` into memory: {error}"))
+    mapping::map(&file).map_err(|e| {
+        Failure::environment(format!("cannot map `{}` into memory: {e}", path.display()))
+    })
 }
 
 /// A model or an adapter that does not fit, and where it lies.

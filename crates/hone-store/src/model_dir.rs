@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use hone_schema::{InputRef, Manifest, sha256};
@@ -168,6 +169,21 @@ impl ModelDir {
             return Err(self.not_model("it has no weights (`*.safetensors`)".to_owned()));
         }
         Ok(files)
+    }
+
+    /// The files of weights by their names, as what `map` makes of each.
+    ///
+    /// # Errors
+    /// As [`ModelDir::weights`], or one cannot be mapped.
+    pub fn mapped_weights<B>(
+        &self,
+        map: impl Fn(&File) -> io::Result<B>,
+    ) -> Result<Vec<(String, B)>, StoreError> {
+        let mapped = |(name, file): (String, File)| match map(&file) {
+            Ok(bytes) => Ok((name, bytes)),
+            Err(error) => Err(StoreError::io("map", &self.dir().join(name), error)),
+        };
+        self.weights()?.into_iter().map(mapped).collect()
     }
 
     /// The whole model as an input of a stage.

@@ -122,18 +122,10 @@ impl Base {
         if plan.config.init == Init::Random {
             return work(&init_weights(&self.model, plan.seed));
         }
-        let files = self.dir.weights()?;
-        let maps = files
-            .iter()
-            .map(|(name, file)| {
-                mapping::map(file).map_err(|e| {
-                    Failure::environment(format!("cannot map `{name}` into memory: {e}"))
-                })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let regions: Vec<&[u8]> = maps.iter().map(|map| map.as_ref()).collect();
+        let maps = self.dir.mapped_weights(mapping::map)?;
+        let regions: Vec<&[u8]> = maps.iter().map(|(_, map)| map.as_ref()).collect();
         let source = BnbRegions::new(&regions).map_err(|e| {
-            let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+            let names: Vec<&str> = maps.iter().map(|(name, _)| name.as_str()).collect();
             let (at, names) = (self.dir.dir().display(), names.join(", "));
             Failure::input(format!("{at}/{names}: {e}"))
                 .hint("fetch or copy the model again; the file is not whole, or another kind")
