@@ -257,15 +257,23 @@ fn gemm<B: Backend>(
 
 fn linear<B: Backend>(b: &B, t: usize, out: usize, inp: usize) -> Vec<Output> {
     let weight = data(1, out * inp, 1.0);
-    let frozen = b.freeze(&weight, out, inp);
+    both_ways(b, &b.freeze(&weight, out, inp), (t, out, inp))
+}
+
+/// A frozen weight (out, in) in the forward and in the backward, and its values.
+fn both_ways<B: Backend>(
+    b: &B,
+    frozen: &B::Frozen,
+    (t, out, inp): (usize, usize, usize),
+) -> Vec<Output> {
     let (x, dy) = (b.upload(&data(2, t * inp, 1.0)), b.upload(&data(3, t * out, 1.0)));
     let (mut y, mut dx) = (b.upload(&data(4, t * out, 1.0)), b.zeros(t * inp));
-    b.linear(Mat::new(&x, t, inp), &frozen, MatMut::new(&mut y, t, out), 1.0);
-    b.linear_dx(Mat::new(&dy, t, out), &frozen, MatMut::new(&mut dx, t, inp), 0.0);
+    b.linear(Mat::new(&x, t, inp), frozen, MatMut::new(&mut y, t, out), 1.0);
+    b.linear_dx(Mat::new(&dy, t, out), frozen, MatMut::new(&mut dx, t, inp), 0.0);
     vec![
         output("y", b.download(&y), 1e-6),
         output("dx", b.download(&dx), 1e-6),
-        output("thaw", b.thaw(&frozen), 0.0),
+        output("thaw", b.thaw(frozen), 0.0),
     ]
 }
 
@@ -275,16 +283,7 @@ fn linear_4bit<B: Backend>(b: &B, t: usize, out: usize, inp: usize) -> Vec<Outpu
         Quantized::quantize(&data(seed, out * inp, 1.0), spec).expect("normal values are finite")
     };
     let frozen = b.freeze_4bit(vec![part(1, CodeBook::Nf4), part(5, CodeBook::Fp4)], inp);
-    let out = 2 * out;
-    let (x, dy) = (b.upload(&data(2, t * inp, 1.0)), b.upload(&data(3, t * out, 1.0)));
-    let (mut y, mut dx) = (b.upload(&data(4, t * out, 1.0)), b.zeros(t * inp));
-    b.linear(Mat::new(&x, t, inp), &frozen, MatMut::new(&mut y, t, out), 1.0);
-    b.linear_dx(Mat::new(&dy, t, out), &frozen, MatMut::new(&mut dx, t, inp), 0.0);
-    vec![
-        output("y", b.download(&y), 1e-6),
-        output("dx", b.download(&dx), 1e-6),
-        output("thaw", b.thaw(&frozen), 0.0),
-    ]
+    both_ways(b, &frozen, (t, 2 * out, inp))
 }
 
 fn adapter<B: Backend>(b: &B, rows: usize, cols: usize, rank: usize) -> Vec<Output> {
