@@ -86,11 +86,11 @@ fn a_stop_is_clean_and_goes_on_to_the_same_bytes() {
 /// What is done to a checkpoint, by its directory.
 type Spoil = dyn Fn(&Place, &str);
 
-/// Visible checkpoints, oldest first.
+/// Visible checkpoints, oldest first. By their paths alone: a run may be making one meanwhile.
 fn checkpoints(place: &Place) -> Vec<String> {
-    let files = place.visible().into_keys();
+    let is_visible = |path: &String| !path.split('/').any(|part| part.starts_with('.'));
     let of = |path: String| path.strip_suffix("/state.json").map(str::to_owned);
-    files.filter_map(of).collect()
+    place.tree.paths("runs").into_iter().filter(is_visible).filter_map(of).collect()
 }
 
 #[test]
@@ -98,7 +98,11 @@ fn a_damaged_checkpoint_is_passed_over() {
     let place = ready();
     let straight = straight(&place);
     stop_after(&place, 22, "KILL");
-    let all = checkpoints(&place);
+    let mut all = checkpoints(&place);
+    if all.len() == 3 {
+        // Killed between sealing the newest and dropping the oldest, which the next run would drop.
+        place.tree.remove(&all.remove(0));
+    }
     assert_eq!(all.len(), 2, "{all:?}");
     let spoil: [(&str, &Spoil); 4] = [
         (
