@@ -101,6 +101,39 @@ impl<'a, B: Backend> MatMut<'a, B> {
     }
 }
 
+/// A low-rank part that is added to some columns of a product: `scale` U op(V), U being (T, r) and
+/// op(V) (r, columns). What is rounded to [`Backend::compute`] is U times the scale.
+pub struct Tail<'a, B: Backend> {
+    /// (T, r).
+    pub u: Mat<'a, B>,
+    /// (r, columns), or its transpose.
+    pub v: Mat<'a, B>,
+    /// Whether V is taken as it lies or transposed.
+    pub op_v: Op,
+    /// The first of the columns.
+    pub column: usize,
+    /// Factor of the whole.
+    pub scale: f32,
+}
+
+impl<B: Backend> Clone for Tail<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Tail<'_, B> {}
+
+/// `Y <- Y + tails`, one product each.
+pub(crate) fn add_tails<B: Backend>(backend: &B, tails: &[Tail<'_, B>], mut y: MatMut<'_, B>) {
+    for tail in tails {
+        let cols = if tail.op_v == Op::N { tail.v.cols } else { tail.v.rows };
+        let MatMut { buf, offset, rows, stride, .. } = y.again();
+        let y = MatMut { buf, offset: offset + tail.column, rows, cols, stride };
+        backend.gemm(tail.u, Op::N, tail.v, tail.op_v, y, tail.scale, 1.0);
+    }
+}
+
 /// Whether a factor of [`Backend::gemm`] is taken as it lies or transposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -268,6 +301,45 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn linear(&self, x: Mat<'_, Self>, w: &Self::Frozen, y: MatMut<'_, Self>, beta: f32);
     /// `dX (T, in) <- dY (T, out) W + beta * dX`.
     fn linear_dx(&self, dy: Mat<'_, Self>, w: &Self::Frozen, dx: MatMut<'_, Self>, beta: f32);
+    /// [`Backend::gemm`] with alpha = 1, and low-rank parts added in the same pass: `C <- op(A) op(B) +
+    /// tails + beta C`. At most four of them.
+    fn gemm_with(
+        &self,
+        (a, op_a): (Mat<'_, Self>, Op),
+        (b, op_b): (Mat<'_, Self>, Op),
+        tails: &[Tail<'_, Self>],
+        mut c: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        self.gemm(a, op_a, b, op_b, c.again(), 1.0, beta);
+        add_tails(self, tails, c);
+    }
+    /// [`Backend::linear`], and low-rank parts added in the same pass: `Y <- X Wt + tails + beta Y`. At
+    /// most four of them.
+    fn linear_with(
+        &self,
+        x: Mat<'_, Self>,
+        w: &Self::Frozen,
+        tails: &[Tail<'_, Self>],
+        mut y: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        self.linear(x, w, y.again(), beta);
+        add_tails(self, tails, y);
+    }
+    /// [`Backend::linear_dx`], and low-rank parts added in the same pass: `dX <- dY W + tails + beta
+    /// dX`. At most four of them.
+    fn linear_dx_with(
+        &self,
+        dy: Mat<'_, Self>,
+        w: &Self::Frozen,
+        tails: &[Tail<'_, Self>],
+        mut dx: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        self.linear_dx(dy, w, dx.again(), beta);
+        add_tails(self, tails, dx);
+    }
     /// [`Backend::freeze`] of a 4-bit weight: matrices (rows, `inp`), each quantised on its own,
     /// one below the other. It stays 4-bit: products dequantise a part at a time, and
     /// [`Backend::thaw`] gives the dequantised values (rounded as all are that products see).

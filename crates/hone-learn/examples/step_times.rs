@@ -15,7 +15,7 @@ use std::ops::Range;
 use hone_kernels::quant::Quantized;
 use hone_kernels::{
     Adafactor, AdamW, AttnMask, Backend, Compute, Cpu, Heads, Lion, LossOptions, LossSums, Mat,
-    MatMut, Op, RmsNorm, SecondMoment, Sgd, rng,
+    MatMut, Op, RmsNorm, SecondMoment, Sgd, Tail, rng,
 };
 use hone_learn::{AdamWConfig, Learner, OptimizerConfig, ScheduleConfig};
 use hone_model::{Adapter, Batch, Decoder, LoraConfig, ModelConfig, Training, init_weights};
@@ -166,6 +166,14 @@ fn timed<R>(name: &'static str, call: impl FnOnce() -> R) -> R {
 }
 
 impl<B: Backend> Timed<B> {
+    fn tails<'a>(tails: &[Tail<'a, Self>]) -> Vec<Tail<'a, B>> {
+        let inner = |tail: &Tail<'a, Self>| {
+            let Tail { u, v, op_v, column, scale } = *tail;
+            Tail { u: Self::mat(u), v: Self::mat(v), op_v, column, scale }
+        };
+        tails.iter().map(inner).collect()
+    }
+
     fn mat<'a>(m: Mat<'a, Self>) -> Mat<'a, B> {
         Mat { buf: m.buf, offset: m.offset, rows: m.rows, cols: m.cols, stride: m.stride }
     }
@@ -237,6 +245,40 @@ impl<B: Backend> Backend for Timed<B> {
     fn linear_dx(&self, dy: Mat<'_, Self>, w: &B::Frozen, dx: MatMut<'_, Self>, beta: f32) {
         let (dy, dx) = (Self::mat(dy), Self::mat_mut(dx));
         timed("linear_dx", || self.0.linear_dx(dy, w, dx, beta));
+    }
+    fn gemm_with(
+        &self,
+        (a, op_a): (Mat<'_, Self>, Op),
+        (b, op_b): (Mat<'_, Self>, Op),
+        tails: &[Tail<'_, Self>],
+        c: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        let (a, b) = ((Self::mat(a), op_a), (Self::mat(b), op_b));
+        let (tails, c) = (Self::tails(tails), Self::mat_mut(c));
+        timed("gemm_with", || self.0.gemm_with(a, b, &tails, c, beta));
+    }
+    fn linear_with(
+        &self,
+        x: Mat<'_, Self>,
+        w: &B::Frozen,
+        tails: &[Tail<'_, Self>],
+        y: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        let (x, tails, y) = (Self::mat(x), Self::tails(tails), Self::mat_mut(y));
+        timed("linear", || self.0.linear_with(x, w, &tails, y, beta));
+    }
+    fn linear_dx_with(
+        &self,
+        dy: Mat<'_, Self>,
+        w: &B::Frozen,
+        tails: &[Tail<'_, Self>],
+        dx: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        let (dy, tails, dx) = (Self::mat(dy), Self::tails(tails), Self::mat_mut(dx));
+        timed("linear_dx", || self.0.linear_dx_with(dy, w, &tails, dx, beta));
     }
     fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> B::Frozen {
         self.0.freeze_4bit(parts, inp)

@@ -446,7 +446,8 @@ impl<B: Backend> Head<B> {
         }
         if let Some(lora) = &mut self.lora {
             let seed = acts.chunk_seed(start);
-            lora.backward(backend, x, dlogits, Some(dnormed), &mut acts.lora, seed);
+            lora.grads(backend, x, dlogits, &mut acts.lora, seed);
+            lora.add_dx(backend, dnormed, &mut acts.lora, seed);
         }
     }
 

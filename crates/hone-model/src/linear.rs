@@ -5,7 +5,7 @@
 //! other, and their adapters share one product with X. A frozen W gets no gradient.
 
 use hone_kernels::quant::{Quantized, ValueType};
-use hone_kernels::{Backend, Mat, MatMut, Op};
+use hone_kernels::{Backend, Mat, MatMut, Op, Tail};
 
 use crate::ModelError;
 use crate::held::VALUE_BYTES;
@@ -24,22 +24,46 @@ pub(crate) enum Weight<B: Backend> {
 impl<B: Backend> Weight<B> {
     /// Y <- X Wt + beta Y.
     pub(crate) fn linear(&self, backend: &B, x: Mat<'_, B>, y: MatMut<'_, B>, beta: f32) {
-        match self {
-            Weight::Frozen(w) => backend.linear(x, w, y, beta),
-            Weight::Trained(w) => {
-                let w = Mat::new(&w.value, y.cols, x.cols);
-                backend.gemm(x, Op::N, w, Op::T, y, 1.0, beta);
-            }
-        }
+        self.linear_with(backend, x, &[], y, beta);
     }
 
     /// dX <- dY W + beta dX.
     pub(crate) fn linear_dx(&self, backend: &B, dy: Mat<'_, B>, dx: MatMut<'_, B>, beta: f32) {
+        self.linear_dx_with(backend, dy, &[], dx, beta);
+    }
+
+    /// Y <- X Wt + tails + beta Y.
+    fn linear_with(
+        &self,
+        backend: &B,
+        x: Mat<'_, B>,
+        tails: &[Tail<'_, B>],
+        y: MatMut<'_, B>,
+        beta: f32,
+    ) {
         match self {
-            Weight::Frozen(w) => backend.linear_dx(dy, w, dx, beta),
+            Weight::Frozen(w) => backend.linear_with(x, w, tails, y, beta),
+            Weight::Trained(w) => {
+                let w = Mat::new(&w.value, y.cols, x.cols);
+                backend.gemm_with((x, Op::N), (w, Op::T), tails, y, beta);
+            }
+        }
+    }
+
+    /// dX <- dY W + tails + beta dX.
+    fn linear_dx_with(
+        &self,
+        backend: &B,
+        dy: Mat<'_, B>,
+        tails: &[Tail<'_, B>],
+        dx: MatMut<'_, B>,
+        beta: f32,
+    ) {
+        match self {
+            Weight::Frozen(w) => backend.linear_dx_with(dy, w, tails, dx, beta),
             Weight::Trained(w) => {
                 let w = Mat::new(&w.value, dy.cols, dx.cols);
-                backend.gemm(dy, Op::N, w, Op::N, dx, 1.0, beta);
+                backend.gemm_with((dy, Op::N), (w, Op::N), tails, dx, beta);
             }
         }
     }
@@ -143,13 +167,14 @@ impl<B: Backend> Linear<B> {
             Some(lora) if lora.has_dora() => {
                 lora.forward_dora(backend, &self.weight, input, (y, beta), scratch, seed);
             }
-            _ => self.weight.linear(backend, input, MatMut::new(y, rows, self.out), beta),
+            lora => {
+                let tails = lora.as_ref().map(|lora| lora.tails(backend, input, scratch, seed));
+                let (y, tails) = (MatMut::new(y, rows, self.out), tails.unwrap_or_default());
+                self.weight.linear_with(backend, input, &tails, y, beta);
+            }
         }
         for (bias, (start, out)) in self.biases.iter().zip(self.bias_columns()) {
             backend.add_bias(MatMut::columns(y, rows, start, out, self.out), &bias.value);
-        }
-        if let Some(lora) = self.lora.as_ref().filter(|lora| !lora.has_dora()) {
-            lora.forward(backend, input, y, scratch, seed);
         }
     }
 
@@ -175,18 +200,22 @@ impl<B: Backend> Linear<B> {
                 backend.bias_grad(Mat::columns(dy, rows, start, n, out), grad);
             }
         }
-        let mut dx = dx.map(|dx| MatMut::new(dx, rows, inp));
+        let dx = dx.map(|dx| MatMut::new(dx, rows, inp));
         match &mut self.lora {
             Some(lora) if lora.has_dora() => {
                 let (weight, both) = (&self.weight, (input, dy_mat));
                 lora.backward_dora(backend, weight, both, dx, scratch, seed);
             }
             lora => {
-                if let Some(dx) = &mut dx {
-                    self.weight.linear_dx(backend, dy_mat, dx.again(), 0.0);
-                }
                 if let Some(lora) = lora {
-                    lora.backward(backend, input, dy_mat, dx, scratch, seed);
+                    lora.grads(backend, input, dy_mat, scratch, seed);
+                }
+                let Some(mut dx) = dx else { return };
+                let lora = lora.as_ref();
+                let tail = lora.and_then(|lora| lora.dx_tail((rows, inp), scratch, seed));
+                self.weight.linear_dx_with(backend, dy_mat, tail.as_slice(), dx.again(), 0.0);
+                if let Some(lora) = lora.filter(|_| tail.is_none()) {
+                    lora.add_dx(backend, dx, scratch, seed);
                 }
             }
         }

@@ -24,7 +24,8 @@ mod tile;
 use std::ops::Range;
 
 use attention::{Plan, Saved};
-use bf16::{Engine, Values};
+use bf16::packed::PackedHalf;
+use bf16::{Engine, Right, Values, ValuesMut};
 pub use buffer::CpuBuf;
 use decode::Cache;
 use matmul::{Factor, Target};
@@ -34,7 +35,7 @@ use simd::Level;
 use crate::quant::Quantized;
 use crate::shape::{Layout, check_heads, check_mask, check_rotary, documents, layout, layout_mut};
 use crate::{Adafactor, AdamW, AttnMask, Backend, CODE_BLOCK, Compute, Heads, Lion};
-use crate::{LossOptions, LossSums, Mat, MatMut, Op, RmsNorm, SecondMoment, Sgd};
+use crate::{LossOptions, LossSums, Mat, MatMut, Op, RmsNorm, SecondMoment, Sgd, Tail, add_tails};
 
 /// The fast backend on the processor; see the module.
 #[derive(Clone, Copy, Debug)]
@@ -89,20 +90,8 @@ pub struct CpuFrozen {
 #[derive(Clone, Debug)]
 enum Weight {
     Dense(CpuBuf),
-    Half(Vec<half::bf16>),
+    Half(PackedHalf),
     Quantized(quant::Stack),
-}
-
-impl CpuFrozen {
-    /// The bf16 values as a factor whose sums run along the rows, or down the columns.
-    fn half<'a>(
-        &self,
-        values: &'a [half::bf16],
-        along_rows: bool,
-    ) -> (bf16::Factor<'a>, usize, usize) {
-        let l = Layout { offset: 0, rows: self.out, cols: self.inp, stride: self.inp };
-        rounded(l, Values::Bf16(values), along_rows)
-    }
 }
 
 /// A view as what a product goes into.
@@ -135,19 +124,45 @@ fn rounded(l: Layout, values: Values<'_>, along_rows: bool) -> (bf16::Factor<'_>
 }
 
 impl Cpu {
-    /// `C <- alpha A B + beta C` with factors rounded to bf16.
+    /// `C <- alpha A B + tails + beta C` with factors rounded to bf16; B has so many rows and columns.
     fn product_bf16(
         &self,
-        a: (bf16::Factor<'_>, usize, usize),
-        b: (bf16::Factor<'_>, usize, usize),
+        (a, m, k): (bf16::Factor<'_>, usize, usize),
+        (b, k_b, n): (Right<'_>, usize, usize),
+        tails: &[Tail<'_, Self>],
         c: MatMut<'_, Self>,
-        alpha: f32,
-        beta: f32,
+        (alpha, beta): (f32, f32),
     ) {
         let lc = layout_mut(self, &c);
-        let ((a, m, k), (b, n, k_b)) = (a, b);
         assert!(k == k_b && m == lc.rows && n == lc.cols, "({m}, {k}) by ({k_b}, {n}) into {lc:?}");
-        bf16::product(self.engine, (m, n, k), a, b, target(lc, c.buf, alpha, beta));
+        let at = lc.offset.min(c.buf.len());
+        let values = ValuesMut::F32(&mut c.buf[at..]);
+        let target = bf16::Target { values, stride: lc.stride, alpha, beta };
+        let tails: Vec<_> = tails.iter().map(|tail| self.low_rank(tail)).collect();
+        bf16::product(self.engine, (m, n, k), a, b, &tails, target);
+    }
+
+    /// [`Backend::gemm`] with tails, in bf16.
+    fn gemm_bf16(
+        &self,
+        (a, op_a): (Mat<'_, Self>, Op),
+        (b, op_b): (Mat<'_, Self>, Op),
+        tails: &[Tail<'_, Self>],
+        c: MatMut<'_, Self>,
+        factors: (f32, f32),
+    ) {
+        let a = rounded(layout(self, &a), Values::F32(a.buf), op_a == Op::N);
+        let (b, n, k) = rounded(layout(self, &b), Values::F32(b.buf), op_b == Op::T);
+        self.product_bf16(a, (Right::Factor(b), k, n), tails, c, factors);
+    }
+
+    /// A tail as factors that are rounded.
+    fn low_rank<'a>(&self, tail: &Tail<'a, Self>) -> bf16::Tail<'a> {
+        let Tail { u, v, op_v, column, scale } = *tail;
+        let (u, _, rank) = rounded(layout(self, &u), Values::F32(u.buf), true);
+        let (v, n, rank_v) = rounded(layout(self, &v), Values::F32(v.buf), op_v == Op::T);
+        assert_eq!(rank, rank_v, "a tail of two ranks");
+        bf16::Tail { u, v, rank, cols: (column, n), scale }
     }
 }
 
@@ -202,9 +217,7 @@ impl Backend for Cpu {
         beta: f32,
     ) {
         if self.compute == Compute::Bf16 {
-            let a = rounded(layout(self, &a), Values::F32(a.buf), op_a == Op::N);
-            let b = rounded(layout(self, &b), Values::F32(b.buf), op_b == Op::T);
-            return self.product_bf16(a, b, c, alpha, beta);
+            return self.gemm_bf16((a, op_a), (b, op_b), &[], c, (alpha, beta));
         }
         let lc = layout_mut(self, &c);
         let (fa, m, k) = factor(layout(self, &a), a.buf, op_a);
@@ -213,13 +226,26 @@ impl Backend for Cpu {
         matmul::product((m, n, k), fa, fb, target(lc, c.buf, alpha, beta));
     }
 
+    fn gemm_with(
+        &self,
+        a: (Mat<'_, Self>, Op),
+        b: (Mat<'_, Self>, Op),
+        tails: &[Tail<'_, Self>],
+        mut c: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        if self.compute == Compute::Bf16 {
+            return self.gemm_bf16(a, b, tails, c, (1.0, beta));
+        }
+        self.gemm(a.0, a.1, b.0, b.1, c.again(), 1.0, beta);
+        add_tails(self, tails, c);
+    }
+
     fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> CpuFrozen {
         assert_eq!(weight.len(), out * inp);
         let weight = match self.compute {
             Compute::F32 => Weight::Dense(CpuBuf::from(weight)),
-            Compute::Bf16 => {
-                Weight::Half(weight.par_iter().map(|&x| half::bf16::from_f32(x)).collect())
-            }
+            Compute::Bf16 => Weight::Half(PackedHalf::new(weight, out, inp)),
         };
         CpuFrozen { weight, out, inp }
     }
@@ -227,7 +253,7 @@ impl Backend for Cpu {
     fn thaw(&self, weight: &CpuFrozen) -> Vec<f32> {
         match &weight.weight {
             Weight::Dense(dense) => dense.to_vec(),
-            Weight::Half(half) => half.par_iter().map(|x| x.to_f32()).collect(),
+            Weight::Half(half) => half.thaw(),
             Weight::Quantized(stack) => {
                 let mut values = stack.dequantize();
                 values.par_iter_mut().for_each(|x| *x = self.compute.round(*x));
@@ -237,29 +263,56 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, x: Mat<'_, Self>, w: &CpuFrozen, y: MatMut<'_, Self>, beta: f32) {
-        match &w.weight {
-            Weight::Dense(dense) => {
-                self.gemm(x, Op::N, Mat::new(dense, w.out, w.inp), Op::T, y, 1.0, beta);
-            }
-            Weight::Half(half) => {
-                let a = rounded(layout(self, &x), Values::F32(x.buf), true);
-                self.product_bf16(a, w.half(half, true), y, 1.0, beta);
-            }
-            Weight::Quantized(stack) => stack.linear(self, x, y, beta),
-        }
+        self.linear_with(x, w, &[], y, beta);
     }
 
     fn linear_dx(&self, dy: Mat<'_, Self>, w: &CpuFrozen, dx: MatMut<'_, Self>, beta: f32) {
+        self.linear_dx_with(dy, w, &[], dx, beta);
+    }
+
+    fn linear_with(
+        &self,
+        x: Mat<'_, Self>,
+        w: &CpuFrozen,
+        tails: &[Tail<'_, Self>],
+        mut y: MatMut<'_, Self>,
+        beta: f32,
+    ) {
         match &w.weight {
-            Weight::Dense(dense) => {
-                self.gemm(dy, Op::N, Mat::new(dense, w.out, w.inp), Op::N, dx, 1.0, beta);
+            Weight::Half(half) => {
+                let a = rounded(layout(self, &x), Values::F32(x.buf), true);
+                return self.product_bf16(a, (Right::Packed(half), w.inp, w.out), tails, y, (1.0, beta));
             }
+            Weight::Dense(dense) => {
+                let w = Mat::new(dense, w.out, w.inp);
+                self.gemm(x, Op::N, w, Op::T, y.again(), 1.0, beta);
+            }
+            Weight::Quantized(stack) => stack.linear(self, x, y.again(), beta),
+        }
+        add_tails(self, tails, y);
+    }
+
+    fn linear_dx_with(
+        &self,
+        dy: Mat<'_, Self>,
+        w: &CpuFrozen,
+        tails: &[Tail<'_, Self>],
+        mut dx: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        match &w.weight {
             Weight::Half(half) => {
                 let a = rounded(layout(self, &dy), Values::F32(dy.buf), true);
-                self.product_bf16(a, w.half(half, false), dx, 1.0, beta);
+                let b = (Right::Turned(half), w.out, w.inp);
+                return self.product_bf16(a, b, tails, dx, (1.0, beta));
             }
-            Weight::Quantized(stack) => stack.linear_dx(self, dy, dx, beta),
+            Weight::Dense(dense) => {
+                let w = Mat::new(dense, w.out, w.inp);
+                self.gemm(dy, Op::N, w, Op::N, dx.again(), 1.0, beta);
+            }
+            Weight::Quantized(stack) => stack.linear_dx(self, dy, dx.again(), beta),
         }
+        add_tails(self, tails, dx);
     }
 
     fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> CpuFrozen {
@@ -650,7 +703,7 @@ impl Backend for Cpu {
     fn frozen_bytes(&self, weight: &CpuFrozen) -> u64 {
         let n = match &weight.weight {
             Weight::Dense(values) => size_of::<f32>() * values.len(),
-            Weight::Half(values) => size_of::<half::bf16>() * values.len(),
+            Weight::Half(half) => half.n_bytes(),
             Weight::Quantized(stack) => stack.n_bytes(),
         };
         n as u64

@@ -33,19 +33,19 @@ pub(super) fn map<T: Send>(n: usize, f: impl Fn(usize) -> T + Sync + Send) -> Ve
 
 /// A pointer that tasks share, each writing a part that no other touches.
 #[derive(Clone, Copy)]
-pub(super) struct SharedPtr(pub(super) *mut f32);
+pub(super) struct SharedPtr<T>(pub(super) *mut T);
 
 // SAFETY: it is only a number; every use that reads or writes through it states why its parts are
 // disjoint.
 #[allow(unsafe_code, reason = "tasks write disjoint parts of one buffer")]
-unsafe impl Send for SharedPtr {}
+unsafe impl<T> Send for SharedPtr<T> {}
 // SAFETY: as above.
 #[allow(unsafe_code, reason = "tasks write disjoint parts of one buffer")]
-unsafe impl Sync for SharedPtr {}
+unsafe impl<T> Sync for SharedPtr<T> {}
 
-impl SharedPtr {
+impl<T> SharedPtr<T> {
     /// The pointer `offset` values further on.
-    pub(super) fn at(self, offset: usize) -> *mut f32 {
+    pub(super) fn at(self, offset: usize) -> *mut T {
         self.0.wrapping_add(offset)
     }
 }

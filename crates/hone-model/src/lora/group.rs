@@ -16,7 +16,7 @@
 //! where X' is X after dropout. Norms need no adapted weight: the square of row j is that of W plus
 //! B_j . (2 s A Wt + s^2 A At Bt)_j, columns of an r-wide product.
 
-use hone_kernels::{Backend, Mat, MatMut, Op};
+use hone_kernels::{Backend, Mat, MatMut, Op, Tail};
 
 use super::Adapter;
 use crate::ModelError;
@@ -256,6 +256,42 @@ impl<B: Backend> LoraGroup<B> {
         backend.gemm(x, Op::N, a, Op::T, MatMut::new(u, x.rows, self.rank), 1.0, 0.0);
     }
 
+    /// What the adapters add to the map's output, as low-rank parts of its product. Without DoRA.
+    pub(crate) fn tails<'a>(
+        &'a self,
+        backend: &B,
+        x: Mat<'_, B>,
+        scratch: &'a mut LoraScratch<B>,
+        seed: Option<u64>,
+    ) -> Vec<Tail<'a, B>> {
+        self.project(backend, x, scratch, seed);
+        let tail = |m: &'a LoraMember<B>| Tail {
+            u: Mat::columns(&scratch.u, x.rows, m.rank_start, m.rank, self.rank),
+            v: Mat::new(&m.b.value, m.out, m.rank),
+            op_v: Op::T,
+            column: m.out_start,
+            scale: m.scaling,
+        };
+        self.members.iter().map(tail).collect()
+    }
+
+    /// What the adapters add to the gradient at the map's input, du A, as a low-rank part of its
+    /// product; `None` where it must go through a mask first. After [`LoraGroup::grads`].
+    pub(crate) fn dx_tail<'a>(
+        &'a self,
+        (rows, inp): (usize, usize),
+        scratch: &'a LoraScratch<B>,
+        seed: Option<u64>,
+    ) -> Option<Tail<'a, B>> {
+        self.dropout_seed(seed).is_none().then(|| Tail {
+            u: Mat::new(&scratch.du, rows, self.rank),
+            v: Mat::new(&self.a.value, self.rank, inp),
+            op_v: Op::N,
+            column: 0,
+            scale: 1.0,
+        })
+    }
+
     /// Y <- Y + adapters, Y (T, out of the map) being at the start of `y`. Without DoRA.
     pub(crate) fn forward(
         &self,
@@ -336,21 +372,30 @@ impl<B: Backend> LoraGroup<B> {
         }
     }
 
-    /// Adds to the adapters' gradients, and to `dx` (T, in) when it is asked for. Without DoRA.
-    pub(crate) fn backward(
+    /// Adds to the adapters' gradients; `scratch.du` is then the gradient at X At. Without DoRA.
+    pub(crate) fn grads(
         &mut self,
         backend: &B,
         x: Mat<'_, B>,
         dy: Mat<'_, B>,
-        dx: Option<MatMut<'_, B>>,
         scratch: &mut LoraScratch<B>,
         seed: Option<u64>,
     ) {
         self.project(backend, x, scratch, seed);
-        let LoraScratch { u, du, dropped, masked, zeros, .. } = scratch;
+        let LoraScratch { u, du, dropped, .. } = scratch;
         self.factor_grads(backend, x, dy, (u, du, dropped), seed);
-        let Some(dx) = dx else { return };
-        let (rows, inp, rank) = (x.rows, x.cols, self.rank);
+    }
+
+    /// `dx` (T, in) <- `dx` + what comes through the adapters. After [`LoraGroup::grads`].
+    pub(crate) fn add_dx(
+        &self,
+        backend: &B,
+        dx: MatMut<'_, B>,
+        scratch: &mut LoraScratch<B>,
+        seed: Option<u64>,
+    ) {
+        let LoraScratch { du, dropped, masked, zeros, .. } = scratch;
+        let (rows, inp, rank) = (dx.rows, dx.cols, self.rank);
         let (a, du) = (Mat::new(&self.a.value, rank, inp), Mat::new(du, rows, rank));
         match self.dropout_seed(seed) {
             None => backend.gemm(du, Op::N, a, Op::N, dx, 1.0, 1.0),

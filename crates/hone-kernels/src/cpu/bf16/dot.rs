@@ -1,9 +1,11 @@
-//! Products on the dot product of bf16 pairs, VDPBF16PS.
+//! Blocks of a product on the dot product of bf16 pairs, VDPBF16PS.
 //!
-//! Both factors are packed alike: a group of 16 lanes, pair after pair along the depth, a pair of
-//! each lane side by side in one cache line ([`Pairs`]). What is missing at the end of the lanes or
-//! of a sum of odd length is zero in both factors. A tile of the result is held in registers: each
-//! step multiplies vectors of B's pairs by one lane of A's.
+//! The right factor of a block is a panel of groups of 16 columns, packed pair by pair ([`Pairs`]):
+//! a frozen weight lies so in memory, anything else is packed here, a run of the sums at a time. The
+//! left factor is read pair by pair: values of bf16 that lie side by side along the sums are read
+//! where they are, others are rounded or turned first, a strip of rows at a time. A tile of the
+//! result is held in registers, and the low-rank parts that are added to it are further pairs of
+//! the same sums.
 #![cfg(target_arch = "x86_64")]
 #![allow(unsafe_code, reason = "vector instructions are unsafe to call without a proof")]
 
@@ -13,23 +15,48 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::{Block, Factor, Out, Values, runs};
-
-/// Lanes of a group: those of a vector.
-const GROUP: usize = 16;
+use super::packed::{GROUP, Pairs};
+use super::pairs::{ask_for, bf16_lanes, first, pack, pack_turned, rows_to_pairs, square};
+use super::super::par::SharedPtr;
+use super::{Factor, Job, Place, Right, TAILS_MAX, Tail, Values, runs};
 
 /// Most rows that are multiplied by pairs as they leave the registers in which they were turned: for
 /// more, packing B pays.
 const FEW: usize = 4;
 
-/// A pair of bf16 of each lane of a group; the first of the pair in the low half.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Pairs([u32; GROUP]);
+/// Vectors of a panel.
+const PANEL: usize = 3;
+
+/// Bytes of the left factor in a strip of rows: a part of a core's second cache.
+const STRIP_BYTES: usize = 192 << 10;
+
+/// Sums that meet in a tile: the product's own and those of its tails.
+const PARTS_MAX: usize = 1 + TAILS_MAX;
+
+/// What a thread packs; kept from call to call.
+#[derive(Default)]
+struct Scratch {
+    /// The right factor of a block.
+    right: Vec<Pairs>,
+    /// Rows of the left one.
+    left: Vec<Pairs>,
+    /// Both factors of each tail.
+    tail_right: [Vec<Pairs>; TAILS_MAX],
+    tail_left: [Vec<Pairs>; TAILS_MAX],
+    /// Sums of a block between runs, where the result holds bf16.
+    sums: Vec<f32>,
+}
 
 thread_local! {
-    /// A group of A and the block of B, packed; kept from call to call.
-    static PACKED: Cell<[Vec<Pairs>; 2]> = Cell::default();
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+/// Makes room for `n` packed vectors.
+fn room(packed: &mut Vec<Pairs>, n: usize) -> &mut [Pairs] {
+    if packed.len() < n {
+        packed.resize(n, Pairs([0; GROUP]));
+    }
+    &mut packed[..n]
 }
 
 /// Proof that the machine has AVX-512 F, VL, BW, DQ and BF16.
@@ -49,70 +76,377 @@ impl Avx512Bf16 {
 }
 
 /// One block of the result, all of its sums; see [`super::product`].
-pub(super) fn block(_: Avx512Bf16, block: Block, k: usize, a: Factor<'_>, b: Factor<'_>, out: Out) {
+pub(super) fn block(_: Avx512Bf16, job: &Job<'_>, rows: Range<usize>, cols: Range<usize>) {
     // Taken, not borrowed, so that nothing depends on what a thread does in between.
-    let mut packed = PACKED.take();
-    for (nth, run) in runs(k).enumerate() {
-        let beta = if nth == 0 { block.beta } else { 1.0 };
-        // SAFETY: the first argument proves that the machine has the instructions.
-        unsafe { add_run(&Block { beta, ..block.again() }, run, a, b, out, &mut packed) };
-    }
-    PACKED.set(packed);
+    let mut scratch = SCRATCH.take();
+    // SAFETY: the first argument proves that the machine has the instructions.
+    unsafe { whole_block(job, rows, cols, &mut scratch) };
+    SCRATCH.set(scratch);
 }
 
-impl Block {
-    /// The same block.
-    fn again(&self) -> Block {
-        Block { rows: self.rows.clone(), cols: self.cols.clone(), ..*self }
+/// Where sums go and what they are added to.
+#[derive(Clone, Copy)]
+struct Ends {
+    alpha: f32,
+    old: Place,
+    beta: f32,
+    to: Place,
+}
+
+/// See [`block`].
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn whole_block(job: &Job<'_>, rows: Range<usize>, cols: Range<usize>, scratch: &mut Scratch) {
+    let runs: Vec<_> = runs(job.k, job.right.run_max()).collect();
+    let Scratch { sums, .. } = scratch;
+    // Sums of several runs meet in f32.
+    let between = match job.out {
+        Place::Bf16 { .. } if runs.len() > 1 => {
+            if sums.len() < rows.len() * cols.len() {
+                sums.resize(rows.len() * cols.len(), 0.0);
+            }
+            let stride = cols.len();
+            let start = sums.as_mut_ptr().wrapping_sub(rows.start * stride + cols.start);
+            Place::F32 { start: SharedPtr(start), stride }
+        }
+        out => out,
+    };
+    for (nth, run) in runs.iter().enumerate() {
+        let (is_first, is_last) = (nth == 0, nth + 1 == runs.len());
+        let ends = Ends {
+            alpha: job.alpha,
+            old: if is_first { job.out } else { between },
+            beta: if is_first { job.beta } else { 1.0 },
+            to: if is_last { job.out } else { between },
+        };
+        let tails = if is_last { job.tails } else { &[] };
+        let few = rows.len() <= FEW && tails.is_empty();
+        match job.right {
+            Right::Factor(b) if few && b.depth_stride == 1 => {
+                let left = room(&mut scratch.left, run.len().div_ceil(2));
+                pack(job.a, rows.clone(), 0..0, run.clone(), left);
+                match rows.len() {
+                    1 => few_rows::<1>((&rows, &cols), run.clone(), left, b, ends),
+                    _ => few_rows::<FEW>((&rows, &cols), run.clone(), left, b, ends),
+                }
+            }
+            _ => add_run(job, (&rows, &cols), run.clone(), tails, ends, scratch),
+        }
     }
+}
+
+/// Groups of 16 columns of the right factor, the pairs of a group one after the other.
+#[derive(Clone, Copy)]
+struct Groups<'a> {
+    pairs: &'a [Pairs],
+    /// Vectors from a group to the next.
+    pitch: usize,
+    /// Pairs to multiply.
+    n_pairs: usize,
+}
+
+/// Rows of the left factor: pair p of row i is at `i * row + p * pair`, in values.
+#[derive(Clone, Copy)]
+struct Lines<'a> {
+    values: &'a [bf16],
+    shape: Shape,
+}
+
+/// How [`Lines`] lie.
+#[derive(Clone, Copy)]
+enum Shape {
+    /// Values of a row side by side; a row is so many values long.
+    Rows(usize),
+    /// Groups of 16 rows, so many pairs long.
+    Groups(usize),
+}
+
+impl Lines<'_> {
+    /// Index of the first pair of a row, and the distances between rows and between pairs.
+    fn at(&self, row: usize) -> (usize, usize, usize) {
+        match self.shape {
+            Shape::Rows(len) => (row * len, len, 2),
+            Shape::Groups(n_pairs) => {
+                let group = row / GROUP * n_pairs * 2 * GROUP;
+                (group + row % GROUP * 2, 2, 2 * GROUP)
+            }
+        }
+    }
+}
+
+/// The values of packed vectors.
+fn values_of(pairs: &[Pairs]) -> &[bf16] {
+    // SAFETY: a vector of pairs is 32 values of 16 bits, aligned to more than those are.
+    unsafe { std::slice::from_raw_parts(pairs.as_ptr().cast(), pairs.len() * 2 * GROUP) }
+}
+
+/// Lines of the left factor along a run: where they are, if they can be read so, or else rounded
+/// into `to`, times `scale`.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn lines<'a>(
+    a: Factor<'a>,
+    rows: Range<usize>,
+    run: Range<usize>,
+    scale: f32,
+    to: &'a mut Vec<Pairs>,
+) -> Lines<'a> {
+    let n_pairs = run.len().div_ceil(2);
+    match a.values {
+        Values::Bf16(values) if a.depth_stride == 1 && run.len() % 2 == 0 && scale == 1.0 => {
+            let start = (rows.start * a.lane_stride + run.start).min(values.len());
+            Lines { values: &values[start..], shape: Shape::Rows(a.lane_stride) }
+        }
+        _ if a.depth_stride == 1 => {
+            let pitch = n_pairs.div_ceil(GROUP);
+            let to = room(to, rows.len() * pitch);
+            rows_to_pairs(a, rows, run, scale, to);
+            Lines { values: values_of(to), shape: Shape::Rows(pitch * 2 * GROUP) }
+        }
+        _ => {
+            assert!(scale == 1.0, "a factor that is turned is not scaled");
+            let to = room(to, rows.len().div_ceil(GROUP) * n_pairs);
+            pack_groups(a, rows, run, to);
+            Lines { values: values_of(to), shape: Shape::Groups(n_pairs) }
+        }
+    }
+}
+
+/// Packs lanes of a factor along a run, group after group.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn pack_groups(x: Factor<'_>, lanes: Range<usize>, run: Range<usize>, to: &mut [Pairs]) {
+    let n_pairs = run.len().div_ceil(2);
+    for (start, to) in lanes.clone().step_by(GROUP).zip(to.chunks_mut(n_pairs.max(1))) {
+        let group = start..lanes.end.min(start + GROUP);
+        let next = group.end..lanes.end.min(group.end + GROUP);
+        pack(x, group, next, run.clone(), to);
+    }
+}
+
+/// The right factor of a block along a run.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn groups<'a>(
+    right: Right<'a>,
+    cols: Range<usize>,
+    run: Range<usize>,
+    to: &'a mut Vec<Pairs>,
+) -> Groups<'a> {
+    let n_pairs = run.len().div_ceil(2);
+    match right {
+        Right::Packed(weight) => {
+            let pitch = weight.n_pairs();
+            let start = cols.start / GROUP * pitch + run.start / 2;
+            Groups { pairs: &weight.groups()[start.min(weight.groups().len())..], pitch, n_pairs }
+        }
+        Right::Turned(weight) => {
+            let to = room(to, cols.len().div_ceil(GROUP) * n_pairs);
+            for (start, to) in cols.clone().step_by(GROUP).zip(to.chunks_mut(n_pairs.max(1))) {
+                pack_turned(weight, start..cols.end.min(start + GROUP), run.clone(), to);
+            }
+            Groups { pairs: to, pitch: n_pairs, n_pairs }
+        }
+        Right::Factor(b) => {
+            let to = room(to, cols.len().div_ceil(GROUP) * n_pairs);
+            pack_groups(b, cols, run, to);
+            Groups { pairs: to, pitch: n_pairs, n_pairs }
+        }
+    }
+}
+
+/// One of the sums that meet in a tile.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    left: Lines<'a>,
+    right: Groups<'a>,
 }
 
 /// Adds one run of the sums to a block of the result.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
 fn add_run(
-    block: &Block,
+    job: &Job<'_>,
+    (rows, cols): (&Range<usize>, &Range<usize>),
     run: Range<usize>,
-    a: Factor<'_>,
-    b: Factor<'_>,
-    out: Out,
-    [a_packed, b_packed]: &mut [Vec<Pairs>; 2],
+    tails: &[Tail<'_>],
+    ends: Ends,
+    scratch: &mut Scratch,
 ) {
-    let n_pairs = run.len().div_ceil(2);
-    let n_groups = block.cols.len().div_ceil(GROUP);
-    a_packed.resize(n_pairs.max(a_packed.len()), Pairs([0; GROUP]));
-    if block.rows.len() <= FEW && b.depth_stride == 1 {
-        let a_packed = &mut a_packed[..n_pairs];
-        pack(a, block.rows.clone(), 0..0, run.clone(), a_packed);
-        return match block.rows.len() {
-            1 => few::<1>(block, run, a_packed, b, out),
-            _ => few::<FEW>(block, run, a_packed, b, out),
-        };
+    let Scratch { right, left, tail_right, tail_left, .. } = scratch;
+    let right = groups(job.right, cols.clone(), run.clone(), right);
+    let mut tail_groups = [right; TAILS_MAX];
+    for ((tail, to), groups) in tails.iter().zip(tail_right).zip(&mut tail_groups) {
+        *groups = tail_columns(tail, cols, to);
     }
-    b_packed.resize((n_groups * n_pairs).max(b_packed.len()), Pairs([0; GROUP]));
-    for group in 0..n_groups {
-        let start = block.cols.start + group * GROUP;
-        let lanes = start..block.cols.end.min(start + GROUP);
-        let next = lanes.end..block.cols.end.min(lanes.end + GROUP);
-        pack(b, lanes, next, run.clone(), &mut b_packed[group * n_pairs..][..n_pairs]);
+    let strip = (STRIP_BYTES / (2 * run.len().max(1))).max(GROUP) / GROUP * GROUP;
+    for start in rows.clone().step_by(strip) {
+        let strip = start..rows.end.min(start + strip);
+        let left = lines(job.a, strip.clone(), run.clone(), 1.0, left);
+        let mut tail_lines = [left; TAILS_MAX];
+        for ((tail, to), at) in tails.iter().zip(&mut *tail_left).zip(&mut tail_lines) {
+            *at = lines(tail.u, strip.clone(), 0..tail.rank, tail.scale, to);
+        }
+        for (panel, from) in cols.clone().step_by(PANEL * GROUP).enumerate() {
+            let panel_cols = from..cols.end.min(from + PANEL * GROUP);
+            let mut parts = [Part { left, right }; PARTS_MAX];
+            let mut n_parts = 1;
+            for (i, tail) in tails.iter().enumerate() {
+                let (first, n) = tail.cols;
+                if first < panel_cols.end && panel_cols.start < first + n {
+                    parts[n_parts] = Part { left: tail_lines[i], right: tail_groups[i] };
+                    n_parts += 1;
+                }
+            }
+            panel_rows(&parts[..n_parts], panel * PANEL, &strip, panel_cols, ends);
+        }
     }
-    for start in block.rows.clone().step_by(GROUP) {
-        let rows = start..block.rows.end.min(start + GROUP);
-        let next = rows.end..block.rows.end.min(rows.end + GROUP);
-        pack(a, rows.clone(), next, run.clone(), &mut a_packed[..n_pairs]);
-        multiply(block, rows, &a_packed[..n_pairs], b_packed, out);
+}
+
+/// The right factor of a tail in the columns of a block: zero in those that it does not reach.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn tail_columns<'a>(tail: &Tail<'_>, cols: &Range<usize>, to: &'a mut Vec<Pairs>) -> Groups<'a> {
+    let n_pairs = tail.rank.div_ceil(2);
+    let to = room(to, cols.len().div_ceil(GROUP) * n_pairs);
+    for (start, to) in cols.clone().step_by(GROUP).zip(to.chunks_mut(n_pairs.max(1))) {
+        let end = cols.end.min(start + GROUP);
+        let (from, to_col) = (start.max(tail.cols.0), end.min(tail.cols.0 + tail.cols.1));
+        if from >= to_col {
+            to.fill(Pairs([0; GROUP]));
+            continue;
+        }
+        let lanes = from - tail.cols.0..to_col - tail.cols.0;
+        pack(tail.v, lanes, 0..0, 0..tail.rank, to);
+        // The tail may begin inside of a group.
+        let shift = from - start;
+        if shift > 0 {
+            for Pairs(lanes) in &mut *to {
+                lanes.copy_within(..GROUP - shift, shift);
+                lanes[..shift].fill(0);
+            }
+        }
+    }
+    Groups { pairs: to, pitch: n_pairs, n_pairs }
+}
+
+/// All tiles of a panel, whose groups start at `group`, in a strip of rows.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn panel_rows(
+    parts: &[Part<'_>],
+    group: usize,
+    strip: &Range<usize>,
+    cols: Range<usize>,
+    ends: Ends,
+) {
+    match cols.len().div_ceil(GROUP) {
+        1 => tiles::<1>(parts, group, strip, &cols, ends),
+        2 => tiles::<2>(parts, group, strip, &cols, ends),
+        _ => tiles::<PANEL>(parts, group, strip, &cols, ends),
+    }
+}
+
+/// All tiles of a panel of `VECS` vectors: as many rows as there are registers for, and then the
+/// powers of two that are left.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn tiles<const VECS: usize>(
+    parts: &[Part<'_>],
+    group: usize,
+    strip: &Range<usize>,
+    cols: &Range<usize>,
+    ends: Ends,
+) {
+    let mut row = strip.start;
+    while row < strip.end {
+        let at = (group, row - strip.start);
+        match strip.end - row {
+            16.. if VECS == 1 => {
+                tile::<16, VECS>(parts, at, row, cols, ends);
+                row += 16;
+            }
+            8.. => {
+                tile::<8, VECS>(parts, at, row, cols, ends);
+                row += 8;
+            }
+            4.. => {
+                tile::<4, VECS>(parts, at, row, cols, ends);
+                row += 4;
+            }
+            2.. => {
+                tile::<2, VECS>(parts, at, row, cols, ends);
+                row += 2;
+            }
+            _ => {
+                tile::<1, VECS>(parts, at, row, cols, ends);
+                row += 1;
+            }
+        }
+    }
+}
+
+/// A tile of the result: `ROWS` rows from `row` on, line `line` of the parts, and `VECS` vectors of
+/// columns, groups from `group` on.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn tile<const ROWS: usize, const VECS: usize>(
+    parts: &[Part<'_>],
+    (group, line): (usize, usize),
+    row: usize,
+    cols: &Range<usize>,
+    ends: Ends,
+) {
+    let mut sums = [[_mm512_setzero_ps(); VECS]; ROWS];
+    for part in parts {
+        let Groups { pairs, pitch, n_pairs } = part.right;
+        if n_pairs == 0 {
+            continue;
+        }
+        let (start, row_step, pair_step) = part.left.at(line);
+        // What the unchecked reads below rely on.
+        let last = start + (ROWS - 1) * row_step + (n_pairs - 1) * pair_step;
+        assert!(last + 1 < part.left.values.len());
+        assert!((group + VECS - 1) * pitch + n_pairs <= pairs.len());
+        // SAFETY: both reads below stay inside, by the checks above.
+        let mut left = unsafe { part.left.values.as_ptr().add(start) };
+        let mut right = unsafe { pairs.as_ptr().add(group * pitch) };
+        // A copy that only this loop has stays in registers.
+        let mut held = sums;
+        for _ in 0..n_pairs {
+            let mut vectors = [_mm512_setzero_si512(); VECS];
+            for (v, vector) in vectors.iter_mut().enumerate() {
+                // SAFETY: vector v of this pair, see above; aligned as `Pairs` are.
+                *vector = unsafe { _mm512_load_si512(right.add(v * pitch).cast()) };
+            }
+            for (r, sums) in held.iter_mut().enumerate() {
+                // SAFETY: the pair of row r, see above; it may lie at any even address.
+                let pair = unsafe { left.add(r * row_step).cast::<i32>().read_unaligned() };
+                let pair = _mm512_set1_epi32(pair);
+                for (sum, &vector) in sums.iter_mut().zip(&vectors) {
+                    *sum = _mm512_dpbf16_ps(*sum, bf16_lanes(vector), bf16_lanes(pair));
+                }
+            }
+            left = left.wrapping_add(pair_step);
+            right = right.wrapping_add(1);
+        }
+        sums = held;
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        for (v, &sum) in sums.iter().enumerate() {
+            let start = cols.start + v * GROUP;
+            write(row + r, start..cols.end.min(start + GROUP), sum, ends);
+        }
     }
 }
 
 /// At most `ROWS` rows times all of a block's columns, without packing them; sums are added up in
 /// the same order as in [`tile`].
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-fn few<const ROWS: usize>(block: &Block, run: Range<usize>, a: &[Pairs], b: Factor<'_>, out: Out) {
-    for start in block.cols.clone().step_by(GROUP) {
-        let cols = start..block.cols.end.min(start + GROUP);
+fn few_rows<const ROWS: usize>(
+    (rows, all_cols): (&Range<usize>, &Range<usize>),
+    run: Range<usize>,
+    a: &[Pairs],
+    b: Factor<'_>,
+    ends: Ends,
+) {
+    for start in all_cols.clone().step_by(GROUP) {
+        let cols = start..all_cols.end.min(start + GROUP);
         let mut sums = [_mm512_setzero_ps(); ROWS];
         for (a, l) in a.chunks(GROUP).zip(run.clone().step_by(2 * GROUP)) {
             let part = l..run.end.min(l + 2 * GROUP);
-            ask_for(b, cols.end..block.cols.end.min(cols.end + GROUP), part.clone());
+            ask_for(b, cols.end..all_cols.end.min(cols.end + GROUP), part.clone());
             let square = square(b, cols.clone(), part);
             for (Pairs(left), right) in a.iter().zip(square) {
                 for (sum, &left) in sums.iter_mut().zip(left) {
@@ -121,79 +455,8 @@ fn few<const ROWS: usize>(block: &Block, run: Range<usize>, a: &[Pairs], b: Fact
                 }
             }
         }
-        for (row, sum) in block.rows.clone().zip(sums) {
-            write(block, row, cols.clone(), sum, out);
-        }
-    }
-}
-
-/// A group of rows times all of a block's columns.
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-fn multiply(block: &Block, rows: Range<usize>, a: &[Pairs], b: &[Pairs], out: Out) {
-    let n_pairs = a.len();
-    let n_groups = block.cols.len().div_ceil(GROUP);
-    let half = rows.start + rows.len().min(GROUP / 2);
-    let mut group = 0;
-    while group < n_groups {
-        let b = &b[group * n_pairs..];
-        let from = block.cols.start + group * GROUP;
-        // Sums in enough registers to hide the latency of an addition, and few enough to have them.
-        let vecs = (n_groups - group).min(3);
-        let cols = from..block.cols.end.min(from + vecs * GROUP);
-        let (upper, lower) = (rows.start..half, half..rows.end);
-        match vecs {
-            1 => tile::<GROUP, 1, 0>(block, rows.clone(), cols, a, b, out),
-            2 => {
-                tile::<8, 2, 0>(block, upper, cols.clone(), a, b, out);
-                tile::<8, 2, 8>(block, lower, cols, a, b, out);
-            }
-            _ => {
-                tile::<8, 3, 0>(block, upper, cols.clone(), a, b, out);
-                tile::<8, 3, 8>(block, lower, cols, a, b, out);
-            }
-        }
-        group += vecs;
-    }
-}
-
-/// A tile of at most `ROWS` rows, from lane `LANE` of the group `a` on, and `VECS` vectors of
-/// columns.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-fn tile<const ROWS: usize, const VECS: usize, const LANE: usize>(
-    block: &Block,
-    rows: Range<usize>,
-    cols: Range<usize>,
-    a: &[Pairs],
-    b: &[Pairs],
-    out: Out,
-) {
-    if rows.is_empty() {
-        return;
-    }
-    let n_pairs = a.len();
-    // What the unchecked reads below rely on.
-    assert!(LANE + ROWS <= GROUP && VECS * n_pairs <= b.len());
-    let mut sums = [[_mm512_setzero_ps(); VECS]; ROWS];
-    for p in 0..n_pairs {
-        let mut right = [_mm512_setzero_si512(); VECS];
-        for (v, right) in right.iter_mut().enumerate() {
-            // SAFETY: v < VECS and p < n_pairs, for which the length was checked.
-            *right = load(unsafe { b.get_unchecked(v * n_pairs + p) });
-        }
-        // SAFETY: p < n_pairs, the length of `a`.
-        let left = unsafe { &a.get_unchecked(p).0 };
-        for (r, sums) in sums.iter_mut().enumerate() {
-            let left = _mm512_set1_epi32(left[LANE + r] as i32);
-            for (sum, &right) in sums.iter_mut().zip(&right) {
-                *sum = _mm512_dpbf16_ps(*sum, bf16_lanes(right), bf16_lanes(left));
-            }
-        }
-    }
-    for (row, sums) in rows.zip(&sums) {
-        for (v, &sum) in sums.iter().enumerate() {
-            let start = cols.start + v * GROUP;
-            write(block, row, start..cols.end.min(start + GROUP), sum, out);
+        for (row, sum) in rows.clone().zip(sums) {
+            write(row, cols.clone(), sum, ends);
         }
     }
 }
@@ -201,197 +464,39 @@ fn tile<const ROWS: usize, const VECS: usize, const LANE: usize>(
 /// Adds sums to at most 16 columns of a row of the result.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-fn write(block: &Block, row: usize, cols: Range<usize>, sum: __m512, out: Out) {
+fn write(row: usize, cols: Range<usize>, sum: __m512, ends: Ends) {
     let mask = first(cols.len()) as u16;
-    let at = out.start.at(row * out.stride + cols.start);
-    let sum = _mm512_mul_ps(sum, _mm512_set1_ps(block.alpha));
-    // SAFETY: `product` has checked that C holds the block, of which these are columns of a row; no
-    // other task touches it.
+    let mut sum = sum;
+    if ends.alpha != 1.0 {
+        sum = _mm512_mul_ps(sum, _mm512_set1_ps(ends.alpha));
+    }
+    // SAFETY: `product` has checked that the result and what is added to it hold the block, of which
+    // these are columns of a row; no other task touches it.
     unsafe {
-        let sum = if block.beta == 0.0 {
-            sum
-        } else {
-            let old = _mm512_maskz_loadu_ps(mask, at);
-            _mm512_fmadd_ps(old, _mm512_set1_ps(block.beta), sum)
-        };
-        _mm512_mask_storeu_ps(at, mask, sum);
-    }
-}
-
-/// Lanes of a factor along a run, packed; `to` has a place for each pair. The lanes `next` are on
-/// their way from memory meanwhile.
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-fn pack(
-    x: Factor<'_>,
-    lanes: Range<usize>,
-    next: Range<usize>,
-    run: Range<usize>,
-    to: &mut [Pairs],
-) {
-    for (to, l) in to.chunks_mut(GROUP).zip(run.clone().step_by(2 * GROUP)) {
-        let part = l..run.end.min(l + 2 * GROUP);
-        ask_for(x, next.clone(), part.clone());
-        let square = square(x, lanes.clone(), part);
-        for (to, pairs) in to.iter_mut().zip(square) {
-            store(to, pairs);
-        }
-    }
-}
-
-/// Asks for what [`square`] will read of these lanes along a run. It reads a cache line of each of
-/// many rows before it comes to the next line of any, which no processor sees coming.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn ask_for(x: Factor<'_>, lanes: Range<usize>, run: Range<usize>) {
-    if lanes.is_empty() {
-        return;
-    }
-    let (lines, first, stride, n) = if x.depth_stride == 1 {
-        (lanes, run.start, x.lane_stride, 2 * GROUP)
-    } else {
-        (run, lanes.start, x.depth_stride, GROUP)
-    };
-    for at in lines.map(|line| line * stride + first) {
-        // An address is named, and nothing read: it may be any.
-        match x.values {
-            Values::F32(values) => {
-                let from: *const i8 = values.as_ptr().wrapping_add(at).cast();
-                _mm_prefetch::<_MM_HINT_T1>(from);
-                if n > GROUP {
-                    _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(size_of::<Pairs>()));
+        if ends.beta != 0.0 {
+            let old = match ends.old {
+                Place::F32 { start, stride } => {
+                    _mm512_maskz_loadu_ps(mask, start.at(row * stride + cols.start))
                 }
-            }
-            Values::Bf16(values) => {
-                _mm_prefetch::<_MM_HINT_T1>(values.as_ptr().wrapping_add(at).cast());
-            }
-        }
-    }
-}
-
-/// At most 16 lanes of a factor along at most 32 values, pair by pair.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-fn square(x: Factor<'_>, lanes: Range<usize>, run: Range<usize>) -> [__m512i; GROUP] {
-    let mut square = [_mm512_setzero_si512(); GROUP];
-    if x.depth_stride == 1 {
-        // The values of a lane lie side by side: 16 pairs of each of 16 lanes, to be turned.
-        for (square, lane) in square.iter_mut().zip(lanes) {
-            *square = line(x.values, lane * x.lane_stride + run.start, run.len());
-        }
-        return turn(square);
-    }
-    // Two neighbours along the depth are two rows here, to be interleaved.
-    let order = interleaving();
-    for (square, l) in square.iter_mut().zip(run.clone().step_by(2)) {
-        let at = l * x.depth_stride + lanes.start;
-        let lower = line(x.values, at, lanes.len());
-        let upper = if l + 1 < run.end {
-            line(x.values, at + x.depth_stride, lanes.len())
-        } else {
-            _mm512_setzero_si512()
-        };
-        let both = _mm512_inserti64x4::<1>(lower, _mm512_castsi512_si256(upper));
-        *square = _mm512_permutexvar_epi16(order, both);
-    }
-    square
-}
-
-/// At most 32 values from `at` on as bf16, zeros behind them.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-fn line(values: Values<'_>, at: usize, n: usize) -> __m512i {
-    let mask = first(n);
-    match values {
-        Values::F32(values) => {
-            let values: &[f32] = &values[at..at + n];
-            // SAFETY: the masks keep to the slice; where its second half is empty the mask is, too,
-            // and the pointer, which nothing reads, may lie behind it.
-            let [low, high] = unsafe {
-                let from = values.as_ptr();
-                [
-                    _mm512_maskz_loadu_ps(mask as u16, from),
-                    _mm512_maskz_loadu_ps((mask >> GROUP) as u16, from.wrapping_add(GROUP)),
-                ]
+                Place::Bf16 { start, stride } => {
+                    let at = start.at(row * stride + cols.start);
+                    let half = _mm256_maskz_loadu_epi16(mask, at.cast());
+                    let wide = _mm512_cvtepu16_epi32(half);
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+                }
             };
-            integer_lanes(_mm512_cvtne2ps_pbh(high, low))
+            sum = _mm512_fmadd_ps(old, _mm512_set1_ps(ends.beta), sum);
         }
-        Values::Bf16(values) => {
-            let values: &[bf16] = &values[at..at + n];
-            // SAFETY: the mask keeps to the slice, and a bf16 is its 16 bits.
-            unsafe { _mm512_maskz_loadu_epi16(mask, values.as_ptr().cast()) }
+        match ends.to {
+            Place::F32 { start, stride } => {
+                let at = start.at(row * stride + cols.start);
+                _mm512_mask_storeu_ps(at, mask, sum);
+            }
+            Place::Bf16 { start, stride } => {
+                let at = start.at(row * stride + cols.start);
+                let half: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(sum));
+                _mm256_mask_storeu_epi16(at.cast(), mask, half);
+            }
         }
     }
-}
-
-/// The mask of the first `n` of 32 lanes.
-#[inline]
-fn first(n: usize) -> u32 {
-    if n >= 32 { u32::MAX } else { (1 << n) - 1 }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load(from: &Pairs) -> __m512i {
-    // SAFETY: the array is 64 bytes, aligned to them.
-    unsafe { _mm512_load_si512((from as *const Pairs).cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn store(to: &mut Pairs, pairs: __m512i) {
-    // SAFETY: the array is 64 bytes, aligned to them.
-    unsafe { _mm512_store_si512((to as *mut Pairs).cast(), pairs) }
-}
-
-#[inline]
-fn bf16_lanes(x: __m512i) -> __m512bh {
-    // SAFETY: two names for 512 bits.
-    unsafe { std::mem::transmute(x) }
-}
-
-#[inline]
-fn integer_lanes(x: __m512bh) -> __m512i {
-    // SAFETY: two names for 512 bits.
-    unsafe { std::mem::transmute(x) }
-}
-
-/// Indices that lay value i of the lower half beside value i of the upper.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn interleaving() -> __m512i {
-    let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * GROUP) as u16);
-    // SAFETY: two names for 512 bits.
-    unsafe { std::mem::transmute(order) }
-}
-
-/// The transpose of a square of 32-bit values.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn turn(x: [__m512i; GROUP]) -> [__m512i; GROUP] {
-    let mut two = x;
-    for i in (0..GROUP).step_by(2) {
-        two[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-        two[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-    }
-    // Afterwards quarter q of `four[4 i + j]` is column 4 q + j of rows 4 i to 4 i + 3.
-    let mut four = two;
-    for i in (0..GROUP).step_by(4) {
-        four[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
-        four[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
-        four[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
-        four[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
-    }
-    let mut turned = four;
-    for j in 0..4 {
-        const EVEN: i32 = 0b10_00_10_00;
-        const ODD: i32 = 0b11_01_11_01;
-        let [a, b, c, d] = [four[j], four[j + 4], four[j + 8], four[j + 12]];
-        let even = [_mm512_shuffle_i32x4::<EVEN>(a, b), _mm512_shuffle_i32x4::<EVEN>(c, d)];
-        let odd = [_mm512_shuffle_i32x4::<ODD>(a, b), _mm512_shuffle_i32x4::<ODD>(c, d)];
-        turned[j] = _mm512_shuffle_i32x4::<EVEN>(even[0], even[1]);
-        turned[j + 4] = _mm512_shuffle_i32x4::<EVEN>(odd[0], odd[1]);
-        turned[j + 8] = _mm512_shuffle_i32x4::<ODD>(even[0], even[1]);
-        turned[j + 12] = _mm512_shuffle_i32x4::<ODD>(odd[0], odd[1]);
-    }
-    turned
 }

@@ -13,25 +13,31 @@
 //! widens to f32 again, and multiplies as f32 is multiplied.
 
 mod dot;
+pub(super) mod packed;
+mod pairs;
 mod widened;
+
+use std::ops::Range;
 
 use half::bf16;
 
-use super::matmul::Target;
 use super::par::{SharedPtr, each_block};
+use packed::PackedHalf;
 
 /// Multiply-adds below which a product stays on the calling thread: about 10 microseconds.
 const SERIAL_WORK: usize = 1 << 20;
 
-/// Most values of a sum that are added up in registers; then the block goes to memory and the next
-/// run is added to it. A packed block of B, this deep and [`COLS_MAX`] wide, is 576 KiB of bf16: it
-/// stays in a core's second cache beside what streams through.
+/// Most values of a sum that are added up in registers, where a block packs its right factor: so
+/// much of [`COLS_MAX`] columns takes half of a core's second cache.
 const RUN_MAX: usize = 768;
 
-/// Columns of a block. A block packs its part of A for itself: with fewer columns that would show.
-const COLS_MAX: usize = 384;
+/// The same for a frozen weight that lies packed: what is added up in registers is written once.
+const RUN_PACKED_MAX: usize = 4096;
 
-/// Rows of a block of a large product. A block packs its part of B for itself, too.
+/// Columns of a block that packs its right factor.
+const COLS_MAX: usize = 336;
+
+/// Rows of a block of a large product, for which a block packs its right factor once.
 const ROWS_MAX: usize = 512;
 
 /// Rows of a block when there are too few blocks to go round.
@@ -46,6 +52,9 @@ const ROWS_ALIGN: usize = 16;
 const COLS_ALIGN: usize = 48;
 /// Pairs along a sum are packed 16 at a time.
 const RUN_ALIGN: usize = 32;
+
+/// Most low-rank parts of one product: a map stacks three modules at most.
+pub(super) const TAILS_MAX: usize = 4;
 
 /// What multiplies.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +93,39 @@ impl Values<'_> {
     }
 }
 
+/// Values to be written.
+pub(super) enum ValuesMut<'a> {
+    F32(&'a mut [f32]),
+    Bf16(&'a mut [bf16]),
+}
+
+impl ValuesMut<'_> {
+    fn len(&self) -> usize {
+        match self {
+            ValuesMut::F32(values) => values.len(),
+            ValuesMut::Bf16(values) => values.len(),
+        }
+    }
+}
+
+/// What a product goes into: C <- alpha A B + beta C, its rows `stride` apart.
+pub(super) struct Target<'a> {
+    pub(super) values: ValuesMut<'a>,
+    pub(super) stride: usize,
+    pub(super) alpha: f32,
+    pub(super) beta: f32,
+}
+
+impl Target<'_> {
+    /// Checks that an (m, n) matrix lies inside the values, and says whether it has any.
+    fn has(&self, m: usize, n: usize) -> bool {
+        let has = m > 0 && n > 0;
+        let fits = || (m - 1) * self.stride + n <= self.values.len();
+        assert!(!has || fits() && (self.stride >= n || m == 1), "{m} x {n} leaves its buffer");
+        has
+    }
+}
+
 /// A factor: its lanes are the rows of A or the columns of B, and the sums run along its depth.
 /// Value l of lane i lies at `i * lane_stride + l * depth_stride`; one of the strides is 1.
 #[derive(Clone, Copy)]
@@ -107,19 +149,66 @@ impl Factor<'_> {
     }
 }
 
-/// A block of the result, in the rows of C.
-struct Block {
-    rows: std::ops::Range<usize>,
-    cols: std::ops::Range<usize>,
-    alpha: f32,
-    beta: f32,
+/// The right factor of a product.
+#[derive(Clone, Copy)]
+pub(super) enum Right<'a> {
+    /// Packed as it is multiplied.
+    Factor(Factor<'a>),
+    /// A frozen weight whose rows are the columns of the factor.
+    Packed(&'a PackedHalf),
+    /// A frozen weight whose columns are.
+    Turned(&'a PackedHalf),
 }
 
-/// The result, whose blocks several threads write.
+impl Right<'_> {
+    /// Most values of a sum that are added up in registers.
+    fn run_max(&self) -> usize {
+        match self {
+            Right::Packed(_) => RUN_PACKED_MAX,
+            _ => RUN_MAX,
+        }
+    }
+
+    /// Checks that it has so many columns of that depth.
+    fn check(&self, cols: usize, depth: usize) {
+        match self {
+            Right::Factor(factor) => factor.check(cols, depth),
+            Right::Packed(weight) => assert_eq!(weight.sides(), (cols, depth)),
+            Right::Turned(weight) => assert_eq!(weight.sides(), (depth, cols)),
+        }
+    }
+}
+
+/// A low-rank part of a product: `scale` U V is added to some of its columns. U times the scale is
+/// what is rounded.
 #[derive(Clone, Copy)]
-struct Out {
-    start: SharedPtr,
-    stride: usize,
+pub(super) struct Tail<'a> {
+    /// (m, rank), its rows dense.
+    pub(super) u: Factor<'a>,
+    /// (rank, columns).
+    pub(super) v: Factor<'a>,
+    pub(super) rank: usize,
+    /// The first of its columns and their number.
+    pub(super) cols: (usize, usize),
+    pub(super) scale: f32,
+}
+
+/// Rows of values that several threads write.
+#[derive(Clone, Copy)]
+enum Place {
+    F32 { start: SharedPtr<f32>, stride: usize },
+    Bf16 { start: SharedPtr<bf16>, stride: usize },
+}
+
+/// What a product is made of and goes into: C <- alpha A B + tails + beta C.
+struct Job<'a> {
+    k: usize,
+    a: Factor<'a>,
+    right: Right<'a>,
+    tails: &'a [Tail<'a>],
+    alpha: f32,
+    beta: f32,
+    out: Place,
 }
 
 /// `len` cut into equal parts of at most `max`, rounded up to a multiple of `align`.
@@ -128,45 +217,61 @@ fn even(len: usize, max: usize, align: usize) -> usize {
 }
 
 /// Sides of the blocks into which an (m, n) result of depth `k` is cut.
-fn block_sides(m: usize, n: usize, k: usize) -> (usize, usize) {
+fn block_sides(m: usize, n: usize, k: usize, right: Right<'_>) -> (usize, usize) {
     if m * n * k <= SERIAL_WORK {
         return (m, n);
     }
-    let cols = even(n, COLS_MAX, COLS_ALIGN);
-    let (mut rows, n_across) = (ROWS_MAX, n.div_ceil(cols));
-    while rows > ROWS_MIN && m.div_ceil(rows) * n_across < BLOCKS_ENOUGH {
+    let (mut rows, mut cols) = (ROWS_MAX, even(n, COLS_MAX, COLS_ALIGN));
+    if matches!(right, Right::Packed(_)) {
+        // Nothing is packed again in a narrow block, and the strips of a low one are as high.
+        rows = ROWS_MAX / 2;
+        cols = even(n, n.div_ceil(2), COLS_ALIGN);
+    }
+    while rows > ROWS_MIN && m.div_ceil(rows) * n.div_ceil(cols) < BLOCKS_ENOUGH {
         rows /= 2;
+    }
+    let n_down = m.div_ceil(rows);
+    if n_down * n.div_ceil(cols) < BLOCKS_ENOUGH && m <= ROWS_MIN {
+        cols = even(n, n.div_ceil(BLOCKS_ENOUGH / n_down), COLS_ALIGN).min(cols);
     }
     (even(m, rows, ROWS_ALIGN), cols)
 }
 
 /// The runs into which sums of `k` terms are cut; one without terms where `k` is 0.
-fn runs(k: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let len = even(k, RUN_MAX, RUN_ALIGN);
+fn runs(k: usize, max: usize) -> impl Iterator<Item = Range<usize>> {
+    let len = even(k, max, RUN_ALIGN);
     (0..k.div_ceil(len).max(1)).map(move |run| run * len..k.min((run + 1) * len))
 }
 
-/// `C (m, n) <- alpha A (m, k) B (k, n) + beta C`.
+/// `C (m, n) <- alpha A (m, k) B (k, n) + tails + beta C`.
 pub(super) fn product(
     engine: Engine,
     (m, n, k): (usize, usize, usize),
     a: Factor<'_>,
-    b: Factor<'_>,
+    right: Right<'_>,
+    tails: &[Tail<'_>],
     c: Target<'_>,
 ) {
     if !c.has(m, n) {
         return;
     }
     a.check(m, k);
-    b.check(n, k);
+    right.check(n, k);
+    assert!(tails.len() <= TAILS_MAX && (tails.is_empty() || c.alpha == 1.0));
+    for tail in tails {
+        tail.u.check(m, tail.rank);
+        tail.v.check(tail.cols.1, tail.rank);
+        assert!(tail.cols.0 + tail.cols.1 <= n && tail.u.depth_stride == 1);
+    }
     let Target { values, stride, alpha, beta } = c;
-    let out = Out { start: SharedPtr(values.as_mut_ptr()), stride };
-    each_block((m, n), block_sides(m, n, k), |rows, cols| {
-        let block = Block { rows, cols, alpha, beta };
-        match engine {
-            #[cfg(target_arch = "x86_64")]
-            Engine::Dot(proof) => dot::block(proof, block, k, a, b, out),
-            Engine::Widened => widened::block(block, k, a, b, out),
-        }
+    let out = match values {
+        ValuesMut::F32(values) => Place::F32 { start: SharedPtr(values.as_mut_ptr()), stride },
+        ValuesMut::Bf16(values) => Place::Bf16 { start: SharedPtr(values.as_mut_ptr()), stride },
+    };
+    let job = Job { k, a, right, tails, alpha, beta, out };
+    each_block((m, n), block_sides(m, n, k, right), |rows, cols| match engine {
+        #[cfg(target_arch = "x86_64")]
+        Engine::Dot(proof) => dot::block(proof, &job, rows, cols),
+        Engine::Widened => widened::block(&job, rows, cols),
     });
 }

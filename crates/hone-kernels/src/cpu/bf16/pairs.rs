@@ -1,0 +1,289 @@
+//! Factors packed for the dot product of bf16 pairs, and the vectors that this takes.
+//!
+//! A group of 16 lanes, pair after pair along the depth, a pair of each lane side by side in one
+//! cache line ([`Pairs`]). What is missing at the end of the lanes or of a sum of odd length is
+//! zero.
+#![cfg(target_arch = "x86_64")]
+#![allow(unsafe_code, reason = "vector instructions are unsafe to call without a proof")]
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use half::bf16;
+
+use super::packed::{GROUP, PackedHalf, Pairs};
+use super::{Factor, Values};
+
+/// Lanes of a factor along a run, packed; `to` has a place for each pair. The lanes `next` are on
+/// their way from memory meanwhile.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+pub(super) fn pack(
+    x: Factor<'_>,
+    lanes: Range<usize>,
+    next: Range<usize>,
+    run: Range<usize>,
+    to: &mut [Pairs],
+) {
+    for (to, l) in to.chunks_mut(GROUP).zip(run.clone().step_by(2 * GROUP)) {
+        let part = l..run.end.min(l + 2 * GROUP);
+        ask_for(x, next.clone(), part.clone());
+        let square = square(x, lanes.clone(), part);
+        for (to, pairs) in to.iter_mut().zip(square) {
+            store(to, pairs);
+        }
+    }
+}
+
+/// Rows of a factor along a run, a row's pairs side by side, times `scale`; a row takes whole vectors
+/// of `to`.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+pub(super) fn rows_to_pairs(
+    x: Factor<'_>,
+    rows: Range<usize>,
+    run: Range<usize>,
+    scale: f32,
+    to: &mut [Pairs],
+) {
+    let pitch = run.len().div_ceil(2 * GROUP);
+    for (row, to) in rows.zip(to.chunks_mut(pitch.max(1))) {
+        for (to, l) in to.iter_mut().zip(run.clone().step_by(2 * GROUP)) {
+            let n = (run.end - l).min(2 * GROUP);
+            store(to, scaled_line(x.values, row * x.lane_stride + l, n, scale));
+        }
+    }
+}
+
+/// At most 16 columns of a frozen weight along a run of its rows, packed.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+pub(super) fn pack_turned(
+    weight: &PackedHalf,
+    cols: Range<usize>,
+    run: Range<usize>,
+    to: &mut [Pairs],
+) {
+    let (n_pairs, groups) = (weight.n_pairs(), weight.groups());
+    let pairs = cols.start / 2..n_pairs.min(cols.start / 2 + GROUP / 2);
+    for (to, row) in to.chunks_mut(GROUP / 2).zip(run.step_by(GROUP)) {
+        let group = &groups[row / GROUP * n_pairs..][..n_pairs];
+        let mut vectors = [_mm512_setzero_si512(); GROUP / 2];
+        for (vector, pairs) in vectors.iter_mut().zip(&group[pairs.clone()]) {
+            *vector = load(pairs);
+        }
+        for (to, vector) in to.iter_mut().zip(turn_pairs(vectors)) {
+            store(to, vector);
+        }
+    }
+}
+
+/// Pairs along the input of 16 rows, made pairs of rows: vector p holds columns 2 p and 2 p + 1 of
+/// each row before, and vector j rows 2 j and 2 j + 1 of each of 16 columns afterwards.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn turn_pairs(x: [__m512i; GROUP / 2]) -> [__m512i; GROUP / 2] {
+    // The squares of two rows and two columns, 64 bits each, are turned by themselves; then the
+    // matrix of squares is.
+    const ORDER: i64 = 0x0706_0302_0504_0100;
+    let order = _mm512_set4_epi64(
+        ORDER + 0x0808_0808_0808_0808,
+        ORDER,
+        ORDER + 0x0808_0808_0808_0808,
+        ORDER,
+    );
+    let x = x.map(|x| _mm512_shuffle_epi8(x, order));
+    let (mut even, mut odd) = ([x[0]; 4], [x[0]; 4]);
+    for k in 0..4 {
+        even[k] = _mm512_unpacklo_epi64(x[2 * k], x[2 * k + 1]);
+        odd[k] = _mm512_unpackhi_epi64(x[2 * k], x[2 * k + 1]);
+    }
+    let (even, odd) = (turn_quarters(even), turn_quarters(odd));
+    std::array::from_fn(|j| if j % 2 == 0 { even[j / 2] } else { odd[j / 2] })
+}
+
+/// Quarter j of vector i becomes quarter i of vector j.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn turn_quarters([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+    const EVEN: i32 = 0b10_00_10_00;
+    const ODD: i32 = 0b11_01_11_01;
+    let even = [_mm512_shuffle_i32x4::<EVEN>(a, b), _mm512_shuffle_i32x4::<EVEN>(c, d)];
+    let odd = [_mm512_shuffle_i32x4::<ODD>(a, b), _mm512_shuffle_i32x4::<ODD>(c, d)];
+    [
+        _mm512_shuffle_i32x4::<EVEN>(even[0], even[1]),
+        _mm512_shuffle_i32x4::<EVEN>(odd[0], odd[1]),
+        _mm512_shuffle_i32x4::<ODD>(even[0], even[1]),
+        _mm512_shuffle_i32x4::<ODD>(odd[0], odd[1]),
+    ]
+}
+
+/// Asks for what [`square`] will read of these lanes along a run. It reads a cache line of each of
+/// many rows before it comes to the next line of any, which no processor sees coming.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn ask_for(x: Factor<'_>, lanes: Range<usize>, run: Range<usize>) {
+    if lanes.is_empty() {
+        return;
+    }
+    let (lines, first, stride, n) = if x.depth_stride == 1 {
+        (lanes, run.start, x.lane_stride, 2 * GROUP)
+    } else {
+        (run, lanes.start, x.depth_stride, GROUP)
+    };
+    for at in lines.map(|line| line * stride + first) {
+        // An address is named, and nothing read: it may be any.
+        match x.values {
+            Values::F32(values) => {
+                let from: *const i8 = values.as_ptr().wrapping_add(at).cast();
+                _mm_prefetch::<_MM_HINT_T1>(from);
+                if n > GROUP {
+                    _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(size_of::<Pairs>()));
+                }
+            }
+            Values::Bf16(values) => {
+                _mm_prefetch::<_MM_HINT_T1>(values.as_ptr().wrapping_add(at).cast());
+            }
+        }
+    }
+}
+
+/// At most 16 lanes of a factor along at most 32 values, pair by pair.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+pub(super) fn square(x: Factor<'_>, lanes: Range<usize>, run: Range<usize>) -> [__m512i; GROUP] {
+    let mut square = [_mm512_setzero_si512(); GROUP];
+    if x.depth_stride == 1 {
+        // The values of a lane lie side by side: 16 pairs of each of 16 lanes, to be turned.
+        for (square, lane) in square.iter_mut().zip(lanes) {
+            *square = line(x.values, lane * x.lane_stride + run.start, run.len());
+        }
+        return turn(square);
+    }
+    // Two neighbours along the depth are two rows here, to be interleaved.
+    let order = interleaving();
+    for (square, l) in square.iter_mut().zip(run.clone().step_by(2)) {
+        let at = l * x.depth_stride + lanes.start;
+        let lower = line(x.values, at, lanes.len());
+        let upper = if l + 1 < run.end {
+            line(x.values, at + x.depth_stride, lanes.len())
+        } else {
+            _mm512_setzero_si512()
+        };
+        let both = _mm512_inserti64x4::<1>(lower, _mm512_castsi512_si256(upper));
+        *square = _mm512_permutexvar_epi16(order, both);
+    }
+    square
+}
+
+/// At most 32 values from `at` on as bf16, zeros behind them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn line(values: Values<'_>, at: usize, n: usize) -> __m512i {
+    let mask = first(n);
+    match values {
+        Values::F32(values) => {
+            let values: &[f32] = &values[at..at + n];
+            // SAFETY: the masks keep to the slice; where its second half is empty the mask is, too,
+            // and the pointer, which nothing reads, may lie behind it.
+            let [low, high] = unsafe {
+                let from = values.as_ptr();
+                [
+                    _mm512_maskz_loadu_ps(mask as u16, from),
+                    _mm512_maskz_loadu_ps((mask >> GROUP) as u16, from.wrapping_add(GROUP)),
+                ]
+            };
+            integer_lanes(_mm512_cvtne2ps_pbh(high, low))
+        }
+        Values::Bf16(values) => {
+            let values: &[bf16] = &values[at..at + n];
+            // SAFETY: the mask keeps to the slice, and a bf16 is its 16 bits.
+            unsafe { _mm512_maskz_loadu_epi16(mask, values.as_ptr().cast()) }
+        }
+    }
+}
+
+/// [`line`] times `scale`, which is rounded after.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn scaled_line(values: Values<'_>, at: usize, n: usize, scale: f32) -> __m512i {
+    if scale == 1.0 {
+        return line(values, at, n);
+    }
+    let mut scaled = [0.0; 2 * GROUP];
+    match values {
+        Values::F32(values) => {
+            scaled.iter_mut().zip(&values[at..at + n]).for_each(|(to, x)| *to = x * scale);
+        }
+        Values::Bf16(values) => {
+            let values = scaled.iter_mut().zip(&values[at..at + n]);
+            values.for_each(|(to, x)| *to = x.to_f32() * scale);
+        }
+    }
+    line(Values::F32(&scaled), 0, 2 * GROUP)
+}
+
+/// The mask of the first `n` of 32 lanes.
+#[inline]
+pub(super) fn first(n: usize) -> u32 {
+    if n >= 32 { u32::MAX } else { (1 << n) - 1 }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn load(from: &Pairs) -> __m512i {
+    // SAFETY: the array is 64 bytes, aligned to them.
+    unsafe { _mm512_load_si512((from as *const Pairs).cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store(to: &mut Pairs, pairs: __m512i) {
+    // SAFETY: the array is 64 bytes, aligned to them.
+    unsafe { _mm512_store_si512((to as *mut Pairs).cast(), pairs) }
+}
+
+#[inline]
+pub(super) fn bf16_lanes(x: __m512i) -> __m512bh {
+    // SAFETY: two names for 512 bits.
+    unsafe { std::mem::transmute(x) }
+}
+
+#[inline]
+fn integer_lanes(x: __m512bh) -> __m512i {
+    // SAFETY: two names for 512 bits.
+    unsafe { std::mem::transmute(x) }
+}
+
+/// Indices that lay value i of the lower half beside value i of the upper.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn interleaving() -> __m512i {
+    let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * GROUP) as u16);
+    // SAFETY: two names for 512 bits.
+    unsafe { std::mem::transmute(order) }
+}
+
+/// The transpose of a square of 32-bit values.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn turn(x: [__m512i; GROUP]) -> [__m512i; GROUP] {
+    let mut two = x;
+    for i in (0..GROUP).step_by(2) {
+        two[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+        two[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    // Afterwards quarter q of `four[4 i + j]` is column 4 q + j of rows 4 i to 4 i + 3.
+    let mut four = two;
+    for i in (0..GROUP).step_by(4) {
+        four[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
+        four[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
+        four[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
+        four[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
+    }
+    let mut turned = four;
+    for j in 0..4 {
+        let quarters = turn_quarters([four[j], four[j + 4], four[j + 8], four[j + 12]]);
+        for (k, quarters) in quarters.into_iter().enumerate() {
+            turned[j + 4 * k] = quarters;
+        }
+    }
+    turned
+}
