@@ -30,11 +30,13 @@ impl Compute {
         }
     }
 
-    /// Bytes of a value of a weight that [`crate::Backend::freeze`] has taken.
-    pub fn frozen_bytes(self) -> usize {
+    /// Bytes of a weight (out, in) that [`crate::Backend::freeze`] has taken on the CPU: in bf16 it is
+    /// packed in groups of 16 rows and pairs of columns, and what is missing in the last of them is
+    /// zeros.
+    pub fn frozen_bytes(self, out: usize, inp: usize) -> usize {
         match self {
-            Compute::F32 => 4,
-            Compute::Bf16 => 2,
+            Compute::F32 => size_of::<f32>() * out * inp,
+            Compute::Bf16 => size_of::<bf16>() * out.next_multiple_of(16) * inp.next_multiple_of(2),
         }
     }
 

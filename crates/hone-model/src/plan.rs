@@ -91,8 +91,8 @@ impl MemoryPlan {
         let n_trained: u64 = needs.trained.iter().map(|info| info.n_values() as u64).sum();
         let n_adapter = needs.method.lora().map_or(0, |lora| lora.n_params(config));
         let beside = needs.method.lora().map_or(0, |lora| beside_adapter(config, lora) as u64);
-        let packed = needs.method.lora().map_or(0, |lora| packed_head(config, lora) as u64);
-        let packed = needs.compute.frozen_bytes() as u64 * packed;
+        let is_packed = needs.method.lora().is_some_and(|lora| packs_head(config, lora));
+        let packed = if is_packed { head_bytes(config, needs.compute) } else { 0 };
         let (base, quantisation) = base_bytes(config, needs);
         let n_average = if needs.average { n_trained } else { 0 };
         MemoryPlan {
@@ -156,18 +156,43 @@ impl MemoryPlan {
 /// are f32 always; of a model that is trained in full, all is.
 fn base_bytes(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> (u64, u64) {
     let full = VALUE_BYTES * config.n_params() as u64;
-    let saved = |n: usize| (VALUE_BYTES - needs.compute.frozen_bytes() as u64) * n as u64;
-    let head = if config.tie_word_embeddings { 0 } else { config.vocab_size * config.hidden_size };
-    let sizes = modules(config).map(|(_, shape)| shape.inp * shape.out);
+    let (v, d) = (config.vocab_size, config.hidden_size);
+    let (head, head_bytes) = match config.tie_word_embeddings {
+        true => (0, 0),
+        false => (v * d, head_bytes(config, needs.compute)),
+    };
+    let n_linear: usize = modules(config).map(|(_, shape)| shape.inp * shape.out).sum();
+    let plain = full - VALUE_BYTES * (head + n_linear) as u64 + head_bytes;
     match needs.method {
         Method::Full => (full, 0),
-        Method::Inference | Method::Lora(_) => (full - saved(head + sizes.sum::<usize>()), 0),
-        Method::Qlora(_, spec) => sizes.fold((full - saved(head), 0), |(values, scales), n| {
-            let codes = n.div_ceil(2);
-            let saved = VALUE_BYTES * n as u64 - codes as u64;
-            (values - saved, scales + (spec.n_bytes(n) - codes) as u64)
-        }),
+        Method::Inference | Method::Lora(_) => {
+            let bytes = |(out, inp)| needs.compute.frozen_bytes(out, inp) as u64;
+            let maps: u64 = maps(config).map(bytes).sum();
+            (plain + config.num_hidden_layers as u64 * maps, 0)
+        }
+        Method::Qlora(_, spec) => {
+            let sizes = modules(config).map(|(_, shape)| shape.inp * shape.out);
+            sizes.fold((plain, 0), |(values, scales), n| {
+                let codes = n.div_ceil(2);
+                (values + codes as u64, scales + (spec.n_bytes(n) - codes) as u64)
+            })
+        }
     }
+}
+
+/// Bytes of a frozen head.
+fn head_bytes(config: &ModelConfig, compute: Compute) -> u64 {
+    compute.frozen_bytes(config.vocab_size, config.hidden_size) as u64
+}
+
+/// Rows and columns (out, in) of the four maps of a layer, each of them one below the other.
+fn maps(config: &ModelConfig) -> impl Iterator<Item = (usize, usize)> {
+    let linears = config.linears();
+    [Map::Qkv, Map::O, Map::GateUp, Map::Down].into_iter().map(move |map| {
+        let parts = || linears.iter().filter(|shape| shape.map == map);
+        let inp = parts().next().map_or(0, |shape| shape.inp);
+        (parts().map(|shape| shape.out).sum(), inp)
+    })
 }
 
 /// Values in buffers that an adapter makes the decoder hold beside the base and the adapter's own
@@ -184,11 +209,10 @@ fn beside_adapter(config: &ModelConfig, lora: &LoraConfig) -> usize {
     squares + n_tokens * config.hidden_size + usize::from(unpacked) * matrix
 }
 
-/// Values of the packed matrix that a tied head becomes when an adapter's embedding takes the place
-/// of the base's, which the head goes on with.
-fn packed_head(config: &ModelConfig, lora: &LoraConfig) -> usize {
-    let is_packed = config.tie_word_embeddings && lora.saves(EMBED) && !lora.saves(HEAD);
-    usize::from(is_packed) * config.vocab_size * config.hidden_size
+/// Whether a tied head is packed: an adapter's embedding takes the place of the base's, which the
+/// head goes on with.
+fn packs_head(config: &ModelConfig, lora: &LoraConfig) -> bool {
+    config.tie_word_embeddings && lora.saves(EMBED) && !lora.saves(HEAD)
 }
 
 /// The first layer that a backward goes through: what the embedding learns comes through all of
@@ -269,13 +293,9 @@ fn head_needs(config: &ModelConfig, lora: &LoraConfig) -> LoraNeeds {
 
 /// Bytes of the largest matrix on its way from the file into its buffer.
 fn largest_map(config: &ModelConfig) -> u64 {
-    let linears = config.linears();
-    let maps = [Map::Qkv, Map::O, Map::GateUp, Map::Down].map(|map| {
-        let shapes = linears.iter().filter(|shape| shape.map == map);
-        shapes.map(|shape| shape.out * shape.inp).sum::<usize>()
-    });
+    let largest = maps(config).map(|(out, inp)| out * inp).max();
     // Once as it is read, and once more where several are laid end to end.
-    2 * VALUE_BYTES * maps.into_iter().max().unwrap_or_default() as u64
+    2 * VALUE_BYTES * largest.unwrap_or_default() as u64
 }
 
 /// What a run trains, by the shape of its model alone: names, shapes and kinds. Buffers and offsets

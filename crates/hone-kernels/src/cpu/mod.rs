@@ -24,7 +24,7 @@ mod tile;
 use std::ops::Range;
 
 use attention::{Plan, Saved};
-use bf16::{Engine, Values};
+use bf16::{Engine, PackedHalf, Values};
 pub use buffer::CpuBuf;
 use decode::Cache;
 use matmul::{Factor, Target};
@@ -89,7 +89,7 @@ pub struct CpuFrozen {
 #[derive(Clone, Debug)]
 enum Weight {
     Dense(CpuBuf),
-    Half(Vec<half::bf16>),
+    Half(PackedHalf),
     Quantized(quant::Stack),
 }
 
@@ -217,9 +217,7 @@ impl Backend for Cpu {
         assert_eq!(weight.len(), out * inp);
         let weight = match self.compute {
             Compute::F32 => Weight::Dense(CpuBuf::from(weight)),
-            Compute::Bf16 => {
-                Weight::Half(weight.par_iter().map(|&x| half::bf16::from_f32(x)).collect())
-            }
+            Compute::Bf16 => Weight::Half(PackedHalf::new(weight, out, inp)),
         };
         CpuFrozen { weight, out, inp }
     }
@@ -227,7 +225,7 @@ impl Backend for Cpu {
     fn thaw(&self, weight: &CpuFrozen) -> Vec<f32> {
         match &weight.weight {
             Weight::Dense(dense) => dense.to_vec(),
-            Weight::Half(half) => half.par_iter().map(|x| x.to_f32()).collect(),
+            Weight::Half(half) => half.thaw(),
             Weight::Quantized(stack) => {
                 let mut values = stack.dequantize();
                 values.par_iter_mut().for_each(|x| *x = self.compute.round(*x));
@@ -243,7 +241,7 @@ impl Backend for Cpu {
             }
             Weight::Half(half) => {
                 let a = rounded(layout(self, &x), Values::F32(x.buf), true);
-                self.product_bf16(a, w.half(half, true), y, 1.0, beta);
+                self.product_bf16(a, w.half(&half.unpack(), true), y, 1.0, beta);
             }
             Weight::Quantized(stack) => stack.linear(self, x, y, beta),
         }
@@ -256,7 +254,7 @@ impl Backend for Cpu {
             }
             Weight::Half(half) => {
                 let a = rounded(layout(self, &dy), Values::F32(dy.buf), true);
-                self.product_bf16(a, w.half(half, false), dx, 1.0, beta);
+                self.product_bf16(a, w.half(&half.unpack(), false), dx, 1.0, beta);
             }
             Weight::Quantized(stack) => stack.linear_dx(self, dy, dx, beta),
         }
@@ -650,7 +648,7 @@ impl Backend for Cpu {
     fn frozen_bytes(&self, weight: &CpuFrozen) -> u64 {
         let n = match &weight.weight {
             Weight::Dense(values) => size_of::<f32>() * values.len(),
-            Weight::Half(values) => size_of::<half::bf16>() * values.len(),
+            Weight::Half(half) => half.n_bytes(),
             Weight::Quantized(stack) => stack.n_bytes(),
         };
         n as u64

@@ -13,19 +13,12 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::packed::{GROUP, Pairs};
 use super::{Block, Factor, Out, Values, runs};
-
-/// Lanes of a group: those of a vector.
-const GROUP: usize = 16;
 
 /// Most rows that are multiplied by pairs as they leave the registers in which they were turned: for
 /// more, packing B pays.
 const FEW: usize = 4;
-
-/// A pair of bf16 of each lane of a group; the first of the pair in the low half.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Pairs([u32; GROUP]);
 
 thread_local! {
     /// A group of A and the block of B, packed; kept from call to call.
@@ -299,7 +292,7 @@ fn square(x: Factor<'_>, lanes: Range<usize>, run: Range<usize>) -> [__m512i; GR
 /// At most 32 values from `at` on as bf16, zeros behind them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-fn line(values: Values<'_>, at: usize, n: usize) -> __m512i {
+pub(super) fn line(values: Values<'_>, at: usize, n: usize) -> __m512i {
     let mask = first(n);
     match values {
         Values::F32(values) => {
@@ -325,26 +318,26 @@ fn line(values: Values<'_>, at: usize, n: usize) -> __m512i {
 
 /// The mask of the first `n` of 32 lanes.
 #[inline]
-fn first(n: usize) -> u32 {
+pub(super) fn first(n: usize) -> u32 {
     if n >= 32 { u32::MAX } else { (1 << n) - 1 }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load(from: &Pairs) -> __m512i {
+pub(super) fn load(from: &Pairs) -> __m512i {
     // SAFETY: the array is 64 bytes, aligned to them.
     unsafe { _mm512_load_si512((from as *const Pairs).cast()) }
 }
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(to: &mut Pairs, pairs: __m512i) {
+pub(super) fn store(to: &mut Pairs, pairs: __m512i) {
     // SAFETY: the array is 64 bytes, aligned to them.
     unsafe { _mm512_store_si512((to as *mut Pairs).cast(), pairs) }
 }
 
 #[inline]
-fn bf16_lanes(x: __m512i) -> __m512bh {
+pub(super) fn bf16_lanes(x: __m512i) -> __m512bh {
     // SAFETY: two names for 512 bits.
     unsafe { std::mem::transmute(x) }
 }

@@ -13,9 +13,11 @@
 //! widens to f32 again, and multiplies as f32 is multiplied.
 
 mod dot;
+mod packed;
 mod widened;
 
 use half::bf16;
+pub(super) use packed::PackedHalf;
 
 use super::matmul::Target;
 use super::par::{SharedPtr, each_block};
