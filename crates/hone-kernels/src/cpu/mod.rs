@@ -241,7 +241,14 @@ impl Backend for Cpu {
             }
             Weight::Half(half) => {
                 let a = rounded(layout(self, &x), Values::F32(x.buf), true);
-                self.product_bf16(a, w.half(&half.unpack(), true), y, 1.0, beta);
+                let l = layout_mut(self, &y);
+                assert!((l.rows, l.cols, x.cols) == (x.rows, w.out, w.inp), "{l:?}");
+                let c = target(l, y.buf, 1.0, beta);
+                if let Some(c) = bf16::few_rows(self.engine, a.0, x.rows, half, c) {
+                    let values = half.unpack();
+                    let b = w.half(&values, true);
+                    bf16::product(self.engine, (x.rows, w.out, w.inp), a.0, b.0, c);
+                }
             }
             Weight::Quantized(stack) => stack.linear(self, x, y, beta),
         }

@@ -251,13 +251,15 @@ fn a_row_alone_is_the_row_among_others() {
     if !Cpu::has_bf16() {
         return;
     }
-    for (m, out, inp) in [(5, 70, 33), (37, 100, 800), (600, 1152, 576)] {
+    for (m, out, inp) in [(17, 70, 33), (37, 100, 1800), (600, 1152, 576)] {
         let weight = cpu.freeze(&data(1, out * inp, 1.0), out, inp);
         let x = data(2, m * inp, 1.0);
         let all = cpu.upload(&x);
         let mut y = cpu.zeros(m * out);
         cpu.linear(Mat::new(&all, m, inp), &weight, MatMut::new(&mut y, m, out), 0.0);
-        for (i, n) in [(0, 1), (1, 1), (m - 1, 1), (0, 3), (m - 4, 4), (0, 5)] {
+        let some =
+            [(0, 1), (1, 1), (m - 1, 1), (2, 2), (0, 3), (m - 4, 4), (0, 5), (1, 9), (0, 16)];
+        for (i, n) in some {
             let rows = cpu.upload(&x[i * inp..(i + n) * inp]);
             let mut alone = cpu.zeros(n * out);
             cpu.linear(Mat::new(&rows, n, inp), &weight, MatMut::new(&mut alone, n, out), 0.0);

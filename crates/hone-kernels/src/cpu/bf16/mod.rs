@@ -13,6 +13,7 @@
 //! widens to f32 again, and multiplies as f32 is multiplied.
 
 mod dot;
+mod few;
 mod packed;
 mod widened;
 
@@ -171,4 +172,21 @@ pub(super) fn product(
             Engine::Widened => widened::block(block, k, a, b, out),
         }
     });
+}
+
+/// `Y (rows, out) <- alpha X (rows, in) Wt + beta Y` where there are so few rows that it takes as long
+/// as reading the weight; otherwise gives `y` back.
+pub(super) fn few_rows<'a>(
+    engine: Engine,
+    x: Factor<'_>,
+    rows: usize,
+    w: &PackedHalf,
+    y: Target<'a>,
+) -> Option<Target<'a>> {
+    match engine {
+        #[cfg(target_arch = "x86_64")]
+        Engine::Dot(proof) if rows <= few::ROWS_MAX => few::product(proof, x, rows, w, y),
+        _ => return Some(y),
+    }
+    None
 }

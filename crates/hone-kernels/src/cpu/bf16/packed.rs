@@ -39,6 +39,16 @@ impl PackedHalf {
         PackedHalf { pairs, out, inp }
     }
 
+    /// Its rows and columns, (out, in).
+    pub(super) fn sides(&self) -> (usize, usize) {
+        (self.out, self.inp)
+    }
+
+    /// All groups, one after the other.
+    pub(super) fn groups(&self) -> &[Pairs] {
+        &self.pairs
+    }
+
     /// Vectors of pairs of a group.
     pub(crate) fn n_pairs(&self) -> usize {
         self.inp.div_ceil(2)
