@@ -102,7 +102,7 @@ impl<'a, B: Backend> MatMut<'a, B> {
 }
 
 /// A low-rank part that is added to some columns of a product: `scale` U op(V), U being (T, r) and
-/// op(V) (r, columns). What is rounded to [`Backend::compute`] is U times the scale.
+/// op(V) (r, columns). Both are rounded to [`Backend::compute`], U before or after it is scaled.
 pub struct Tail<'a, B: Backend> {
     /// (T, r).
     pub u: Mat<'a, B>,

@@ -15,16 +15,19 @@ use crate::param::{Param, ParamKind};
 use crate::tensors::{TensorSource, Tensors};
 use crate::{Batch, ModelConfig, ModelError};
 
-/// Logits held at once, as far as [`CHUNK_ROWS_MIN`] allows: 4 MiB, to stay in the second-level
-/// caches.
-const CHUNK_VALUES: usize = 1 << 20;
+/// Logits held at once, as far as [`CHUNK_ROWS_MIN`] allows: 48 MiB. Each chunk reads the head's matrix
+/// from memory, forward and back, for which chunks of a few MiB waited longer than they multiplied.
+const CHUNK_VALUES: usize = 12 << 20;
 
 /// Fewest rows of a chunk: below it the product with the head is bound by reading the head.
 const CHUNK_ROWS_MIN: usize = 64;
 
+/// Most rows of a chunk: what a small vocabulary saves is not worth more.
+const CHUNK_ROWS_MAX: usize = 512;
+
 /// Rows of logits of one chunk.
 pub(crate) fn chunk_rows(vocab: usize) -> usize {
-    (CHUNK_VALUES / vocab).max(CHUNK_ROWS_MIN)
+    (CHUNK_VALUES / vocab).clamp(CHUNK_ROWS_MIN, CHUNK_ROWS_MAX)
 }
 
 /// The head's matrix.

@@ -24,8 +24,7 @@ mod tile;
 use std::ops::Range;
 
 use attention::{Plan, Saved};
-use bf16::packed::PackedHalf;
-use bf16::{Engine, Right, Values, ValuesMut};
+use bf16::{Engine, PackedHalf, Right, Values, ValuesMut};
 pub use buffer::CpuBuf;
 use decode::Cache;
 use matmul::{Factor, Target};
@@ -281,7 +280,13 @@ impl Backend for Cpu {
         match &w.weight {
             Weight::Half(half) => {
                 let a = rounded(layout(self, &x), Values::F32(x.buf), true);
-                return self.product_bf16(a, (Right::Packed(half), w.inp, w.out), tails, y, (1.0, beta));
+                return self.product_bf16(
+                    a,
+                    (Right::Packed(half), w.inp, w.out),
+                    tails,
+                    y,
+                    (1.0, beta),
+                );
             }
             Weight::Dense(dense) => {
                 let w = Mat::new(dense, w.out, w.inp);

@@ -191,7 +191,10 @@ fn nothing_but_products_is_rounded() {
     let (mut n_products, mut n_others) = (0, 0);
     let plain = Reference.with_compute(Compute::Bf16);
     for case in cases::all() {
-        let is_product = matches!(case, Case::Gemm(..) | Case::Linear(..) | Case::Linear4Bit(..));
+        let is_product = matches!(
+            case,
+            Case::Gemm(..) | Case::Linear(..) | Case::Tails(..) | Case::Linear4Bit(..)
+        );
         // What is no product does not know the engines.
         let n_engines = if is_product { Cpu::all_bf16().len() } else { 1 };
         for cpu in Cpu::all_bf16().into_iter().take(n_engines) {
@@ -230,6 +233,8 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
         Case::Linear(8, 20_000, 128),
         Case::Linear(40, 50, 20_000),
         Case::Linear4Bit(40, 2000, 600),
+        Case::Tails(600, 1157, 576, &[16, 4, 16]),
+        Case::Tails(40, 50, 9000, &[8]),
         Case::Gemm((700, 500, 900), (Op::T, Op::N), (0.5, 1.0), 2),
         Case::Gemm((700, 500, 900), (Op::T, Op::T), (0.5, 0.0), 0),
     ];
@@ -251,13 +256,15 @@ fn a_row_alone_is_the_row_among_others() {
     if !Cpu::has_bf16() {
         return;
     }
-    for (m, out, inp) in [(5, 70, 33), (37, 100, 800), (600, 1152, 576)] {
+    for (m, out, inp) in [(17, 70, 33), (37, 100, 1800), (600, 1152, 576)] {
         let weight = cpu.freeze(&data(1, out * inp, 1.0), out, inp);
         let x = data(2, m * inp, 1.0);
         let all = cpu.upload(&x);
         let mut y = cpu.zeros(m * out);
         cpu.linear(Mat::new(&all, m, inp), &weight, MatMut::new(&mut y, m, out), 0.0);
-        for (i, n) in [(0, 1), (1, 1), (m - 1, 1), (0, 3), (m - 4, 4), (0, 5)] {
+        let some =
+            [(0, 1), (1, 1), (m - 1, 1), (2, 2), (0, 3), (m - 4, 4), (0, 5), (1, 9), (0, 16)];
+        for (i, n) in some {
             let rows = cpu.upload(&x[i * inp..(i + n) * inp]);
             let mut alone = cpu.zeros(n * out);
             cpu.linear(Mat::new(&rows, n, inp), &weight, MatMut::new(&mut alone, n, out), 0.0);

@@ -2,7 +2,7 @@
 
 use super::further::{self, further_cases};
 use crate::quant::{CodeBook, QuantSpec, Quantized, ValueType};
-use crate::{AdamW, AttnMask, Backend, Heads, LossOptions, Mat, MatMut, Op, RmsNorm, rng};
+use crate::{AdamW, AttnMask, Backend, Heads, LossOptions, Mat, MatMut, Op, RmsNorm, Tail, rng};
 
 /// What of a case is compared: a name, its values, and the error allowed relative to their largest
 /// magnitude.
@@ -24,7 +24,10 @@ pub(super) enum Case {
     Gemm((usize, usize, usize), (Op, Op), (f32, f32), usize),
     /// `linear` and `linear_dx` of (T, out, in).
     Linear(usize, usize, usize),
-    /// The same with a 4-bit weight in two parts: (T, out of each, in).
+    /// `gemm_with`, `linear_with` and `linear_dx_with` of (T, out, in), with tails of these ranks that
+    /// share the columns out between them, but for the last 5.
+    Tails(usize, usize, usize, &'static [usize]),
+    /// `linear` and `linear_dx` with a 4-bit weight in two parts: (T, out of each, in).
     Linear4Bit(usize, usize, usize),
     /// Columns gathered, scattered, scaled and multiplied, and row norms: (rows, columns, rank).
     Adapter(usize, usize, usize),
@@ -80,6 +83,14 @@ pub(super) fn all() -> Vec<Case> {
         Case::Linear(3, 70, 33),
         Case::Linear(200, 384, 128),
         Case::Linear(1, 640, 576),
+        Case::Linear(2, 66, 1537),
+        Case::Linear(9, 70, 33),
+        Case::Linear(16, 333, 800),
+        Case::Tails(1, 9, 3, &[1]),
+        Case::Tails(3, 70, 33, &[2, 3]),
+        Case::Tails(200, 389, 128, &[16, 8, 16]),
+        Case::Tails(9, 133, 577, &[5, 64]),
+        Case::Tails(37, 101, 96, &[]),
         Case::Linear4Bit(1, 1, 1),
         Case::Linear4Bit(3, 70, 33),
         Case::Linear4Bit(50, 384, 128),
@@ -197,6 +208,7 @@ impl Case {
         match *self {
             Case::Gemm(sides, ops, factors, gap) => gemm(b, sides, ops, factors, gap),
             Case::Linear(t, out, inp) => linear(b, t, out, inp),
+            Case::Tails(t, out, inp, ranks) => tails(b, (t, out, inp), ranks),
             Case::Linear4Bit(t, out, inp) => linear_4bit(b, t, out, inp),
             Case::Adapter(rows, cols, rank) => adapter(b, rows, cols, rank),
             Case::Pointwise(rows, cols) => pointwise(b, rows, cols),
@@ -274,6 +286,44 @@ fn both_ways<B: Backend>(
         output("y", b.download(&y), 1e-6),
         output("dx", b.download(&dx), 1e-6),
         output("thaw", b.thaw(frozen), 0.0),
+    ]
+}
+
+fn tails<B: Backend>(b: &B, (t, out, inp): (usize, usize, usize), ranks: &[usize]) -> Vec<Output> {
+    let weight = data(1, out * inp, 1.0);
+    let (frozen, plain) = (b.freeze(&weight, out, inp), b.upload(&weight));
+    let (x, dy) = (b.upload(&data(2, t * inp, 1.0)), b.upload(&data(3, t * out, 1.0)));
+    let old = data(4, t * out, 1.0);
+    // All tails read columns of one U; B of each lies by itself.
+    let rank: usize = ranks.iter().sum();
+    let u = b.upload(&data(5, t * (rank + 1), 1.0));
+    let width = (out - 5) / ranks.len().max(1);
+    let factors: Vec<B::Buf> =
+        ranks.iter().map(|rank| b.upload(&data(6, rank * width, 1.0))).collect();
+    let mut start = 1;
+    let mut tails = Vec::new();
+    for (i, (&rank_of, v)) in ranks.iter().zip(&factors).enumerate() {
+        let u = Mat::columns(&u, t, start, rank_of, rank + 1);
+        let v = Mat::new(v, width, rank_of);
+        // Scales that change no rounding.
+        let scale = [2.0, 0.25][i % 2];
+        tails.push(Tail { u, v, op_v: Op::T, column: i * width, scale });
+        start += rank_of;
+    }
+    let a = b.upload(&data(7, rank * inp, 1.0));
+    let (du, a) = (Mat::columns(&u, t, 1, rank, rank + 1), Mat::new(&a, rank, inp));
+    let of_dx = [Tail { u: du, v: a, op_v: Op::N, column: 0, scale: 1.0 }];
+    let (x, dy) = (Mat::new(&x, t, inp), Mat::new(&dy, t, out));
+    let (mut y, mut z) = (b.upload(&old), b.upload(&vec![f32::NAN; t * out]));
+    b.linear_with(x, &frozen, &tails, MatMut::new(&mut y, t, out), 1.0);
+    let w = Mat::new(&plain, out, inp);
+    b.gemm_with((x, Op::N), (w, Op::T), &tails, MatMut::new(&mut z, t, out), 0.0);
+    let mut dx = b.upload(&vec![f32::NAN; t * inp]);
+    b.linear_dx_with(dy, &frozen, &of_dx, MatMut::new(&mut dx, t, inp), 0.0);
+    vec![
+        output("y", b.download(&y), 1e-6),
+        output("z", b.download(&z), 1e-6),
+        output("dx", b.download(&dx), 1e-6),
     ]
 }
 

@@ -15,9 +15,9 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::super::par::SharedPtr;
 use super::packed::{GROUP, Pairs};
 use super::pairs::{ask_for, bf16_lanes, first, pack, pack_turned, rows_to_pairs, square};
-use super::super::par::SharedPtr;
 use super::{Factor, Job, Place, Right, TAILS_MAX, Tail, Values, runs};
 
 /// Most rows that are multiplied by pairs as they leave the registers in which they were turned: for
@@ -86,11 +86,11 @@ pub(super) fn block(_: Avx512Bf16, job: &Job<'_>, rows: Range<usize>, cols: Rang
 
 /// Where sums go and what they are added to.
 #[derive(Clone, Copy)]
-struct Ends {
-    alpha: f32,
-    old: Place,
-    beta: f32,
-    to: Place,
+pub(super) struct Ends {
+    pub(super) alpha: f32,
+    pub(super) old: Place,
+    pub(super) beta: f32,
+    pub(super) to: Place,
 }
 
 /// See [`block`].
@@ -464,7 +464,7 @@ fn few_rows<const ROWS: usize>(
 /// Adds sums to at most 16 columns of a row of the result.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-fn write(row: usize, cols: Range<usize>, sum: __m512, ends: Ends) {
+pub(super) fn write(row: usize, cols: Range<usize>, sum: __m512, ends: Ends) {
     let mask = first(cols.len()) as u16;
     let mut sum = sum;
     if ends.alpha != 1.0 {

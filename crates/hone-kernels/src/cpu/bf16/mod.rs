@@ -13,7 +13,8 @@
 //! widens to f32 again, and multiplies as f32 is multiplied.
 
 mod dot;
-pub(super) mod packed;
+mod few;
+mod packed;
 mod pairs;
 mod widened;
 
@@ -22,7 +23,7 @@ use std::ops::Range;
 use half::bf16;
 
 use super::par::{SharedPtr, each_block};
-use packed::PackedHalf;
+pub(super) use packed::PackedHalf;
 
 /// Multiply-adds below which a product stays on the calling thread: about 10 microseconds.
 const SERIAL_WORK: usize = 1 << 20;
@@ -179,8 +180,8 @@ impl Right<'_> {
     }
 }
 
-/// A low-rank part of a product: `scale` U V is added to some of its columns. U times the scale is
-/// what is rounded.
+/// A low-rank part of a product: `scale` U V is added to some of its columns. U is rounded after it is
+/// scaled.
 #[derive(Clone, Copy)]
 pub(super) struct Tail<'a> {
     /// (m, rank), its rows dense.
@@ -268,6 +269,13 @@ pub(super) fn product(
         ValuesMut::F32(values) => Place::F32 { start: SharedPtr(values.as_mut_ptr()), stride },
         ValuesMut::Bf16(values) => Place::Bf16 { start: SharedPtr(values.as_mut_ptr()), stride },
     };
+    #[cfg(target_arch = "x86_64")]
+    if let (Engine::Dot(proof), Right::Packed(weight), []) = (engine, right, tails)
+        && m <= few::ROWS_MAX
+        && a.depth_stride == 1
+    {
+        return few::product(proof, a, m, weight, (alpha, beta), out);
+    }
     let job = Job { k, a, right, tails, alpha, beta, out };
     each_block((m, n), block_sides(m, n, k, right), |rows, cols| match engine {
         #[cfg(target_arch = "x86_64")]

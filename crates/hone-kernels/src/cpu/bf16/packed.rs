@@ -39,11 +39,6 @@ impl PackedHalf {
         PackedHalf { pairs, out, inp }
     }
 
-    /// Vectors of pairs of a group.
-    pub(crate) fn n_pairs(&self) -> usize {
-        self.inp.div_ceil(2)
-    }
-
     /// Its rows and columns, (out, in).
     pub(super) fn sides(&self) -> (usize, usize) {
         (self.out, self.inp)
@@ -54,31 +49,20 @@ impl PackedHalf {
         &self.pairs
     }
 
+    /// Vectors of pairs of a group.
+    pub(crate) fn n_pairs(&self) -> usize {
+        self.inp.div_ceil(2)
+    }
+
     /// Bytes that it takes, with what fills up the last group.
     pub(crate) fn n_bytes(&self) -> usize {
         size_of_val(self.pairs.as_slice())
     }
 
-    /// `to` (in) <- row `row`, each value by `make`.
-    fn each_of_row<T>(&self, row: usize, to: &mut [T], make: impl Fn(bf16) -> T) {
-        assert!(row < self.out && to.len() == self.inp, "row {row} of {}", self.out);
-        let group = &self.pairs[row / GROUP * self.n_pairs()..];
-        for (to, Pairs(pairs)) in to.chunks_mut(2).zip(group) {
-            let pair = pairs[row % GROUP];
-            for (to, half) in to.iter_mut().zip([pair as u16, (pair >> 16) as u16]) {
-                *to = make(bf16::from_bits(half));
-            }
-        }
-    }
-
-    /// `to` (in) <- row `row`.
-    pub(crate) fn read_row(&self, row: usize, to: &mut [f32]) {
-        self.each_of_row(row, to, bf16::to_f32);
-    }
-
     /// `to` <- row `row` from column `start` on, which is even.
-    pub(super) fn read(&self, row: usize, start: usize, to: &mut [f32]) {
-        assert!(row < self.out && start % 2 == 0 && start + to.len() <= self.inp);
+    pub(crate) fn read_row(&self, row: usize, start: usize, to: &mut [f32]) {
+        let fits = row < self.out && start.is_multiple_of(2) && start + to.len() <= self.inp;
+        assert!(fits, "{} values from ({row}, {start}) on", to.len());
         let group = &self.pairs[row / GROUP * self.n_pairs() + start / 2..];
         for (to, Pairs(pairs)) in to.chunks_mut(2).zip(group) {
             let pair = pairs[row % GROUP];
@@ -92,15 +76,7 @@ impl PackedHalf {
     pub(crate) fn thaw(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.out * self.inp];
         let rows = values.par_chunks_mut(self.inp.max(1)).enumerate();
-        rows.for_each(|(row, to)| self.read_row(row, to));
-        values
-    }
-
-    /// The same as bf16.
-    pub(crate) fn unpack(&self) -> Vec<bf16> {
-        let mut values = vec![bf16::ZERO; self.out * self.inp];
-        let rows = values.par_chunks_mut(self.inp.max(1)).enumerate();
-        rows.for_each(|(row, to)| self.each_of_row(row, to, |x| x));
+        rows.for_each(|(row, to)| self.read_row(row, 0, to));
         values
     }
 }
@@ -136,8 +112,6 @@ mod tests {
                 }
             }
             let wanted: Vec<bf16> = values.iter().map(|&x| bf16::from_f32(x)).collect();
-            let bits = |x: &bf16| x.to_bits();
-            assert!(packed.unpack().iter().map(bits).eq(wanted.iter().map(bits)));
             let bits = |x: f32| x.to_bits();
             let thawed = packed.thaw().into_iter().map(bits);
             assert!(thawed.eq(wanted.iter().map(|x| bits(x.to_f32()))), "{out} x {inp}");

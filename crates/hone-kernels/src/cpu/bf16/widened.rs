@@ -138,7 +138,7 @@ fn unpack(
     part.clear();
     part.resize(rows.len() * width, 0.0);
     for (row, part) in rows.zip(part.chunks_mut(width.max(1))) {
-        weight.read(row, cols.start, part);
+        weight.read_row(row, cols.start, part);
     }
     width as isize
 }
@@ -159,10 +159,12 @@ fn widen(
         let values = at * stride + line.start..at * stride + line.end;
         match x.values {
             _ if line.is_empty() => {}
-            Values::F32(x) => part.extend(x[values].iter().map(|&x| Compute::Bf16.round(scale * x))),
+            Values::F32(x) => {
+                part.extend(x[values].iter().map(|&x| Compute::Bf16.round(scale * x)))
+            }
             Values::Bf16(x) => {
                 part.extend(x[values].iter().map(|x| Compute::Bf16.round(scale * x.to_f32())));
-            },
+            }
         }
     }
     let len = line.len() as isize;

@@ -1,0 +1,166 @@
+//! Products of a few rows with a packed weight: what generating is made of.
+//!
+//! Such a product takes as long as reading the weight takes, so it is read once, in the order in
+//! which it lies, for all rows at once. Sums are added up in the order of [`super::dot`]: a row has
+//! the same bytes alone, among a few and among many.
+#![cfg(target_arch = "x86_64")]
+#![allow(unsafe_code, reason = "vector instructions are unsafe to call without a proof")]
+
+use std::arch::x86_64::*;
+use std::cell::Cell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::dot::{Avx512Bf16, Ends, write};
+use super::packed::{GROUP, PackedHalf, Pairs};
+use super::pairs::{bf16_lanes, load, rows_to_pairs};
+use super::{Factor, Place, Right, runs};
+
+/// Most rows for which it pays: from then on a tile of [`super::dot`] does more with each vector
+/// that it loads.
+pub(super) const ROWS_MAX: usize = 16;
+
+/// Rows of X whose sums are held in registers at once.
+const TILE_ROWS: usize = 8;
+
+/// Bytes of the weight that a task reads: 128 KiB take longer to come from memory than another
+/// thread to take them over.
+const TASK_BYTES: usize = 1 << 17;
+
+/// Groups of a task are multiples of this, which every tile's number of groups divides.
+const TASK_ALIGN: usize = 4;
+
+/// Vectors of a group that are asked for ahead of their use.
+const AHEAD: usize = 32;
+
+thread_local! {
+    /// The rows of X as bf16 pairs, kept from call to call.
+    static ROWS: Cell<Vec<Pairs>> = Cell::default();
+}
+
+/// Rows of X as pairs along the input.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    pairs: &'a [Pairs],
+    /// Vectors of a row.
+    stride: usize,
+    n: usize,
+}
+
+/// `Y (rows, out) <- alpha X (rows, in) Wt + beta Y`; values of a row of X lie side by side. The caller
+/// has checked the sides of all three.
+pub(super) fn product(
+    _: Avx512Bf16,
+    x: Factor<'_>,
+    rows: usize,
+    w: &PackedHalf,
+    (alpha, beta): (f32, f32),
+    y: Place,
+) {
+    let (out, inp) = w.sides();
+    assert!(x.depth_stride == 1 && rows <= ROWS_MAX, "{rows} rows");
+    // Taken, not borrowed, so that nothing depends on what a thread does in between.
+    let mut packed = ROWS.take();
+    let stride = inp.div_ceil(2 * GROUP);
+    // A tile reads all of its rows; what comes of those that nobody asked for is left.
+    let len = rows.next_multiple_of(TILE_ROWS) * stride;
+    packed.resize(len.max(packed.len()), Pairs([0; GROUP]));
+    // SAFETY: the first argument proves that the machine has the instructions.
+    unsafe { rows_to_pairs(x, 0..rows, 0..inp, 1.0, &mut packed) };
+    let x = Rows { pairs: &packed[..len], stride, n: rows };
+    let ends = Ends { alpha, old: y, beta, to: y };
+    let n_groups = out.div_ceil(GROUP);
+    let per_task = TASK_BYTES / (w.n_pairs().max(1) * size_of::<Pairs>());
+    let per_task = per_task.max(1).next_multiple_of(TASK_ALIGN);
+    let run = |task: usize| {
+        let groups = task * per_task..n_groups.min((task + 1) * per_task);
+        // SAFETY: as above; Y has (rows, out) values, and no other task has these columns.
+        unsafe { multiply(x, w, groups, ends) };
+    };
+    match n_groups.div_ceil(per_task) {
+        1 => run(0),
+        tasks => (0..tasks).into_par_iter().for_each(run),
+    }
+    ROWS.set(packed);
+}
+
+/// The columns of some groups of the weight.
+///
+/// # Safety
+///
+/// `ends` must have as many rows as X and the columns of these groups, and nobody else may use them.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+unsafe fn multiply(x: Rows<'_>, w: &PackedHalf, groups: Range<usize>, ends: Ends) {
+    let mut group = groups.start;
+    while group < groups.end {
+        let left = groups.end - group;
+        let mut n_groups = 1;
+        for row in (0..x.n).step_by(TILE_ROWS) {
+            let rows = (x.n - row).min(TILE_ROWS);
+            // Few groups side by side for many rows: sums must have registers, and enough of them
+            // to hide the latency of an addition.
+            // SAFETY: the caller's.
+            n_groups = unsafe {
+                match (x.n.min(TILE_ROWS), left) {
+                    (1, 4..) => tile::<1, 4>(x, row, w, group, (ends, rows)),
+                    (2, 4..) => tile::<2, 4>(x, row, w, group, (ends, rows)),
+                    (3..=4, 4..) => tile::<4, 4>(x, row, w, group, (ends, rows)),
+                    (5.., 2..) => tile::<8, 2>(x, row, w, group, (ends, rows)),
+                    (1, _) => tile::<1, 1>(x, row, w, group, (ends, rows)),
+                    (2, _) => tile::<2, 1>(x, row, w, group, (ends, rows)),
+                    (3..=4, _) => tile::<4, 1>(x, row, w, group, (ends, rows)),
+                    _ => tile::<8, 1>(x, row, w, group, (ends, rows)),
+                }
+            };
+        }
+        group += n_groups;
+    }
+}
+
+/// `ROWS` rows of X from `row` on, times `GROUPS` groups of the weight from `group` on; the first
+/// `n` rows of what comes of it are written. Returns `GROUPS`.
+///
+/// # Safety
+///
+/// As for [`multiply`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+unsafe fn tile<const ROWS: usize, const GROUPS: usize>(
+    x: Rows<'_>,
+    row: usize,
+    w: &PackedHalf,
+    group: usize,
+    (ends, n): (Ends, usize),
+) -> usize {
+    let ((out, inp), n_pairs) = (w.sides(), w.n_pairs());
+    let (x, x_stride) = (&x.pairs[row * x.stride..][..ROWS * x.stride], x.stride * GROUP);
+    let x: *const u32 = x.as_ptr().cast();
+    let weight = w;
+    let w = &w.groups()[group * n_pairs..][..GROUPS * n_pairs];
+    for (nth, run) in runs(inp, Right::Packed(weight).run_max()).enumerate() {
+        let mut sums = [[_mm512_setzero_ps(); ROWS]; GROUPS];
+        for p in run.start / 2..run.end.div_ceil(2) {
+            for (g, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: a run ends at most with the row, and each of these groups has its pairs.
+                let right = unsafe { w.get_unchecked(g * n_pairs + p) };
+                _mm_prefetch::<_MM_HINT_T0>((right as *const Pairs).wrapping_add(AHEAD).cast());
+                let right = bf16_lanes(load(right));
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: each of these rows has so many pairs.
+                    let left = unsafe { *x.add(r * x_stride + p) };
+                    let left = bf16_lanes(_mm512_set1_epi32(left as i32));
+                    *sum = _mm512_dpbf16_ps(*sum, right, left);
+                }
+            }
+        }
+        let beta = if nth == 0 { ends.beta } else { 1.0 };
+        for (g, sums) in sums.iter().enumerate() {
+            let start = (group + g) * GROUP;
+            for (r, &sum) in sums.iter().enumerate().take(n) {
+                write(row + r, start..out.min(start + GROUP), sum, Ends { beta, ..ends });
+            }
+        }
+    }
+    GROUPS
+}
