@@ -139,17 +139,27 @@ impl<B: Backend> Linear<B> {
         seed: Option<u64>,
     ) {
         let input = Mat::new(x, rows, self.inp);
+        let linear = |y: &mut B::Buf, beta| {
+            self.weight.linear(backend, input, MatMut::new(y, rows, self.out), beta);
+        };
         match &self.lora {
+            None => linear(y, beta),
             Some(lora) if lora.has_dora() => {
                 lora.forward_dora(backend, &self.weight, input, (y, beta), scratch, seed);
             }
-            _ => self.weight.linear(backend, input, MatMut::new(y, rows, self.out), beta),
+            // The adapters' part, the smaller, first: where Y is rounded, so is what the other is
+            // added to.
+            Some(lora) if lora.is_whole() => {
+                lora.forward(backend, input, (y, beta), scratch, seed);
+                linear(y, 1.0);
+            }
+            Some(lora) => {
+                linear(y, beta);
+                lora.forward(backend, input, (y, 1.0), scratch, seed);
+            }
         }
         for (bias, (start, out)) in self.biases.iter().zip(self.bias_columns()) {
             backend.add_bias(MatMut::columns(y, rows, start, out, self.out), &bias.value);
-        }
-        if let Some(lora) = self.lora.as_ref().filter(|lora| !lora.has_dora()) {
-            lora.forward(backend, input, y, scratch, seed);
         }
     }
 
