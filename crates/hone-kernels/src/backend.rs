@@ -233,10 +233,10 @@ impl std::ops::AddAssign for LossSums {
     }
 }
 
-/// The operators of a decoder over buffers of f32. Every implementation gives the same bytes for
+/// The operators of a decoder over buffers of f32 or of rounded values. Every implementation gives the same bytes for
 /// any number of threads.
 pub trait Backend: Clone + Send + Sync + 'static {
-    /// Flat memory of f32 values on the device.
+    /// Flat memory of values on the device.
     type Buf: Send + Sync;
     /// A weight matrix (out, in) that will not change, in whatever form the device multiplies
     /// fastest.
@@ -248,7 +248,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     // ------------------------------------------------------------------ arithmetic
 
     /// What [`Backend::gemm`], [`Backend::linear`] and [`Backend::linear_dx`] round their factors
-    /// to. [`Backend::freeze`] rounds a weight once and for all.
+    /// to, and buffers of [`Backend::zeros_rounded`] their values. [`Backend::freeze`] rounds a weight
+    /// once and for all.
     fn compute(&self) -> Compute;
     /// The same device with other arithmetic of products: an update rule that is made of them asks
     /// for f32. A weight that was frozen in bf16 is multiplied in bf16 by either.
@@ -258,6 +259,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// A buffer of `n` zeros.
     fn zeros(&self, n: usize) -> Self::Buf;
+    /// A buffer of `n` zeros whose values are rounded to [`Backend::compute`] whenever they are
+    /// written: with f32 a buffer like any other, with bf16 one of half the size. It may be any
+    /// factor or result of a product; an activation or its gradient in the other operators; what an
+    /// attention reads and writes, but for its log-sum-exp and its caches; and the result of a norm.
+    /// Whatever else (weights, gradients of weights, residual streams, logits) is f32, and a backend
+    /// panics where it is not.
+    fn zeros_rounded(&self, n: usize) -> Self::Buf;
+    /// Bytes of the values of `buf`.
+    fn buf_bytes(&self, buf: &Self::Buf) -> u64;
     /// A buffer holding `data`.
     fn upload(&self, data: &[f32]) -> Self::Buf;
     /// Number of values in `buf`.

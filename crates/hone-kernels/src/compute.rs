@@ -2,15 +2,14 @@
 
 use half::bf16;
 
-/// The arithmetic of matrix products: the type to which their factors are rounded. Sums and results
-/// are f32 in both, and so is everything that is not a product of matrices: norms, attention,
+/// The arithmetic of matrix products: the type to which their factors are rounded. Sums are f32 in
+/// both, and so is the arithmetic of everything that is not a product of matrices: norms, attention,
 /// activations, loss, moments, and the weights that are trained.
 ///
-/// bf16 is the arithmetic of PyTorch's autocast but for two things. Autocast rounds the results of
-/// products too, because they are stored in 16 bits; here they stay f32. And attention computes in
-/// f32 from queries, keys and values that nobody rounded: its products are of tiles that lie in the
-/// nearest caches, where packing them as bf16 would cost what it saves, and probabilities of 8 bits
-/// are the largest error that a flash attention in bf16 makes.
+/// Results are f32 as well, unless they go into a buffer of [`crate::Backend::zeros_rounded`]: what
+/// is written there is rounded, whichever operator writes it. PyTorch's autocast rounds the results
+/// of all products. A decoder keeps in such buffers what is a factor of products or is read again by
+/// a backward, and in f32 what is added up: the residual stream and its gradient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compute {
     /// Factors as they are.
@@ -37,6 +36,15 @@ impl Compute {
         match self {
             Compute::F32 => size_of::<f32>() * out * inp,
             Compute::Bf16 => size_of::<bf16>() * out.next_multiple_of(16) * inp.next_multiple_of(2),
+        }
+    }
+
+    /// Bytes of a value that is kept rounded: of a weight that [`crate::Backend::freeze`] has taken,
+    /// of a buffer that [`crate::Backend::zeros_rounded`] has made.
+    pub fn value_bytes(self) -> usize {
+        match self {
+            Compute::F32 => size_of::<f32>(),
+            Compute::Bf16 => size_of::<bf16>(),
         }
     }
 

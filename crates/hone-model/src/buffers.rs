@@ -1,10 +1,53 @@
 //! Sizes and constants of a model's layers, and the buffers of their passes.
 
-use hone_kernels::{Backend, Cpu, Heads, RmsNorm};
+use hone_kernels::{Backend, Compute, Cpu, Heads, RmsNorm};
 
 use crate::config::{Activation, QkNorm, ScoreScale};
+use crate::held::VALUE_BYTES;
 use crate::linear::{LoraNeeds, LoraScratch};
 use crate::{ModelConfig, Recompute};
+
+/// A buffer to be made: values of a row, and how they are kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Width {
+    n: usize,
+    is_rounded: bool,
+}
+
+/// Rows of f32: what is added up, such as the residual stream and its gradient, and scales.
+pub(crate) fn exact(n: usize) -> Width {
+    Width { n, is_rounded: false }
+}
+
+/// Rows of values that are rounded to what products compute in: factors of products, and what a
+/// backward reads once more ([`Backend::zeros_rounded`]).
+pub(crate) fn rounded(n: usize) -> Width {
+    Width { n, is_rounded: true }
+}
+
+impl Width {
+    /// The buffer, of so many rows.
+    pub(crate) fn make<B: Backend>(self, backend: &B, rows: usize) -> B::Buf {
+        let n = rows * self.n;
+        if self.is_rounded { backend.zeros_rounded(n) } else { backend.zeros(n) }
+    }
+
+    /// Its bytes.
+    pub(crate) fn n_bytes(self, compute: Compute, rows: usize) -> u64 {
+        let value = if self.is_rounded { compute.value_bytes() as u64 } else { VALUE_BYTES };
+        value * (rows * self.n) as u64
+    }
+}
+
+/// Bytes of buffers of so many rows.
+pub(crate) fn planned_bytes(widths: &[Width], compute: Compute, rows: usize) -> u64 {
+    widths.iter().map(|width| width.n_bytes(compute, rows)).sum()
+}
+
+/// Bytes of buffers that are there.
+pub(crate) fn held_bytes<B: Backend, const N: usize>(backend: &B, bufs: [&B::Buf; N]) -> u64 {
+    bufs.iter().map(|buf| backend.buf_bytes(buf)).sum()
+}
 
 /// Sizes and constants that every layer shares.
 #[derive(Clone, Copy, Debug)]
@@ -118,30 +161,31 @@ pub(crate) struct End<B: Backend> {
 }
 
 impl<B: Backend> HalfActs<B> {
-    /// Values per token of each buffer.
-    fn widths(dims: &Dims) -> [usize; 7] {
+    fn widths(dims: &Dims) -> [Width; 7] {
         let (before, after) = (usize::from(dims.norm_before), usize::from(dims.norm_after));
         let has_qk_norm = usize::from(dims.qk_norm != QkNorm::None);
         let [q, k] = dims.qk_widths().map(|width| has_qk_norm * width);
-        [before, dims.heads.qkv_width(), q, k, after * dims.d, after, dims.d]
+        let [r1, qkv] = [exact(before), rounded(dims.heads.qkv_width())];
+        [r1, qkv, rounded(q), rounded(k), exact(after * dims.d), exact(after), exact(dims.d)]
     }
 
     fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
-        let buffers = Self::widths(dims).map(|width| backend.zeros(rows * width));
+        let buffers = Self::widths(dims).map(|width| width.make(backend, rows));
         let [r1, qkv, q, k, input, r, mid] = buffers;
         HalfActs { r1, qkv, raw: [q, k], end: End { input, r }, mid }
     }
 }
 
 impl<B: Backend> CoreActs<B> {
-    /// Values per token of each buffer.
-    fn widths(dims: &Dims) -> [usize; 6] {
+    fn widths(dims: &Dims) -> [Width; 6] {
         let (before, after) = (usize::from(dims.norm_before), usize::from(dims.norm_after));
-        [dims.heads.out_width(), dims.heads.n_q, before, 2 * dims.i, after * dims.d, after]
+        let [attn, lse] = [rounded(dims.heads.out_width()), exact(dims.heads.n_q)];
+        let [gate_up, input] = [rounded(2 * dims.i), exact(after * dims.d)];
+        [attn, lse, exact(before), gate_up, input, exact(after)]
     }
 
     fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
-        let buffers = Self::widths(dims).map(|width| backend.zeros(rows * width));
+        let buffers = Self::widths(dims).map(|width| width.make(backend, rows));
         let [attn, lse, r2, gate_up, input, r] = buffers;
         CoreActs { attn, lse, r2, gate_up, ffn_end: End { input, r } }
     }
@@ -168,11 +212,11 @@ impl NActs {
         }
     }
 
-    /// Values per token of all sets.
-    pub(crate) fn values_per_token(self, dims: &Dims) -> usize {
-        let half: usize = HalfActs::<Cpu>::widths(dims).iter().sum();
-        let core: usize = CoreActs::<Cpu>::widths(dims).iter().sum();
-        self.halves * half + self.cores * core
+    /// Bytes of all sets for `rows` tokens.
+    pub(crate) fn n_bytes(self, dims: &Dims, compute: Compute, rows: usize) -> u64 {
+        let half = planned_bytes(&HalfActs::<Cpu>::widths(dims), compute, rows);
+        let core = planned_bytes(&CoreActs::<Cpu>::widths(dims), compute, rows);
+        self.halves as u64 * half + self.cores as u64 * core
     }
 }
 
@@ -203,20 +247,17 @@ impl<B: Backend> ActSets<B> {
         Acts { half: &mut halves[half], core: &mut cores[core] }
     }
 
-    /// Values of all buffers.
-    pub(crate) fn n_values(&self, backend: &B) -> usize {
-        let end = |end: &End<B>| backend.len(&end.input) + backend.len(&end.r);
+    /// Bytes of all buffers.
+    pub(crate) fn n_bytes(&self, backend: &B) -> u64 {
         let half = |acts: &HalfActs<B>| {
-            let HalfActs { r1, qkv, raw: [q, k], end: attn_end, mid } = acts;
-            let plain: usize = [r1, qkv, q, k, mid].map(|buf| backend.len(buf)).iter().sum();
-            plain + end(attn_end)
+            let HalfActs { r1, qkv, raw: [q, k], end, mid } = acts;
+            held_bytes(backend, [r1, qkv, q, k, mid, &end.input, &end.r])
         };
         let core = |acts: &CoreActs<B>| {
             let CoreActs { attn, lse, r2, gate_up, ffn_end } = acts;
-            let plain: usize = [attn, lse, r2, gate_up].map(|buf| backend.len(buf)).iter().sum();
-            plain + end(ffn_end)
+            held_bytes(backend, [attn, lse, r2, gate_up, &ffn_end.input, &ffn_end.r])
         };
-        self.halves.iter().map(half).sum::<usize>() + self.cores.iter().map(core).sum::<usize>()
+        self.halves.iter().map(half).sum::<u64>() + self.cores.iter().map(core).sum::<u64>()
     }
 }
 
@@ -231,23 +272,28 @@ pub(crate) struct Scratch<B: Backend> {
 
 impl<B: Backend> Scratch<B> {
     pub(crate) fn new(backend: &B, dims: &Dims, lora: LoraNeeds, rows: usize) -> Self {
-        let [normed, h] = Self::widths(dims).map(|width| backend.zeros(rows * width));
+        let [normed, h] = Self::widths(dims).map(|width| width.make(backend, rows));
         Scratch { normed, h, lora: LoraScratch::new(backend, rows, lora) }
     }
 
-    fn widths(dims: &Dims) -> [usize; 2] {
-        [if dims.norm_before { dims.d } else { 0 }, dims.i]
+    fn widths(dims: &Dims) -> [Width; 2] {
+        [rounded(if dims.norm_before { dims.d } else { 0 }), rounded(dims.i)]
     }
 
-    /// Values per token, without those of adapters.
-    pub(crate) fn values_per_token(dims: &Dims) -> usize {
-        Self::widths(dims).iter().sum()
+    /// Bytes for `rows` tokens.
+    pub(crate) fn planned_bytes(
+        dims: &Dims,
+        lora: LoraNeeds,
+        compute: Compute,
+        rows: usize,
+    ) -> u64 {
+        planned_bytes(&Self::widths(dims), compute, rows) + lora.n_bytes(compute, rows)
     }
 
-    /// Values of all buffers.
-    pub(crate) fn n_values(&self, backend: &B) -> usize {
+    /// Bytes of all buffers.
+    pub(crate) fn n_bytes(&self, backend: &B) -> u64 {
         let Scratch { normed, h, lora } = self;
-        backend.len(normed) + backend.len(h) + lora.n_values(backend)
+        held_bytes(backend, [normed, h]) + lora.n_bytes(backend)
     }
 }
 
@@ -266,25 +312,26 @@ pub(crate) struct BackScratch<B: Backend> {
 }
 
 impl<B: Backend> BackScratch<B> {
-    fn widths(dims: &Dims) -> [usize; 5] {
+    fn widths(dims: &Dims) -> [Width; 5] {
         let dend = if dims.norm_after { dims.d } else { 0 };
-        [dims.d, dims.heads.qkv_width(), dims.heads.out_width(), dims.i, dend]
+        let [dqkv, dattn] = [dims.heads.qkv_width(), dims.heads.out_width()].map(rounded);
+        [exact(dims.d), dqkv, dattn, rounded(dims.i), exact(dend)]
     }
 
     pub(crate) fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
-        let buffers = Self::widths(dims).map(|width| backend.zeros(rows * width));
+        let buffers = Self::widths(dims).map(|width| width.make(backend, rows));
         let [dnormed, dqkv, dattn, dh, dend] = buffers;
         BackScratch { dnormed, dqkv, dattn, dh, dend }
     }
 
-    /// Values per token.
-    pub(crate) fn values_per_token(dims: &Dims) -> usize {
-        Self::widths(dims).iter().sum()
+    /// Bytes for `rows` tokens.
+    pub(crate) fn planned_bytes(dims: &Dims, compute: Compute, rows: usize) -> u64 {
+        planned_bytes(&Self::widths(dims), compute, rows)
     }
 
-    /// Values of all buffers.
-    pub(crate) fn n_values(&self, backend: &B) -> usize {
+    /// Bytes of all buffers.
+    pub(crate) fn n_bytes(&self, backend: &B) -> u64 {
         let BackScratch { dnormed, dqkv, dattn, dh, dend } = self;
-        [dnormed, dqkv, dattn, dh, dend].map(|buf| backend.len(buf)).iter().sum()
+        held_bytes(backend, [dnormed, dqkv, dattn, dh, dend])
     }
 }

@@ -5,9 +5,9 @@
 //! in place, which is multiplied back at once, so that of all logits only one chunk ever exists
 //! (the fused linear cross-entropy of Liger, kernels.md 5.2).
 
-use hone_kernels::{Backend, LossOptions, LossSums, Mat, MatMut, Op, rng};
+use hone_kernels::{Backend, Compute, LossOptions, LossSums, Mat, MatMut, Op, rng};
 
-use crate::buffers::Dims;
+use crate::buffers::{Dims, Width, exact, held_bytes, planned_bytes, rounded};
 use crate::held::VALUE_BYTES;
 use crate::linear::{LoraGroup, LoraNeeds, LoraScratch, finite};
 use crate::lora::{Adapter, EMBED, HEAD, TokenPatch};
@@ -81,7 +81,7 @@ pub(crate) struct HeadBack<B: Backend> {
 impl<B: Backend> HeadActs<B> {
     pub(crate) fn new(backend: &B, dims: &Dims, rows: usize, lora: LoraNeeds) -> Self {
         let (sizes, chunk) = Self::sizes(dims, rows);
-        let [gathered, r, normed, logits] = sizes.map(|n| backend.zeros(n));
+        let [gathered, r, normed, logits] = sizes.map(|width| width.make(backend, 1));
         HeadActs {
             gathered,
             r,
@@ -94,23 +94,30 @@ impl<B: Backend> HeadActs<B> {
         }
     }
 
-    /// Values of each buffer, and rows of a chunk.
-    fn sizes(dims: &Dims, rows: usize) -> ([usize; 4], usize) {
+    /// Each buffer as one row, and rows of a chunk.
+    fn sizes(dims: &Dims, rows: usize) -> ([Width; 4], usize) {
         let chunk = chunk_rows(dims.v).min(rows);
-        ([rows * dims.d, rows, rows * dims.d, chunk * dims.v], chunk)
+        let [gathered, normed] = [exact, rounded].map(|width| width(rows * dims.d));
+        ([gathered, exact(rows), normed, exact(chunk * dims.v)], chunk)
     }
 
-    /// Values of all buffers and of both lists for `rows` rows.
-    pub(crate) fn planned_values(dims: &Dims, rows: usize, lora: LoraNeeds) -> usize {
+    /// Bytes of all buffers and of both lists for `rows` rows.
+    pub(crate) fn planned_bytes(
+        dims: &Dims,
+        rows: usize,
+        lora: LoraNeeds,
+        compute: Compute,
+    ) -> u64 {
         let (sizes, chunk) = Self::sizes(dims, rows);
-        sizes.iter().sum::<usize>() + 2 * rows + lora.n_values(chunk)
+        let lists = VALUE_BYTES * 2 * rows as u64;
+        planned_bytes(&sizes, compute, 1) + lists + lora.n_bytes(compute, chunk)
     }
 
-    /// Values of all buffers and of both lists.
-    pub(crate) fn n_values(&self, backend: &B) -> usize {
+    /// Bytes of all buffers and of both lists.
+    pub(crate) fn n_bytes(&self, backend: &B) -> u64 {
         let HeadActs { gathered, r, normed, logits, targets, weights, lora, .. } = self;
-        let buffers: usize = [gathered, r, normed, logits].map(|buf| backend.len(buf)).iter().sum();
-        buffers + targets.capacity() + weights.capacity() + lora.n_values(backend)
+        let lists = VALUE_BYTES * (targets.capacity() + weights.capacity()) as u64;
+        held_bytes(backend, [gathered, r, normed, logits]) + lists + lora.n_bytes(backend)
     }
 
     /// The seed of the chunk of rows from `start`.
@@ -125,14 +132,14 @@ impl<B: Backend> HeadBack<B> {
         HeadBack { dnormed: zeros(), dgathered: zeros() }
     }
 
-    /// Values of all buffers for `rows` rows.
-    pub(crate) fn planned_values(dims: &Dims, rows: usize) -> usize {
-        2 * rows * dims.d
+    /// Bytes of all buffers for `rows` rows.
+    pub(crate) fn planned_bytes(dims: &Dims, rows: usize) -> u64 {
+        VALUE_BYTES * 2 * (rows * dims.d) as u64
     }
 
-    /// Values of all buffers.
-    pub(crate) fn n_values(&self, backend: &B) -> usize {
-        backend.len(&self.dnormed) + backend.len(&self.dgathered)
+    /// Bytes of all buffers.
+    pub(crate) fn n_bytes(&self, backend: &B) -> u64 {
+        held_bytes(backend, [&self.dnormed, &self.dgathered])
     }
 }
 
@@ -317,7 +324,7 @@ impl<B: Backend> Head<B> {
         }
         if let Some(lora) = &self.lora {
             let seed = acts.chunk_seed(start);
-            lora.forward(backend, x, &mut acts.logits, &mut acts.lora, seed);
+            lora.forward(backend, x, (&mut acts.logits, 1.0), &mut acts.lora, seed);
         }
         if let Some(factor) = dims.logit_factor {
             backend.scale(&mut acts.logits, factor, rows * dims.v);

@@ -7,7 +7,7 @@ use crate::Decoder;
 use crate::layer::Layer;
 use crate::lora::TokenPatch;
 
-/// Bytes of a value: buffers are f32.
+/// Bytes of a value of weights and gradients, and of buffers that are not rounded: f32.
 pub(crate) const VALUE_BYTES: u64 = 4;
 
 /// Bytes that a decoder holds, by purpose. Not in them are lists of ids and rotary tables, which
@@ -42,8 +42,8 @@ impl<B: Backend> Decoder<B> {
         HeldBytes {
             weights: bytes(values) + packed + self.head.other_bytes(backend),
             gradients: bytes(gradients),
-            activations: bytes(workspace.map_or(0, |space| space.n_values(backend))),
-            head: bytes(workspace.map_or(0, |space| space.head_values(backend))),
+            activations: workspace.map_or(0, |space| space.n_bytes(backend)),
+            head: workspace.map_or(0, |space| space.head_bytes(backend)),
         }
     }
 }

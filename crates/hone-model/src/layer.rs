@@ -380,10 +380,10 @@ fn join<B: Backend>(
             b.rms_norm(&end.input, &w.value, dims.norm, (t, dims.d), to, &mut end.r);
         }
     }
-    if let Some(factor) = dims.residual {
-        b.scale(to, factor, n);
+    match dims.residual {
+        Some(factor) => b.axpby(1.0, (x, 0), factor, (to, 0), n),
+        None => b.add(x, to, n),
     }
-    b.add(x, to, n);
 }
 
 /// The backward of [`join`] down to the output of its map: that gradient lies in `dx` itself, or in

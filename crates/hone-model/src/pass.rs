@@ -22,6 +22,9 @@ use crate::Decoder;
 /// | attention | 4234 | 21 % |
 /// | layer | 576 | 79 % |
 ///
+/// In bf16 the values around attention and the gates and ups have 2 bytes each, 4608 of the first
+/// row's and 3648 of the second's; the streams between and behind the halves have 4.
+///
 /// To keep the stream between the halves and run attention again would hold 4225 values at 28 %,
 /// and with documents of 8192 tokens at 64 % instead of 11 %.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

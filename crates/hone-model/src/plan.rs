@@ -2,7 +2,7 @@
 
 use hone_kernels::Cpu;
 
-use crate::buffers::{BackScratch, Dims, NActs, Scratch};
+use crate::buffers::{BackScratch, Dims, NActs, Scratch, exact, planned_bytes};
 use crate::config::{LinearShape, Map, layer_prefix};
 use crate::head::{HeadActs, HeadBack};
 use crate::held::VALUE_BYTES;
@@ -234,24 +234,27 @@ fn activations(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> u64 {
     let n_layers = config.num_hidden_layers;
     let first = first_trained(config, needs.trained);
     let n_acts = NActs::kept(needs.recompute, n_layers - first);
-    let mut per_token = n_streams(n_layers, first) * dims.d;
-    per_token += n_acts.values_per_token(&dims) + Scratch::<Cpu>::values_per_token(&dims);
-    if trains {
-        per_token += dims.d + BackScratch::<Cpu>::values_per_token(&dims);
-    }
+    let (compute, n) = (needs.compute, needs.n_tokens);
     let lora = needs.method.lora().map_or(LoraNeeds::default(), |lora| layer_needs(config, lora));
-    VALUE_BYTES * (per_token * needs.n_tokens + lora.n_values(needs.n_tokens)) as u64
+    let streams = n_streams(n_layers, first) + usize::from(trains);
+    let mut bytes = planned_bytes(&[exact(streams * dims.d)], compute, n);
+    bytes += n_acts.n_bytes(&dims, compute, n);
+    bytes += Scratch::<Cpu>::planned_bytes(&dims, lora, compute, n);
+    if trains {
+        bytes += BackScratch::<Cpu>::planned_bytes(&dims, compute, n);
+    }
+    bytes
 }
 
 /// The chunk of logits, and the rows on their way to it.
 fn head(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> u64 {
     let (dims, n) = (Dims::new(config), needs.n_tokens);
     let lora = needs.method.lora().map_or(LoraNeeds::default(), |lora| head_needs(config, lora));
-    let mut values = HeadActs::<Cpu>::planned_values(&dims, n, lora);
+    let mut bytes = HeadActs::<Cpu>::planned_bytes(&dims, n, lora, needs.compute);
     if !needs.trained.is_empty() {
-        values += HeadBack::<Cpu>::planned_values(&dims, n);
+        bytes += HeadBack::<Cpu>::planned_bytes(&dims, n);
     }
-    VALUE_BYTES * values as u64
+    bytes
 }
 
 /// Buffers of the adapter of maps that read one input, `inp` wide, and give `out` columns.
@@ -408,10 +411,18 @@ mod tests {
         // In bf16 the linear maps have 2 bytes a value; the embedding, which is the head, stays f32.
         let half = MemoryPlan::new(&config, &MemoryNeeds { compute: Compute::Bf16, ..needs });
         assert_eq!(plan.weights - half.weights, 2 * 106_168_320);
-        assert_eq!(MemoryPlan { weights: plan.weights, ..half }, plan);
+        // So has, of a layer, a row of qkv, attn and gate_up, (960 + 576 + 3072); and the scratch of
+        // normed, h, dqkv, dattn and dh; and normed of the head.
+        let rounded = 30 * (960 + 576 + 3072) + (576 + 1536) + (960 + 576 + 1536);
+        assert_eq!(plan.activations - half.activations, 2 * 2048 * rounded);
+        assert_eq!(plan.head - half.head, 2 * 2048 * 576);
+        let MemoryPlan { weights, activations, head, .. } = plan;
+        assert_eq!(MemoryPlan { weights, activations, head, ..half }, plan);
         let full = |compute| MemoryNeeds { method: Method::Full, compute, ..needs };
         let [full, half] = [Compute::F32, Compute::Bf16].map(full);
-        assert_eq!(MemoryPlan::new(&config, &full), MemoryPlan::new(&config, &half));
+        let [full, half] = [full, half].map(|needs| MemoryPlan::new(&config, &needs));
+        assert_eq!(full.activations - half.activations, 2 * 2048 * rounded);
+        assert_eq!((full.weights, full.gradients), (half.weights, half.gradients));
         let untied = ModelConfig { tie_word_embeddings: false, ..config.clone() };
         let [whole, half] = [Compute::F32, Compute::Bf16]
             .map(|compute| MemoryPlan::new(&untied, &MemoryNeeds { compute, ..needs }).weights);

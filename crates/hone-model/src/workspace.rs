@@ -85,18 +85,18 @@ impl<B: Backend> Workspace<B> {
         layer.saturating_sub(self.first)
     }
 
-    /// Values of the buffers beside the head's.
-    pub(crate) fn n_values(&self, backend: &B) -> usize {
-        let streams: usize = self.streams.iter().map(|buf| backend.len(buf)).sum();
+    /// Bytes of the buffers beside the head's.
+    pub(crate) fn n_bytes(&self, backend: &B) -> u64 {
+        let streams: u64 = self.streams.iter().map(|buf| backend.buf_bytes(buf)).sum();
         let back = self.back.as_ref();
-        let back = back.map_or(0, |back| backend.len(&back.dx) + back.layer.n_values(backend));
-        streams + self.acts.n_values(backend) + self.scratch.n_values(backend) + back
+        let back = back.map_or(0, |back| backend.buf_bytes(&back.dx) + back.layer.n_bytes(backend));
+        streams + self.acts.n_bytes(backend) + self.scratch.n_bytes(backend) + back
     }
 
-    /// Values of the head's buffers, with those of its targets' list and their weights.
-    pub(crate) fn head_values(&self, backend: &B) -> usize {
-        let back = self.back.as_ref().map_or(0, |back| back.head.n_values(backend));
-        self.head.n_values(backend) + back
+    /// Bytes of the head's buffers, with those of its targets' list and their weights.
+    pub(crate) fn head_bytes(&self, backend: &B) -> u64 {
+        let back = self.back.as_ref().map_or(0, |back| back.head.n_bytes(backend));
+        self.head.n_bytes(backend) + back
     }
 }
 

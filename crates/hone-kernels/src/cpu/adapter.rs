@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::par::{TASK_VALUES, task_rows};
+use super::value::Value;
 use crate::shape::Layout;
 
 /// Columns summed by one task.
@@ -36,11 +37,11 @@ pub(super) fn scatter_add_columns(dy: &[f32], ids: &[u32], l: Layout, table: &mu
 }
 
 /// `y <- beta y + (scale + shift) x`, column by column.
-pub(super) fn add_scaled_columns(
-    (lx, x): (Layout, &[f32]),
+pub(super) fn add_scaled_columns<X: Value, Y: Value>(
+    (lx, x): (Layout, &[X]),
     scale: &[f32],
     shift: f32,
-    (ly, y): (Layout, &mut [f32]),
+    (ly, y): (Layout, &mut [Y]),
     beta: f32,
 ) {
     if lx.rows == 0 || lx.cols == 0 {
@@ -51,17 +52,17 @@ pub(super) fn add_scaled_columns(
     rows.with_min_len(TASK_VALUES.div_ceil(lx.cols)).for_each(|(i, row)| {
         let x = &x[lx.row(i)..][..lx.cols];
         for ((y, x), scale) in row[..ly.cols].iter_mut().zip(x).zip(scale) {
-            let kept = if beta == 0.0 { 0.0 } else { beta * *y };
-            *y = kept + (scale + shift) * x;
+            let kept = if beta == 0.0 { 0.0 } else { beta * y.get() };
+            *y = Y::of(kept + (scale + shift) * x.get());
         }
     });
 }
 
 /// `out <- out + (sums over the rows of a b) / divisor`, column by column. Sums are f64: a
 /// magnitude's gradient is one over all tokens.
-pub(super) fn columns_dot(
-    (la, a): (Layout, &[f32]),
-    (lb, b): (Layout, &[f32]),
+pub(super) fn columns_dot<A: Value, B: Value>(
+    (la, a): (Layout, &[A]),
+    (lb, b): (Layout, &[B]),
     divisor: &[f32],
     out: &mut [f32],
 ) {
@@ -72,7 +73,7 @@ pub(super) fn columns_dot(
             let a = &a[la.row(i) + start..][..out.len()];
             let b = &b[lb.row(i) + start..][..out.len()];
             for ((sum, &a), &b) in sums.iter_mut().zip(a).zip(b) {
-                *sum += f64::from(a) * f64::from(b);
+                *sum += f64::from(a.get()) * f64::from(b.get());
             }
         }
         for ((out, sum), &divisor) in out.iter_mut().zip(sums).zip(&divisor[start..]) {

@@ -1,8 +1,16 @@
-//! Flat f32 memory whose start is aligned to a cache line.
+//! Flat memory whose start is aligned to a cache line: f32, or bf16.
 
+use std::borrow::Cow;
 use std::ops::{Deref, DerefMut};
 
-/// Values in a cache line.
+use half::bf16;
+use rayon::prelude::*;
+
+use super::bf16::Values;
+use super::par::TASK_VALUES;
+use crate::Compute;
+
+/// Values of f32 in a cache line.
 const LINE: usize = 16;
 
 /// One cache line.
@@ -10,17 +18,98 @@ const LINE: usize = 16;
 #[repr(C, align(64))]
 struct Line([f32; LINE]);
 
-/// A buffer of [`crate::Cpu`]: a slice of f32 aligned to 64 bytes.
+/// A buffer of [`crate::Cpu`], aligned to 64 bytes: a slice of f32, or one of bf16 (see
+/// [`crate::Backend::zeros_rounded`]). It dereferences to its values where they are f32, and panics
+/// where they are not, naming the place that took them for f32.
 #[derive(Clone, Debug, Default)]
 pub struct CpuBuf {
     lines: Vec<Line>,
     len: usize,
+    /// What each value is.
+    kind: Compute,
+}
+
+/// The values of a buffer, to change them.
+pub(super) enum ValuesMut<'a> {
+    F32(&'a mut [f32]),
+    Bf16(&'a mut [bf16]),
 }
 
 impl CpuBuf {
-    /// A buffer of `len` zeros.
+    /// A buffer of `len` zeros of f32.
     pub fn zeros(len: usize) -> Self {
-        CpuBuf { lines: vec![Line([0.0; LINE]); len.div_ceil(LINE)], len }
+        CpuBuf::zeros_of(Compute::F32, len)
+    }
+
+    /// A buffer of `len` zeros of this type.
+    pub(super) fn zeros_of(kind: Compute, len: usize) -> Self {
+        let lines = len.div_ceil(LINE * size_of::<f32>() / kind.value_bytes());
+        CpuBuf { lines: vec![Line([0.0; LINE]); lines], len, kind }
+    }
+
+    /// Number of values.
+    #[allow(clippy::len_without_is_empty, reason = "the slice that it is has one")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Bytes of the values.
+    pub(super) fn n_bytes(&self) -> usize {
+        self.kind.value_bytes() * self.len
+    }
+
+    /// Whether values are rounded as they are written.
+    pub(super) fn is_rounded(&self) -> bool {
+        self.kind == Compute::Bf16
+    }
+
+    /// The values, whatever they are.
+    #[allow(unsafe_code, reason = "a slice of lines is viewed as a slice of their values")]
+    pub(super) fn values(&self) -> Values<'_> {
+        let (start, len) = (self.lines.as_ptr(), self.len);
+        // SAFETY: lines are 64 bytes without padding, any of which are values of either type; `len`
+        // is at most the number of them that the lines hold.
+        unsafe {
+            match self.kind {
+                Compute::F32 => Values::F32(std::slice::from_raw_parts(start.cast(), len)),
+                Compute::Bf16 => Values::Bf16(std::slice::from_raw_parts(start.cast(), len)),
+            }
+        }
+    }
+
+    /// The values, whatever they are, to change them.
+    #[allow(unsafe_code, reason = "a slice of lines is viewed as a slice of their values")]
+    pub(super) fn values_mut(&mut self) -> ValuesMut<'_> {
+        let (start, len) = (self.lines.as_mut_ptr(), self.len);
+        // SAFETY: as in `values`; `&mut self` makes the view unique.
+        unsafe {
+            match self.kind {
+                Compute::F32 => ValuesMut::F32(std::slice::from_raw_parts_mut(start.cast(), len)),
+                Compute::Bf16 => ValuesMut::Bf16(std::slice::from_raw_parts_mut(start.cast(), len)),
+            }
+        }
+    }
+
+    /// The values as f32: themselves, or a copy.
+    pub(super) fn widened(&self) -> Cow<'_, [f32]> {
+        match self.values() {
+            Values::F32(values) => Cow::Borrowed(values),
+            Values::Bf16(values) => {
+                let values = values.par_iter().with_min_len(TASK_VALUES);
+                Cow::Owned(values.map(|x| x.to_f32()).collect())
+            }
+        }
+    }
+
+    /// Overwrites the first values, rounding them where they are bf16.
+    pub(super) fn round_from(&mut self, from: &[f32]) {
+        match self.values_mut() {
+            ValuesMut::F32(values) => values[..from.len()].copy_from_slice(from),
+            ValuesMut::Bf16(values) => {
+                let values = values[..from.len()].par_iter_mut().with_min_len(TASK_VALUES);
+                values.zip(from).for_each(|(to, &x)| *to = bf16::from_f32(x));
+            }
+        }
     }
 }
 
@@ -32,21 +121,24 @@ impl From<&[f32]> for CpuBuf {
     }
 }
 
-#[allow(unsafe_code, reason = "a slice of lines is viewed as a slice of their values")]
 impl Deref for CpuBuf {
     type Target = [f32];
 
+    #[track_caller]
     fn deref(&self) -> &[f32] {
-        // SAFETY: `Line` is `repr(C)` of LINE values without padding, and `len` is at most LINE
-        // times their number.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        match self.values() {
+            Values::F32(values) => values,
+            Values::Bf16(_) => panic!("a buffer of f32 is wanted here, and it is one of bf16"),
+        }
     }
 }
 
-#[allow(unsafe_code, reason = "a slice of lines is viewed as a slice of their values")]
 impl DerefMut for CpuBuf {
+    #[track_caller]
     fn deref_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as in `deref`; `&mut self` makes the view unique.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        match self.values_mut() {
+            ValuesMut::F32(values) => values,
+            ValuesMut::Bf16(_) => panic!("a buffer of f32 is wanted here, and it is one of bf16"),
+        }
     }
 }

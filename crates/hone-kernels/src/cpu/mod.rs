@@ -20,12 +20,15 @@ mod pointwise;
 mod quant;
 pub(crate) mod simd;
 mod tile;
+mod value;
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use attention::{Plan, Saved};
-use bf16::{Engine, PackedHalf, Right, Values, ValuesMut};
+use bf16::{Engine, PackedHalf, Right, Values};
 pub use buffer::CpuBuf;
+use buffer::ValuesMut;
 use decode::Cache;
 use matmul::{Factor, Target};
 use rayon::prelude::*;
@@ -122,7 +125,50 @@ fn rounded(l: Layout, values: Values<'_>, along_rows: bool) -> (bf16::Factor<'_>
     }
 }
 
+/// An expression for buffers of either kind: each name stands for the slice of its values in it.
+macro_rules! with_values {
+    ([] [] $result:expr) => { $result };
+    ([$x:ident: $buf:expr $(, $more:ident: $rest:expr)*] [$($y:ident: $out:expr),*] $result:expr) => {
+        match $buf.values() {
+            Values::F32($x) => with_values!([$($more: $rest),*] [$($y: $out),*] $result),
+            Values::Bf16($x) => with_values!([$($more: $rest),*] [$($y: $out),*] $result),
+        }
+    };
+    ([] [$y:ident: $buf:expr $(, $more:ident: $rest:expr)*] $result:expr) => {
+        match $buf.values_mut() {
+            ValuesMut::F32($y) => with_values!([] [$($more: $rest),*] $result),
+            ValuesMut::Bf16($y) => with_values!([] [$($more: $rest),*] $result),
+        }
+    };
+}
+
+thread_local! {
+    /// What stands for a rounded result while it is summed, kept from call to call.
+    static SUMS: Cell<CpuBuf> = Cell::default();
+}
+
 impl Cpu {
+    /// A product into a rounded matrix: `run` makes it in one of f32, which holds the old values
+    /// where `beta` asks for them.
+    fn through_f32(&self, c: MatMut<'_, Self>, beta: f32, run: impl FnOnce(MatMut<'_, Self>)) {
+        let l = layout_mut(self, &c);
+        let dense = Layout { offset: 0, stride: l.cols, ..l };
+        // Taken, not borrowed: while this thread waits for others inside a product, it may be
+        // given work that asks for a product too.
+        let mut sums = SUMS.take();
+        if sums.len() < l.rows * l.cols {
+            sums = CpuBuf::zeros(l.rows * l.cols);
+        }
+        if beta != 0.0 {
+            let to = (dense, &mut sums[..]);
+            with_values!([c: c.buf] [] pointwise::copy_rows(self.level, (l, c), to));
+        }
+        run(MatMut::new(&mut sums, l.rows, l.cols));
+        let from = (dense, &sums[..]);
+        with_values!([] [c: c.buf] pointwise::copy_rows(self.level, from, (l, c)));
+        SUMS.set(sums);
+    }
+
     /// `C <- alpha A B + tails + beta C` with factors rounded to bf16; B has so many rows and columns.
     fn product_bf16(
         &self,
@@ -135,7 +181,10 @@ impl Cpu {
         let lc = layout_mut(self, &c);
         assert!(k == k_b && m == lc.rows && n == lc.cols, "({m}, {k}) by ({k_b}, {n}) into {lc:?}");
         let at = lc.offset.min(c.buf.len());
-        let values = ValuesMut::F32(&mut c.buf[at..]);
+        let values = match c.buf.values_mut() {
+            ValuesMut::F32(values) => ValuesMut::F32(&mut values[at..]),
+            ValuesMut::Bf16(values) => ValuesMut::Bf16(&mut values[at..]),
+        };
         let target = bf16::Target { values, stride: lc.stride, alpha, beta };
         let tails: Vec<_> = tails.iter().map(|tail| self.low_rank(tail)).collect();
         bf16::product(self.engine, (m, n, k), a, b, &tails, target);
@@ -150,19 +199,30 @@ impl Cpu {
         c: MatMut<'_, Self>,
         factors: (f32, f32),
     ) {
-        let a = rounded(layout(self, &a), Values::F32(a.buf), op_a == Op::N);
-        let (b, n, k) = rounded(layout(self, &b), Values::F32(b.buf), op_b == Op::T);
+        let a = rounded(layout(self, &a), a.buf.values(), op_a == Op::N);
+        let (b, n, k) = rounded(layout(self, &b), b.buf.values(), op_b == Op::T);
         self.product_bf16(a, (Right::Factor(b), k, n), tails, c, factors);
     }
 
     /// A tail as factors that are rounded.
     fn low_rank<'a>(&self, tail: &Tail<'a, Self>) -> bf16::Tail<'a> {
         let Tail { u, v, op_v, column, scale } = *tail;
-        let (u, _, rank) = rounded(layout(self, &u), Values::F32(u.buf), true);
-        let (v, n, rank_v) = rounded(layout(self, &v), Values::F32(v.buf), op_v == Op::T);
+        let (u, _, rank) = rounded(layout(self, &u), u.buf.values(), true);
+        let (v, n, rank_v) = rounded(layout(self, &v), v.buf.values(), op_v == Op::T);
         assert_eq!(rank, rank_v, "a tail of two ranks");
         bf16::Tail { u, v, rank, cols: (column, n), scale }
     }
+}
+
+/// What attention writes, through f32 where it is rounded: its kernels compute in f32, and so do its
+/// arguments ([`CpuBuf::widened`]).
+fn rounded_result(buf: &mut CpuBuf, run: impl FnOnce(&mut [f32])) {
+    if let ValuesMut::F32(values) = buf.values_mut() {
+        return run(values);
+    }
+    let mut values = buf.widened().into_owned();
+    run(&mut values);
+    buf.round_from(&values);
 }
 
 impl Backend for Cpu {
@@ -189,20 +249,33 @@ impl Backend for Cpu {
         CpuBuf::from(data)
     }
 
+    fn zeros_rounded(&self, n: usize) -> CpuBuf {
+        CpuBuf::zeros_of(self.compute, n)
+    }
+
+    fn buf_bytes(&self, buf: &CpuBuf) -> u64 {
+        buf.n_bytes() as u64
+    }
+
     fn len(&self, buf: &CpuBuf) -> usize {
         buf.len()
     }
 
     fn read(&self, buf: &CpuBuf, offset: usize, out: &mut [f32]) {
-        out.copy_from_slice(&buf[offset..offset + out.len()]);
+        let end = offset + out.len();
+        with_values!([x: buf] [] pointwise::copy(self.level, &x[offset..end], out));
     }
 
     fn write(&self, buf: &mut CpuBuf, offset: usize, data: &[f32]) {
-        buf[offset..offset + data.len()].copy_from_slice(data);
+        let end = offset + data.len();
+        with_values!([] [y: buf] pointwise::copy(self.level, data, &mut y[offset..end]));
     }
 
     fn fill(&self, buf: &mut CpuBuf, value: f32) {
-        buf.fill(value);
+        match buf.values_mut() {
+            ValuesMut::F32(values) => values.fill(value),
+            ValuesMut::Bf16(values) => values.fill(half::bf16::from_f32(value)),
+        }
     }
 
     fn gemm(
@@ -218,9 +291,13 @@ impl Backend for Cpu {
         if self.compute == Compute::Bf16 {
             return self.gemm_bf16((a, op_a), (b, op_b), &[], c, (alpha, beta));
         }
+        if c.buf.is_rounded() {
+            return self.through_f32(c, beta, |c| self.gemm(a, op_a, b, op_b, c, alpha, beta));
+        }
         let lc = layout_mut(self, &c);
-        let (fa, m, k) = factor(layout(self, &a), a.buf, op_a);
-        let (fb, k_b, n) = factor(layout(self, &b), b.buf, op_b);
+        let (a_values, b_values) = (a.buf.widened(), b.buf.widened());
+        let (fa, m, k) = factor(layout(self, &a), &a_values, op_a);
+        let (fb, k_b, n) = factor(layout(self, &b), &b_values, op_b);
         assert!(k == k_b && m == lc.rows && n == lc.cols, "({m}, {k}) by ({k_b}, {n}) into {lc:?}");
         matmul::product((m, n, k), fa, fb, target(lc, c.buf, alpha, beta));
     }
@@ -235,6 +312,9 @@ impl Backend for Cpu {
     ) {
         if self.compute == Compute::Bf16 {
             return self.gemm_bf16(a, b, tails, c, (1.0, beta));
+        }
+        if c.buf.is_rounded() {
+            return self.through_f32(c, beta, |c| self.gemm_with(a, b, tails, c, beta));
         }
         self.gemm(a.0, a.1, b.0, b.1, c.again(), 1.0, beta);
         add_tails(self, tails, c);
@@ -279,7 +359,7 @@ impl Backend for Cpu {
     ) {
         match &w.weight {
             Weight::Half(half) => {
-                let a = rounded(layout(self, &x), Values::F32(x.buf), true);
+                let a = rounded(layout(self, &x), x.buf.values(), true);
                 return self.product_bf16(
                     a,
                     (Right::Packed(half), w.inp, w.out),
@@ -287,6 +367,9 @@ impl Backend for Cpu {
                     y,
                     (1.0, beta),
                 );
+            }
+            _ if y.buf.is_rounded() => {
+                return self.through_f32(y, beta, |y| self.linear_with(x, w, tails, y, beta));
             }
             Weight::Dense(dense) => {
                 let w = Mat::new(dense, w.out, w.inp);
@@ -307,9 +390,13 @@ impl Backend for Cpu {
     ) {
         match &w.weight {
             Weight::Half(half) => {
-                let a = rounded(layout(self, &dy), Values::F32(dy.buf), true);
+                let a = rounded(layout(self, &dy), dy.buf.values(), true);
                 let b = (Right::Turned(half), w.out, w.inp);
                 return self.product_bf16(a, b, tails, dx, (1.0, beta));
+            }
+            _ if dx.buf.is_rounded() => {
+                return self
+                    .through_f32(dx, beta, |dx| self.linear_dx_with(dy, w, tails, dx, beta));
             }
             Weight::Dense(dense) => {
                 let w = Mat::new(dense, w.out, w.inp);
@@ -326,31 +413,37 @@ impl Backend for Cpu {
     }
 
     fn copy(&self, x: &CpuBuf, y: &mut CpuBuf, n: usize) {
-        pointwise::copy(&x[..n], &mut y[..n]);
+        with_values!([x: x] [y: y] pointwise::copy(self.level, &x[..n], &mut y[..n]));
     }
 
     fn add(&self, x: &CpuBuf, y: &mut CpuBuf, n: usize) {
-        pointwise::add(self.level, &x[..n], &mut y[..n]);
+        with_values!([x: x] [y: y] pointwise::add(self.level, &x[..n], &mut y[..n]));
     }
 
     fn scale(&self, x: &mut CpuBuf, s: f32, n: usize) {
-        pointwise::scale(self.level, &mut x[..n], s);
+        with_values!([] [x: x] pointwise::scale(self.level, &mut x[..n], s));
     }
 
     fn add_bias(&self, y: MatMut<'_, Self>, bias: &CpuBuf) {
         let l = layout_mut(self, &y);
-        pointwise::add_bias(self.level, l, y.buf, &bias[..l.cols]);
+        let bias = &bias[..l.cols];
+        with_values!([] [y: y.buf] pointwise::add_bias(self.level, l, y, bias));
     }
 
     fn bias_grad(&self, dy: Mat<'_, Self>, dbias: &mut CpuBuf) {
         let l = layout(self, &dy);
-        pointwise::bias_grad(self.level, l, dy.buf, &mut dbias[..l.cols]);
+        let dbias = &mut dbias[..l.cols];
+        with_values!([dy: dy.buf] [] pointwise::bias_grad(self.level, l, dy, dbias));
     }
 
     fn dropout(&self, x: Mat<'_, Self>, y: MatMut<'_, Self>, p: f32, seed: u64) {
         let (lx, ly) = (layout(self, &x), layout_mut(self, &y));
         assert!(lx.rows == ly.rows && lx.cols == ly.cols && (0.0..1.0).contains(&p));
-        pointwise::dropout(lx, x.buf, ly, y.buf, p, seed);
+        if p == 0.0 {
+            with_values!([x: x.buf] [y: y.buf] pointwise::copy_rows(self.level, (lx, x), (ly, y)));
+        } else {
+            with_values!([x: x.buf] [y: y.buf] pointwise::dropout((lx, x), (ly, y), p, seed));
+        }
     }
 
     fn gather_rows(&self, table: &CpuBuf, ids: &[u32], d: usize, y: &mut CpuBuf) {
@@ -384,7 +477,9 @@ impl Backend for Cpu {
         let (lx, ls, ly) = (layout(self, &x), layout(self, &scale), layout_mut(self, &y));
         assert!(lx.rows == ly.rows && lx.cols == ly.cols && ls.cols == lx.cols && ls.rows == 1);
         let scale = &scale.buf[ls.row(0)..][..ls.cols];
-        adapter::add_scaled_columns((lx, x.buf), scale, shift, (ly, y.buf), beta);
+        with_values!([x: x.buf] [y: y.buf] {
+            adapter::add_scaled_columns((lx, x), scale, shift, (ly, y), beta);
+        });
     }
 
     fn columns_dot(
@@ -397,7 +492,10 @@ impl Backend for Cpu {
         let (la, lb, ld) = (layout(self, &a), layout(self, &b), layout(self, &divisor));
         assert!(la.rows == lb.rows && la.cols == lb.cols && ld.cols == la.cols && ld.rows == 1);
         let divisor = &divisor.buf[ld.row(0)..][..ld.cols];
-        adapter::columns_dot((la, a.buf), (lb, b.buf), divisor, &mut out[..la.cols]);
+        let out = &mut out[..la.cols];
+        with_values!([a: a.buf, b: b.buf] [] {
+            adapter::columns_dot((la, a), (lb, b), divisor, out);
+        });
     }
 
     fn dora_scales(
@@ -431,8 +529,8 @@ impl Backend for Cpu {
         y: &mut CpuBuf,
         r: &mut CpuBuf,
     ) {
-        let (y, r) = (&mut y[..rows * d], &mut r[..rows]);
-        norm::forward(self.level, &x[..rows * d], &w[..d], norm, y, r);
+        let (x, w, r) = (&x[..rows * d], &w[..d], &mut r[..rows]);
+        with_values!([] [y: y] norm::forward(self.level, x, w, norm, &mut y[..rows * d], r));
     }
 
     fn rms_norm_backward(
@@ -461,8 +559,16 @@ impl Backend for Cpu {
     ) {
         let l = layout_mut(self, &x);
         assert!(width > 0 && l.cols.is_multiple_of(width), "groups of {width} in {l:?}");
-        let raw = &mut raw[..l.rows * l.cols];
-        norm::group_forward(self.level, l, x.buf, &w[..width], norm, raw);
+        let (w, n) = (&w[..width], l.rows * l.cols);
+        match (x.buf.values_mut(), raw.values_mut()) {
+            (ValuesMut::F32(x), ValuesMut::F32(raw)) => {
+                norm::group_forward(self.level, l, x, w, norm, &mut raw[..n]);
+            }
+            (ValuesMut::Bf16(x), ValuesMut::Bf16(raw)) => {
+                norm::group_forward(self.level, l, x, w, norm, &mut raw[..n]);
+            }
+            _ => panic!("a group norm and what it keeps are either both rounded or neither"),
+        }
     }
 
     fn group_norm_backward(
@@ -476,9 +582,11 @@ impl Backend for Cpu {
     ) {
         let l = layout_mut(self, &dy);
         assert!(width > 0 && l.cols.is_multiple_of(width), "groups of {width} in {l:?}");
-        let inputs = [&raw[..l.rows * l.cols], &w[..width]];
+        let (w, n) = (&w[..width], l.rows * l.cols);
         let dw = dw.map(|dw| &mut dw[..width]);
-        norm::group_backward(self.level, l, dy.buf, inputs, norm, dw);
+        with_values!([raw: raw] [dy: dy.buf] {
+            norm::group_backward(self.level, l, dy, (&raw[..n], w), norm, dw);
+        });
     }
 
     fn rope(
@@ -491,26 +599,36 @@ impl Backend for Cpu {
         inverse: bool,
     ) {
         check_rotary(heads, rotary);
-        let qkv = &mut qkv[..positions.len() * heads.qkv_width()];
-        norm::rope(self.level, qkv, heads, rotary, positions, cos_sin, inverse);
+        let n = positions.len() * heads.qkv_width();
+        with_values!([] [qkv: qkv] {
+            norm::rope(self.level, &mut qkv[..n], heads, rotary, positions, cos_sin, inverse);
+        });
     }
 
     fn swiglu(&self, gate_up: &CpuBuf, (rows, i): (usize, usize), h: &mut CpuBuf) {
-        pointwise::swiglu(self.level, &gate_up[..rows * 2 * i], i, &mut h[..rows * i]);
+        with_values!([gate_up: gate_up] [h: h] {
+            pointwise::swiglu(self.level, &gate_up[..rows * 2 * i], i, &mut h[..rows * i]);
+        });
     }
 
     fn swiglu_backward(&self, dh: &CpuBuf, (rows, i): (usize, usize), gate_up: &mut CpuBuf) {
-        let gate_up = &mut gate_up[..rows * 2 * i];
-        pointwise::swiglu_backward(self.level, &dh[..rows * i], i, gate_up);
+        with_values!([dh: dh] [gate_up: gate_up] {
+            let gate_up = &mut gate_up[..rows * 2 * i];
+            pointwise::swiglu_backward(self.level, &dh[..rows * i], i, gate_up);
+        });
     }
 
     fn geglu(&self, gate_up: &CpuBuf, (rows, i): (usize, usize), h: &mut CpuBuf) {
-        pointwise::geglu(self.level, &gate_up[..rows * 2 * i], i, &mut h[..rows * i]);
+        with_values!([gate_up: gate_up] [h: h] {
+            pointwise::geglu(self.level, &gate_up[..rows * 2 * i], i, &mut h[..rows * i]);
+        });
     }
 
     fn geglu_backward(&self, dh: &CpuBuf, (rows, i): (usize, usize), gate_up: &mut CpuBuf) {
-        let gate_up = &mut gate_up[..rows * 2 * i];
-        pointwise::geglu_backward(self.level, &dh[..rows * i], i, gate_up);
+        with_values!([dh: dh] [gate_up: gate_up] {
+            let gate_up = &mut gate_up[..rows * 2 * i];
+            pointwise::geglu_backward(self.level, &dh[..rows * i], i, gate_up);
+        });
     }
 
     fn soft_cap(&self, x: &mut CpuBuf, cap: f32, n: usize) {
@@ -528,7 +646,10 @@ impl Backend for Cpu {
     ) {
         check_mask(mask);
         let docs = documents(heads, seq_lens, qkv.len(), out.len(), lse.len());
-        attention::forward(self.level, Plan { heads, mask }, &docs, qkv, out, lse);
+        let qkv = qkv.widened();
+        rounded_result(out, |out| {
+            attention::forward(self.level, Plan { heads, mask }, &docs, &qkv, out, lse);
+        });
     }
 
     fn attention_backward(
@@ -545,8 +666,11 @@ impl Backend for Cpu {
         let (qkv_len, out_len) = (qkv.len().min(dqkv.len()), out.len().min(dout.len()));
         check_mask(mask);
         let docs = documents(heads, seq_lens, qkv_len, out_len, lse.len());
-        let saved = Saved { dout, qkv, out, lse };
-        attention::backward(self.level, Plan { heads, mask }, &docs, saved, dqkv);
+        let [dout, qkv, out] = [dout, qkv, out].map(CpuBuf::widened);
+        let saved = Saved { dout: &dout, qkv: &qkv, out: &out, lse };
+        rounded_result(dqkv, |dqkv| {
+            attention::backward(self.level, Plan { heads, mask }, &docs, saved, dqkv);
+        });
     }
 
     fn attention_decode(
@@ -565,10 +689,13 @@ impl Backend for Cpu {
         let l = layout(self, &q);
         assert!(l.rows == lens.len() && l.cols == heads.out_width(), "{l:?}");
         assert!(lens.iter().all(|&len| 0 < len && len <= capacity), "{lens:?} of {capacity}");
-        let rows = |b: usize| &q.buf[l.row(b)..][..l.cols];
+        let q = q.buf.widened();
+        let rows = |b: usize| &q[l.row(b)..][..l.cols];
         let cache = Cache { keys: k_cache, values: v_cache, capacity, lens };
-        let out = &mut out[..l.rows * l.cols];
-        decode::decode(self.level, Plan { heads, mask }, rows, cache, out);
+        rounded_result(out, |out| {
+            let out = &mut out[..l.rows * l.cols];
+            decode::decode(self.level, Plan { heads, mask }, rows, cache, out);
+        });
     }
 
     fn cross_entropy(

@@ -7,23 +7,24 @@ use rayon::prelude::*;
 use super::par::{self, task_rows};
 use super::pointwise::extent;
 use super::simd::{Level, simd_fn};
+use super::value::Value;
 use crate::shape::Layout;
 use crate::{Heads, RmsNorm};
 
 simd_fn! {
     /// Sum of the products of two rows, in four interleaved sums.
-    pub(super) fn dot<s>(a: &[f32], b: &[f32]) -> f32 {
+    pub(super) fn dot<s, A: Value>(a: &[A], b: &[A]) -> f32 {
         let mut sums = [s.splat(0.0); 4];
         let (mut a, mut b) = (a.chunks_exact(4 * S::LANES), b.chunks_exact(4 * S::LANES));
         for (a, b) in (&mut a).zip(&mut b) {
             for (i, sum) in sums.iter_mut().enumerate() {
                 let at = i * S::LANES;
-                *sum = s.fma(s.load(&a[at..]), s.load(&b[at..]), *sum);
+                *sum = s.fma(A::load(s, &a[at..]), A::load(s, &b[at..]), *sum);
             }
         }
         let rest = a.remainder().chunks(S::LANES).zip(b.remainder().chunks(S::LANES));
         for (i, (a, b)) in rest.enumerate() {
-            sums[i] = s.fma(s.load_part(a, 0.0), s.load_part(b, 0.0), sums[i]);
+            sums[i] = s.fma(A::load(s, a), A::load(s, b), sums[i]);
         }
         s.sum_lanes(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
     }
@@ -31,9 +32,11 @@ simd_fn! {
 
 simd_fn! {
     /// `y <- x r w` on rows.
-    fn scale_row<_s>(x: &[f32], w: &[f32], r: f32, y: &mut [f32]) {
-        for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
-            *y = x * r * w;
+    fn scale_row<s, X: Value, Y: Value>(x: &[X], w: &[f32], r: f32, y: &mut [Y]) {
+        let r = s.splat(r);
+        let rows = x.chunks(S::LANES).zip(w.chunks(S::LANES)).zip(y.chunks_mut(S::LANES));
+        for ((x, w), y) in rows {
+            Y::store(s, y, s.mul(s.mul(X::load(s, x), r), s.load_part(w, 0.0)));
         }
     }
 }
@@ -41,46 +44,56 @@ simd_fn! {
 simd_fn! {
     /// `dx <- dx + r (z - n mean(z n))` on a row, with z = dy w and n = x r; `dw <- dw + dy n`
     /// unless it is empty.
-    fn backward_row<s>(dy: &[f32], x: &[f32], w: &[f32], r: f32, dx: &mut [f32], dw: &mut [f32]) {
+    fn backward_row<s, X: Value, D: Value>(
+        dy: &[f32],
+        x: &[X],
+        w: &[f32],
+        r: f32,
+        dx: &mut [D],
+        dw: &mut [f32],
+    ) {
         let lanes = S::LANES;
         let (factor, mut sums) = (s.splat(r), [s.splat(0.0); 2]);
         let rows = dy.chunks(lanes).zip(x.chunks(lanes)).zip(w.chunks(lanes));
         for (i, ((dy, x), w)) in rows.clone().enumerate() {
             let z = s.mul(s.load_part(dy, 0.0), s.load_part(w, 0.0));
-            let n = s.mul(s.load_part(x, 0.0), factor);
+            let n = s.mul(X::load(s, x), factor);
             sums[i % 2] = s.fma(z, n, sums[i % 2]);
         }
         let mean = s.splat(s.sum_lanes(s.add(sums[0], sums[1])) / -(x.len() as f32));
         for (((dy, x), w), dx) in rows.zip(dx.chunks_mut(lanes)) {
             let z = s.mul(s.load_part(dy, 0.0), s.load_part(w, 0.0));
-            let n = s.mul(s.load_part(x, 0.0), factor);
-            let old = s.load_part(dx, 0.0);
-            s.store_part(dx, s.fma(factor, s.fma(n, mean, z), old));
+            let n = s.mul(X::load(s, x), factor);
+            let old = D::load(s, dx);
+            D::store(s, dx, s.fma(factor, s.fma(n, mean, z), old));
         }
         for ((dw, dy), x) in dw.iter_mut().zip(dy).zip(x) {
-            *dw += dy * (x * r);
+            *dw += dy * (x.get() * r);
         }
     }
 }
 
 simd_fn! {
     /// Rotates the first half `a` and the second half `b` of a head.
-    fn rotate<_s>(a: &mut [f32], b: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
-        for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
-            let (x, y, sin) = (*a, *b, sign * sin);
-            *a = x * cos - y * sin;
-            *b = y * cos + x * sin;
+    fn rotate<s, X: Value>(a: &mut [X], b: &mut [X], cos: &[f32], sin: &[f32], sign: f32) {
+        let (sign, lanes) = (s.splat(sign), S::LANES);
+        let halves = a.chunks_mut(lanes).zip(b.chunks_mut(lanes));
+        for ((a, b), (cos, sin)) in halves.zip(cos.chunks(lanes).zip(sin.chunks(lanes))) {
+            let (x, y) = (X::load(s, a), X::load(s, b));
+            let (cos, sin) = (s.load_part(cos, 0.0), s.mul(sign, s.load_part(sin, 0.0)));
+            X::store(s, a, s.sub(s.mul(x, cos), s.mul(y, sin)));
+            X::store(s, b, s.add(s.mul(y, cos), s.mul(x, sin)));
         }
     }
 }
 
 /// 1 / sqrt(mean(x^2) + eps); squares too large for f32 are summed in f64.
-fn inverse_root(level: Level, x: &[f32], eps: f32) -> f32 {
+fn inverse_root<X: Value>(level: Level, x: &[X], eps: f32) -> f32 {
     let mean = dot(level, x, x) / x.len() as f32;
     if mean.is_finite() {
         return 1.0 / (mean + eps).sqrt();
     }
-    let squares: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum();
+    let squares: f64 = x.iter().map(|x| f64::from(x.get()).powi(2)).sum();
     (1.0 / (squares / x.len() as f64 + f64::from(eps)).sqrt()) as f32
 }
 
@@ -93,12 +106,12 @@ fn factors(w: &[f32], norm: RmsNorm) -> Cow<'_, [f32]> {
 }
 
 /// See [`crate::Backend::rms_norm`].
-pub(super) fn forward(
+pub(super) fn forward<Y: Value>(
     level: Level,
     x: &[f32],
     w: &[f32],
     norm: RmsNorm,
-    y: &mut [f32],
+    y: &mut [Y],
     r: &mut [f32],
 ) {
     let w = &*factors(w, norm);
@@ -145,13 +158,13 @@ pub(super) fn backward(
 }
 
 /// See [`crate::Backend::group_norm`]; `w` is the width.
-pub(super) fn group_forward(
+pub(super) fn group_forward<X: Value>(
     level: Level,
     l: Layout,
-    x: &mut [f32],
+    x: &mut [X],
     w: &[f32],
     norm: RmsNorm,
-    raw: &mut [f32],
+    raw: &mut [X],
 ) {
     let w = &*factors(w, norm);
     let rows = task_rows(l.cols);
@@ -168,11 +181,11 @@ pub(super) fn group_forward(
 
 /// See [`crate::Backend::group_norm_backward`]; `dw`'s sums of each task are added in the order of
 /// the tasks.
-pub(super) fn group_backward(
+pub(super) fn group_backward<D: Value, X: Value>(
     level: Level,
     l: Layout,
-    dy: &mut [f32],
-    [raw, w]: [&[f32]; 2],
+    dy: &mut [D],
+    (raw, w): (&[X], &[f32]),
     norm: RmsNorm,
     dw: Option<&mut [f32]>,
 ) {
@@ -185,8 +198,10 @@ pub(super) fn group_backward(
             let (mut sum, mut old) = (vec![0.0; n_dw], vec![0.0; width]);
             for (dy, raw) in dy.chunks_mut(l.stride).zip(raw.chunks(l.cols)) {
                 for (dx, x) in dy[..l.cols].chunks_mut(width).zip(raw.chunks(width)) {
-                    old.copy_from_slice(dx);
-                    dx.fill(0.0);
+                    old.iter_mut().zip(&mut *dx).for_each(|(old, dy)| {
+                        *old = dy.get();
+                        *dy = D::ZERO;
+                    });
                     let r = inverse_root(level, x, norm.eps);
                     backward_row(level, &old, x, w, r, dx, &mut sum);
                 }
@@ -202,9 +217,9 @@ pub(super) fn group_backward(
 }
 
 /// See [`crate::Backend::rope`]; `rotary` = R columns of each head are rotated.
-pub(super) fn rope(
+pub(super) fn rope<X: Value>(
     level: Level,
-    qkv: &mut [f32],
+    qkv: &mut [X],
     heads: Heads,
     rotary: usize,
     positions: &[u32],

@@ -13,7 +13,7 @@ pub(super) fn task_rows(width: usize) -> usize {
 }
 
 /// Calls `f(task, piece)` on pieces of `size` values of `x`, on all threads if there are several.
-pub(super) fn pieces(x: &mut [f32], size: usize, f: impl Fn(usize, &mut [f32]) + Sync + Send) {
+pub(super) fn pieces<T: Send>(x: &mut [T], size: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
     if x.len() <= size {
         if !x.is_empty() {
             f(0, x);

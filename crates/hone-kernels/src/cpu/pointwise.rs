@@ -4,48 +4,64 @@ use rayon::prelude::*;
 
 use super::par::{self, TASK_VALUES, task_rows};
 use super::simd::{Level, Simd, exp, simd_fn, tanh};
+use super::value::Value;
 use crate::rng;
 use crate::shape::Layout;
 
 simd_fn! {
     /// `y <- y + x`.
-    fn add_piece<_s>(x: &[f32], y: &mut [f32]) {
-        y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+    fn add_piece<s, X: Value, Y: Value>(x: &[X], y: &mut [Y]) {
+        for (x, y) in x.chunks(S::LANES).zip(y.chunks_mut(S::LANES)) {
+            let sum = s.add(Y::load(s, y), X::load(s, x));
+            Y::store(s, y, sum);
+        }
     }
 }
 
 simd_fn! {
     /// `x <- s x`.
-    pub(super) fn scale_piece<_s>(x: &mut [f32], factor: f32) {
-        x.iter_mut().for_each(|x| *x *= factor);
+    pub(super) fn scale_piece<s, X: Value>(x: &mut [X], factor: f32) {
+        let factor = s.splat(factor);
+        for x in x.chunks_mut(S::LANES) {
+            let scaled = s.mul(X::load(s, x), factor);
+            X::store(s, x, scaled);
+        }
+    }
+}
+
+simd_fn! {
+    /// `y <- x`, rounded or widened where they differ.
+    fn copy_piece<s, X: Value, Y: Value>(x: &[X], y: &mut [Y]) {
+        for (x, y) in x.chunks(S::LANES).zip(y.chunks_mut(S::LANES)) {
+            Y::store(s, y, X::load(s, x));
+        }
     }
 }
 
 simd_fn! {
     /// A row of SwiGLU.
-    fn swiglu_row<s>(gate: &[f32], up: &[f32], h: &mut [f32]) {
+    fn swiglu_row<s, G: Value, H: Value>(gate: &[G], up: &[G], h: &mut [H]) {
         let one = s.splat(1.0);
         let rows = gate.chunks(S::LANES).zip(up.chunks(S::LANES)).zip(h.chunks_mut(S::LANES));
         for ((gate, up), h) in rows {
-            let (gate, up) = (s.load_part(gate, 0.0), s.load_part(up, 0.0));
+            let (gate, up) = (G::load(s, gate), G::load(s, up));
             let sigmoid = s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), gate))));
-            s.store_part(h, s.mul(s.mul(gate, sigmoid), up));
+            H::store(s, h, s.mul(s.mul(gate, sigmoid), up));
         }
     }
 }
 
 simd_fn! {
     /// A row of SwiGLU's backward: gates and ups become their gradients.
-    fn swiglu_backward_row<s>(dh: &[f32], gate: &mut [f32], up: &mut [f32]) {
+    fn swiglu_backward_row<s, H: Value, G: Value>(dh: &[H], gate: &mut [G], up: &mut [G]) {
         let one = s.splat(1.0);
         let rows = dh.chunks(S::LANES).zip(gate.chunks_mut(S::LANES)).zip(up.chunks_mut(S::LANES));
         for ((dh, gate_at), up_at) in rows {
-            let (dh, gate, up) =
-                (s.load_part(dh, 0.0), s.load_part(gate_at, 0.0), s.load_part(up_at, 0.0));
+            let (dh, gate, up) = (H::load(s, dh), G::load(s, gate_at), G::load(s, up_at));
             let sigmoid = s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), gate))));
             let slope = s.mul(sigmoid, s.fma(gate, s.sub(one, sigmoid), one));
-            s.store_part(gate_at, s.mul(s.mul(dh, up), slope));
-            s.store_part(up_at, s.mul(dh, s.mul(gate, sigmoid)));
+            G::store(s, gate_at, s.mul(s.mul(dh, up), slope));
+            G::store(s, up_at, s.mul(dh, s.mul(gate, sigmoid)));
         }
     }
 }
@@ -71,33 +87,32 @@ fn gelu_tanh<S: Simd>(s: S, gate: S::V) -> (S::V, S::V) {
 
 simd_fn! {
     /// A row of GeGLU.
-    fn geglu_row<s>(gate: &[f32], up: &[f32], h: &mut [f32]) {
+    fn geglu_row<s, G: Value, H: Value>(gate: &[G], up: &[G], h: &mut [H]) {
         let (one, half) = (s.splat(1.0), s.splat(0.5));
         let rows = gate.chunks(S::LANES).zip(up.chunks(S::LANES)).zip(h.chunks_mut(S::LANES));
         for ((gate, up), h) in rows {
-            let (gate, up) = (s.load_part(gate, 0.0), s.load_part(up, 0.0));
+            let (gate, up) = (G::load(s, gate), G::load(s, up));
             let share = s.mul(half, s.add(one, gelu_tanh(s, gate).1));
-            s.store_part(h, s.mul(s.mul(gate, share), up));
+            H::store(s, h, s.mul(s.mul(gate, share), up));
         }
     }
 }
 
 simd_fn! {
     /// A row of GeGLU's backward: gates and ups become their gradients.
-    fn geglu_backward_row<s>(dh: &[f32], gate: &mut [f32], up: &mut [f32]) {
+    fn geglu_backward_row<s, H: Value, G: Value>(dh: &[H], gate: &mut [G], up: &mut [G]) {
         let (one, half) = (s.splat(1.0), s.splat(0.5));
         let rows = dh.chunks(S::LANES).zip(gate.chunks_mut(S::LANES)).zip(up.chunks_mut(S::LANES));
         for ((dh, gate_at), up_at) in rows {
-            let (dh, gate, up) =
-                (s.load_part(dh, 0.0), s.load_part(gate_at, 0.0), s.load_part(up_at, 0.0));
+            let (dh, gate, up) = (H::load(s, dh), G::load(s, gate_at), G::load(s, up_at));
             let (x, t) = gelu_tanh(s, gate);
             let share = s.mul(half, s.add(one, t));
             let rise = s.fma(s.splat(3.0 * GELU_CUBIC), s.mul(x, x), one);
             let du = s.mul(s.splat(GELU_SLOPE), rise);
             let bend = s.mul(s.sub(one, t), s.add(one, t));
             let slope = s.fma(s.mul(s.mul(half, x), bend), du, share);
-            s.store_part(gate_at, s.mul(s.mul(dh, up), slope));
-            s.store_part(up_at, s.mul(dh, s.mul(gate, share)));
+            G::store(s, gate_at, s.mul(s.mul(dh, up), slope));
+            G::store(s, up_at, s.mul(dh, s.mul(gate, share)));
         }
     }
 }
@@ -114,28 +129,41 @@ simd_fn! {
 }
 
 /// See [`crate::Backend::copy`].
-pub(super) fn copy(x: &[f32], y: &mut [f32]) {
-    par::pieces(y, TASK_VALUES, |t, y| y.copy_from_slice(&x[t * TASK_VALUES..][..y.len()]));
+pub(super) fn copy<X: Value, Y: Value>(level: Level, x: &[X], y: &mut [Y]) {
+    par::pieces(y, TASK_VALUES, |t, y| copy_piece(level, &x[t * TASK_VALUES..][..y.len()], y));
+}
+
+/// Copies the values of one view to another of the same sides.
+pub(super) fn copy_rows<X: Value, Y: Value>(
+    level: Level,
+    (lx, x): (Layout, &[X]),
+    (ly, y): (Layout, &mut [Y]),
+) {
+    rows_mut(ly, y, |i, row| copy_piece(level, &x[lx.row(i)..][..lx.cols], row));
 }
 
 /// See [`crate::Backend::add`].
-pub(super) fn add(level: Level, x: &[f32], y: &mut [f32]) {
+pub(super) fn add<X: Value, Y: Value>(level: Level, x: &[X], y: &mut [Y]) {
     par::pieces(y, TASK_VALUES, |t, y| add_piece(level, &x[t * TASK_VALUES..][..y.len()], y));
 }
 
 /// See [`crate::Backend::scale`].
-pub(super) fn scale(level: Level, x: &mut [f32], factor: f32) {
+pub(super) fn scale<X: Value>(level: Level, x: &mut [X], factor: f32) {
     par::pieces(x, TASK_VALUES, |_, x| scale_piece(level, x, factor));
 }
 
 /// The part of a buffer from the first to one past the last value of a view's rows.
-pub(super) fn extent(l: Layout, buf: &mut [f32]) -> &mut [f32] {
+pub(super) fn extent<T>(l: Layout, buf: &mut [T]) -> &mut [T] {
     let end = crate::shape::end(l.offset, l.rows, l.cols, l.stride);
     &mut buf[l.offset.min(end)..end]
 }
 
 /// Calls `f(i, row)` for each row of a view.
-pub(super) fn rows_mut(l: Layout, buf: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync + Send) {
+pub(super) fn rows_mut<T: Send>(
+    l: Layout,
+    buf: &mut [T],
+    f: impl Fn(usize, &mut [T]) + Sync + Send,
+) {
     let rows = task_rows(l.cols);
     let stride = l.stride.max(1);
     par::pieces(extent(l, buf), rows * stride, |t, piece| {
@@ -146,12 +174,12 @@ pub(super) fn rows_mut(l: Layout, buf: &mut [f32], f: impl Fn(usize, &mut [f32])
 }
 
 /// See [`crate::Backend::add_bias`].
-pub(super) fn add_bias(level: Level, l: Layout, y: &mut [f32], bias: &[f32]) {
+pub(super) fn add_bias<Y: Value>(level: Level, l: Layout, y: &mut [Y], bias: &[f32]) {
     rows_mut(l, y, |_, row| add_piece(level, bias, row));
 }
 
 /// See [`crate::Backend::bias_grad`].
-pub(super) fn bias_grad(level: Level, l: Layout, dy: &[f32], dbias: &mut [f32]) {
+pub(super) fn bias_grad<Y: Value>(level: Level, l: Layout, dy: &[Y], dbias: &mut [f32]) {
     let rows = task_rows(l.cols);
     let sums = par::map(l.rows.div_ceil(rows), |t| {
         let mut sum = vec![0.0; l.cols];
@@ -164,19 +192,24 @@ pub(super) fn bias_grad(level: Level, l: Layout, dy: &[f32], dbias: &mut [f32]) 
 }
 
 /// See [`crate::Backend::dropout`].
-pub(super) fn dropout(lx: Layout, x: &[f32], ly: Layout, y: &mut [f32], p: f32, seed: u64) {
+pub(super) fn dropout<X: Value, Y: Value>(
+    (lx, x): (Layout, &[X]),
+    (ly, y): (Layout, &mut [Y]),
+    p: f32,
+    seed: u64,
+) {
     let (stream, below, factor) = (rng::stream(seed), rng::drop_below(p), 1.0 / (1.0 - p));
     rows_mut(ly, y, |i, row| {
         let first = (i * lx.cols) as u64;
         for (j, (y, x)) in row.iter_mut().zip(&x[lx.row(i)..]).enumerate() {
             let kept = rng::draw(stream, first + j as u64) >> 32 >= below;
-            *y = if kept { x * factor } else { 0.0 };
+            *y = if kept { Y::of(x.get() * factor) } else { Y::ZERO };
         }
     });
 }
 
 /// See [`crate::Backend::swiglu`].
-pub(super) fn swiglu(level: Level, gate_up: &[f32], i: usize, h: &mut [f32]) {
+pub(super) fn swiglu<G: Value, H: Value>(level: Level, gate_up: &[G], i: usize, h: &mut [H]) {
     let rows = task_rows(i);
     par::pieces(h, rows * i, |t, piece| {
         for (h, gate_up) in piece.chunks_mut(i).zip(gate_up[t * rows * 2 * i..].chunks(2 * i)) {
@@ -186,7 +219,12 @@ pub(super) fn swiglu(level: Level, gate_up: &[f32], i: usize, h: &mut [f32]) {
 }
 
 /// See [`crate::Backend::swiglu_backward`].
-pub(super) fn swiglu_backward(level: Level, dh: &[f32], i: usize, gate_up: &mut [f32]) {
+pub(super) fn swiglu_backward<H: Value, G: Value>(
+    level: Level,
+    dh: &[H],
+    i: usize,
+    gate_up: &mut [G],
+) {
     let rows = task_rows(i);
     par::pieces(gate_up, rows * 2 * i, |t, piece| {
         for (gate_up, dh) in piece.chunks_mut(2 * i).zip(dh[t * rows * i..].chunks(i)) {
@@ -197,7 +235,7 @@ pub(super) fn swiglu_backward(level: Level, dh: &[f32], i: usize, gate_up: &mut 
 }
 
 /// See [`crate::Backend::geglu`].
-pub(super) fn geglu(level: Level, gate_up: &[f32], i: usize, h: &mut [f32]) {
+pub(super) fn geglu<G: Value, H: Value>(level: Level, gate_up: &[G], i: usize, h: &mut [H]) {
     let rows = task_rows(i);
     par::pieces(h, rows * i, |t, piece| {
         for (h, gate_up) in piece.chunks_mut(i).zip(gate_up[t * rows * 2 * i..].chunks(2 * i)) {
@@ -207,7 +245,12 @@ pub(super) fn geglu(level: Level, gate_up: &[f32], i: usize, h: &mut [f32]) {
 }
 
 /// See [`crate::Backend::geglu_backward`].
-pub(super) fn geglu_backward(level: Level, dh: &[f32], i: usize, gate_up: &mut [f32]) {
+pub(super) fn geglu_backward<H: Value, G: Value>(
+    level: Level,
+    dh: &[H],
+    i: usize,
+    gate_up: &mut [G],
+) {
     let rows = task_rows(i);
     par::pieces(gate_up, rows * 2 * i, |t, piece| {
         for (gate_up, dh) in piece.chunks_mut(2 * i).zip(dh[t * rows * i..].chunks(i)) {

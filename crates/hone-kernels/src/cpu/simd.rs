@@ -5,6 +5,8 @@
 //! turns into whatever the target has. A value of [`Avx512`] or [`Avx2`] is the proof that the
 //! machine has the instructions, so the methods are safe to call.
 
+use half::bf16;
+
 /// Lanes of the widest level: partial sums are laid out for it.
 pub(crate) const MAX_LANES: usize = 16;
 
@@ -64,6 +66,35 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `2^k` of lanes `k + EXP_MAGIC`, for whole k in -126 ..= 127.
     fn pow2(self, k_plus_magic: Self::V) -> Self::V;
+
+    /// The first lanes of `x`, which has at least [`Simd::LANES`] values, widened.
+    fn load_bf16(self, x: &[bf16]) -> Self::V;
+    /// Writes all lanes to the start of `x`, which has at least [`Simd::LANES`] values, rounded to
+    /// nearest, ties to even: the bytes of [`bf16::from_f32`], denormal values and NaN too.
+    fn store_bf16(self, x: &mut [bf16], v: Self::V);
+
+    /// [`Simd::load_part`] of bf16, filled with zeros.
+    #[inline(always)]
+    fn load_part_bf16(self, x: &[bf16]) -> Self::V {
+        if x.len() >= Self::LANES {
+            return self.load_bf16(x);
+        }
+        let mut full = [bf16::ZERO; MAX_LANES];
+        full[..x.len()].copy_from_slice(x);
+        self.load_bf16(&full)
+    }
+
+    /// [`Simd::store_part`] of bf16.
+    #[inline(always)]
+    fn store_part_bf16(self, x: &mut [bf16], v: Self::V) {
+        if x.len() >= Self::LANES {
+            return self.store_bf16(x, v);
+        }
+        let mut full = [bf16::ZERO; MAX_LANES];
+        self.store_bf16(&mut full, v);
+        let n = x.len();
+        x.copy_from_slice(&full[..n]);
+    }
 
     /// `x`, zero-extended to a vector where it is shorter.
     #[inline(always)]
@@ -181,27 +212,36 @@ pub(crate) fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
 /// named value is the [`Simd`] in use. This is the only place where a kernel meets an instruction
 /// set.
 macro_rules! simd_fn {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident<$simd:ident>(
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$simd:ident $(, $of:ident: $bound:path)*>(
         $($arg:ident: $ty:ty),* $(,)?
     ) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments, reason = "a kernel names all that its formula names")]
         #[allow(unsafe_code, reason = "calling an instruction set that the level proves")]
-        $vis fn $name(level: $crate::cpu::simd::Level, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name<$($of: $bound),*>(
+            level: $crate::cpu::simd::Level,
+            $($arg: $ty),*
+        ) $(-> $ret)? {
             use $crate::cpu::simd::{Level, Portable, Simd};
 
             #[inline(always)]
-            fn body<S: Simd>($simd: S, $($arg: $ty),*) $(-> $ret)? $body
+            fn body<S: Simd $(, $of: $bound)*>($simd: S, $($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-            fn avx512(proof: $crate::cpu::simd::Avx512, $($arg: $ty),*) $(-> $ret)? {
+            fn avx512<$($of: $bound),*>(
+                proof: $crate::cpu::simd::Avx512,
+                $($arg: $ty),*
+            ) $(-> $ret)? {
                 body(proof, $($arg),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2(proof: $crate::cpu::simd::Avx2, $($arg: $ty),*) $(-> $ret)? {
+            fn avx2<$($of: $bound),*>(
+                proof: $crate::cpu::simd::Avx2,
+                $($arg: $ty),*
+            ) $(-> $ret)? {
                 body(proof, $($arg),*)
             }
 
@@ -277,6 +317,15 @@ impl Simd for Portable {
     fn pow2(self, k: [f32; 8]) -> [f32; 8] {
         k.map(|k| f32::from_bits((k.to_bits() << 23).wrapping_add(127 << 23)))
     }
+    #[inline(always)]
+    fn load_bf16(self, x: &[bf16]) -> [f32; 8] {
+        let x: &[bf16; 8] = x.first_chunk().expect("callers pass at least LANES values");
+        x.map(|x| x.to_f32())
+    }
+    #[inline(always)]
+    fn store_bf16(self, x: &mut [bf16], v: [f32; 8]) {
+        *x.first_chunk_mut().expect("callers pass at least LANES values") = v.map(bf16::from_f32);
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -286,6 +335,8 @@ pub(crate) use x86::{Avx2, Avx512};
 #[allow(unsafe_code, reason = "vector instructions are unsafe to call without a proof")]
 mod x86 {
     use std::arch::x86_64::*;
+
+    use half::bf16;
 
     use super::Simd;
 
@@ -414,6 +465,32 @@ mod x86 {
         _mm512_set1_epi32,
         {
             #[inline(always)]
+            fn load_bf16(self, x: &[bf16]) -> __m512 {
+                let x: &[bf16; 16] = x.first_chunk().expect("at least LANES values");
+                // SAFETY: `self` proves the instructions, the array reference its bounds; a bf16 is
+                // the upper half of an f32.
+                unsafe {
+                    let upper = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(upper))
+                }
+            }
+            #[inline(always)]
+            fn store_bf16(self, x: &mut [bf16], v: __m512) {
+                let x: &mut [bf16; 16] = x.first_chunk_mut().expect("at least LANES values");
+                // SAFETY: `self` proves the instructions, the array reference its bounds.
+                unsafe {
+                    let bits = _mm512_castps_si512(v);
+                    let upper = _mm512_srli_epi32::<16>(bits);
+                    let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+                    let odd = _mm512_and_si512(upper, _mm512_set1_epi32(1));
+                    let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+                    let near = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, up));
+                    let quiet = _mm512_set1_epi32(0x40);
+                    let near = _mm512_mask_or_epi32(near, is_nan, upper, quiet);
+                    _mm256_storeu_si256(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(near));
+                }
+            }
+            #[inline(always)]
             fn load_part(self, x: &[f32], fill: f32) -> __m512 {
                 // SAFETY: `self` proves the instructions; the mask keeps to the slice's bounds.
                 unsafe { _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first(x.len()), x.as_ptr()) }
@@ -444,7 +521,38 @@ mod x86 {
         _mm256_slli_epi32,
         _mm256_add_epi32,
         _mm256_set1_epi32,
-        {}
+        {
+            #[inline(always)]
+            fn load_bf16(self, x: &[bf16]) -> __m256 {
+                let x: &[bf16; 8] = x.first_chunk().expect("at least LANES values");
+                // SAFETY: `self` proves the instructions, the array reference its bounds; a bf16 is
+                // the upper half of an f32.
+                unsafe {
+                    let upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(upper))
+                }
+            }
+            #[inline(always)]
+            fn store_bf16(self, x: &mut [bf16], v: __m256) {
+                let x: &mut [bf16; 8] = x.first_chunk_mut().expect("at least LANES values");
+                // SAFETY: `self` proves the instructions, the array reference its bounds.
+                unsafe {
+                    let bits = _mm256_castps_si256(v);
+                    let upper = _mm256_srli_epi32::<16>(bits);
+                    let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+                    let odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+                    let up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+                    let near = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, up));
+                    let nan = _mm256_or_si256(upper, _mm256_set1_epi32(0x40));
+                    let near = _mm256_blendv_epi8(near, nan, is_nan);
+                    // Packed in each half of the vector: the halves' lower quarters are wanted.
+                    let packed = _mm256_packus_epi32(near, near);
+                    let packed = _mm256_permute4x64_epi64::<0b1000>(packed);
+                    let lower = _mm256_castsi256_si128(packed);
+                    _mm_storeu_si128(x.as_mut_ptr().cast(), lower);
+                }
+            }
+        }
     );
 }
 

@@ -9,7 +9,7 @@ mod norm;
 mod optim;
 pub mod quant;
 
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 
 use crate::quant::Quantized;
 use crate::shape::{check_heads, check_mask, check_rotary, documents, layout, layout_mut};
@@ -35,10 +35,48 @@ impl Reference {
     }
 }
 
+/// A buffer of [`Reference`]: f64, or what is left of it when it is rounded to bf16.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct F64Buf {
+    values: Vec<f64>,
+    rounds: bool,
+}
+
+impl F64Buf {
+    /// Rounds what an operator has written; what was rounded before stays.
+    fn settle(&mut self) {
+        let Self { values, rounds } = self;
+        if *rounds {
+            values.iter_mut().for_each(|x| *x = Reference { rounds: true }.round(*x));
+        }
+    }
+}
+
+impl From<Vec<f64>> for F64Buf {
+    /// A buffer that rounds nothing.
+    fn from(values: Vec<f64>) -> Self {
+        F64Buf { values, rounds: false }
+    }
+}
+
+impl Deref for F64Buf {
+    type Target = [f64];
+
+    fn deref(&self) -> &[f64] {
+        &self.values
+    }
+}
+
+impl DerefMut for F64Buf {
+    fn deref_mut(&mut self) -> &mut [f64] {
+        &mut self.values
+    }
+}
+
 /// A weight (out, in) as given.
 #[derive(Clone, Debug)]
 pub struct FrozenF64 {
-    weight: Vec<f64>,
+    weight: F64Buf,
     out: usize,
     inp: usize,
 }
@@ -62,7 +100,7 @@ fn gelu_tanh(x: f64) -> (f64, f64) {
 }
 
 impl Backend for Reference {
-    type Buf = Vec<f64>;
+    type Buf = F64Buf;
     type Frozen = FrozenF64;
 
     fn name(&self) -> &'static str {
@@ -77,30 +115,41 @@ impl Backend for Reference {
         Reference { rounds: compute == Compute::Bf16 }
     }
 
-    fn zeros(&self, n: usize) -> Vec<f64> {
-        vec![0.0; n]
+    fn zeros(&self, n: usize) -> F64Buf {
+        vec![0.0; n].into()
     }
 
-    fn upload(&self, data: &[f32]) -> Vec<f64> {
-        data.iter().map(|&x| f64::from(x)).collect()
+    fn zeros_rounded(&self, n: usize) -> F64Buf {
+        F64Buf { values: vec![0.0; n], rounds: self.rounds }
     }
 
-    fn len(&self, buf: &Vec<f64>) -> usize {
+    fn buf_bytes(&self, buf: &F64Buf) -> u64 {
+        (size_of::<f64>() * buf.len()) as u64
+    }
+
+    fn upload(&self, data: &[f32]) -> F64Buf {
+        let values: Vec<f64> = data.iter().map(|&x| f64::from(x)).collect();
+        values.into()
+    }
+
+    fn len(&self, buf: &F64Buf) -> usize {
         buf.len()
     }
 
-    fn read(&self, buf: &Vec<f64>, offset: usize, out: &mut [f32]) {
+    fn read(&self, buf: &F64Buf, offset: usize, out: &mut [f32]) {
         let from = &buf[offset..offset + out.len()];
         out.iter_mut().zip(from).for_each(|(o, &x)| *o = x as f32);
     }
 
-    fn write(&self, buf: &mut Vec<f64>, offset: usize, data: &[f32]) {
+    fn write(&self, buf: &mut F64Buf, offset: usize, data: &[f32]) {
         let to = &mut buf[offset..offset + data.len()];
         to.iter_mut().zip(data).for_each(|(t, &x)| *t = f64::from(x));
+        buf.settle();
     }
 
-    fn fill(&self, buf: &mut Vec<f64>, value: f32) {
+    fn fill(&self, buf: &mut F64Buf, value: f32) {
         buf.fill(f64::from(value));
+        buf.settle();
     }
 
     fn gemm(
@@ -131,12 +180,13 @@ impl Backend for Reference {
                 *at = f64::from(alpha) * sum + kept;
             }
         }
+        c.buf.settle();
     }
 
     fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> FrozenF64 {
         assert_eq!(weight.len(), out * inp);
-        let weight = weight.iter().map(|&x| self.round(f64::from(x))).collect();
-        FrozenF64 { weight, out, inp }
+        let weight: Vec<f64> = weight.iter().map(|&x| self.round(f64::from(x))).collect();
+        FrozenF64 { weight: weight.into(), out, inp }
     }
 
     fn thaw(&self, weight: &FrozenF64) -> Vec<f32> {
@@ -158,30 +208,34 @@ impl Backend for Reference {
             .map(|value| self.round(f64::from(value)))
             .collect();
         assert!(parts.iter().all(|part| inp > 0 && part.len().is_multiple_of(inp)));
-        FrozenF64 { out: weight.len() / inp, weight, inp }
+        FrozenF64 { out: weight.len() / inp, weight: weight.into(), inp }
     }
 
-    fn copy(&self, x: &Vec<f64>, y: &mut Vec<f64>, n: usize) {
+    fn copy(&self, x: &F64Buf, y: &mut F64Buf, n: usize) {
         y[..n].copy_from_slice(&x[..n]);
+        y.settle();
     }
 
-    fn add(&self, x: &Vec<f64>, y: &mut Vec<f64>, n: usize) {
+    fn add(&self, x: &F64Buf, y: &mut F64Buf, n: usize) {
         y[..n].iter_mut().zip(&x[..n]).for_each(|(y, x)| *y += x);
+        y.settle();
     }
 
-    fn scale(&self, x: &mut Vec<f64>, s: f32, n: usize) {
+    fn scale(&self, x: &mut F64Buf, s: f32, n: usize) {
         x[..n].iter_mut().for_each(|x| *x *= f64::from(s));
+        x.settle();
     }
 
-    fn add_bias(&self, y: MatMut<'_, Self>, bias: &Vec<f64>) {
+    fn add_bias(&self, y: MatMut<'_, Self>, bias: &F64Buf) {
         let l = layout_mut(self, &y);
         for i in 0..l.rows {
             let row = &mut y.buf[l.row(i)..][..l.cols];
             row.iter_mut().zip(&bias[..l.cols]).for_each(|(y, b)| *y += b);
         }
+        y.buf.settle();
     }
 
-    fn bias_grad(&self, dy: Mat<'_, Self>, dbias: &mut Vec<f64>) {
+    fn bias_grad(&self, dy: Mat<'_, Self>, dbias: &mut F64Buf) {
         let l = layout(self, &dy);
         for i in 0..l.rows {
             let row = &dy.buf[l.row(i)..][..l.cols];
@@ -199,22 +253,23 @@ impl Backend for Reference {
                 y.buf[ly.row(i) + j] = if kept { value } else { 0.0 };
             }
         }
+        y.buf.settle();
     }
 
-    fn gather_rows(&self, table: &Vec<f64>, ids: &[u32], d: usize, y: &mut Vec<f64>) {
+    fn gather_rows(&self, table: &F64Buf, ids: &[u32], d: usize, y: &mut F64Buf) {
         for (i, &id) in ids.iter().enumerate() {
             y[i * d..(i + 1) * d].copy_from_slice(&table[id as usize * d..(id as usize + 1) * d]);
         }
     }
 
-    fn scatter_add_rows(&self, dy: &Vec<f64>, ids: &[u32], d: usize, dtable: &mut Vec<f64>) {
+    fn scatter_add_rows(&self, dy: &F64Buf, ids: &[u32], d: usize, dtable: &mut F64Buf) {
         for (i, &id) in ids.iter().enumerate() {
             let to = &mut dtable[id as usize * d..(id as usize + 1) * d];
             to.iter_mut().zip(&dy[i * d..]).for_each(|(t, y)| *t += y);
         }
     }
 
-    fn gather_columns(&self, table: Mat<'_, Self>, ids: &[u32], y: &mut Vec<f64>) {
+    fn gather_columns(&self, table: Mat<'_, Self>, ids: &[u32], y: &mut F64Buf) {
         let l = layout(self, &table);
         for (i, &id) in ids.iter().enumerate() {
             for k in 0..l.rows {
@@ -223,7 +278,7 @@ impl Backend for Reference {
         }
     }
 
-    fn scatter_add_columns(&self, dy: &Vec<f64>, ids: &[u32], dtable: MatMut<'_, Self>) {
+    fn scatter_add_columns(&self, dy: &F64Buf, ids: &[u32], dtable: MatMut<'_, Self>) {
         let l = layout_mut(self, &dtable);
         for (i, &id) in ids.iter().enumerate() {
             for k in 0..l.rows {
@@ -250,6 +305,7 @@ impl Backend for Reference {
                 *at = kept + factor * x.buf[lx.row(i) + j];
             }
         }
+        y.buf.settle();
     }
 
     fn columns_dot(
@@ -257,7 +313,7 @@ impl Backend for Reference {
         a: Mat<'_, Self>,
         b: Mat<'_, Self>,
         divisor: Mat<'_, Self>,
-        out: &mut Vec<f64>,
+        out: &mut F64Buf,
     ) {
         let (la, lb, ld) = (layout(self, &a), layout(self, &b), layout(self, &divisor));
         assert!(la.rows == lb.rows && la.cols == lb.cols && ld.cols == la.cols && ld.rows == 1);
@@ -269,10 +325,10 @@ impl Backend for Reference {
 
     fn dora_scales(
         &self,
-        squares: &Vec<f64>,
+        squares: &F64Buf,
         b: Mat<'_, Self>,
         c: Mat<'_, Self>,
-        magnitude: &Vec<f64>,
+        magnitude: &F64Buf,
         norms: MatMut<'_, Self>,
         scales: MatMut<'_, Self>,
     ) {
@@ -291,64 +347,67 @@ impl Backend for Reference {
 
     fn rms_norm(
         &self,
-        x: &Vec<f64>,
-        w: &Vec<f64>,
+        x: &F64Buf,
+        w: &F64Buf,
         norm: RmsNorm,
         rows_d: (usize, usize),
-        y: &mut Vec<f64>,
-        r: &mut Vec<f64>,
+        y: &mut F64Buf,
+        r: &mut F64Buf,
     ) {
         norm::forward(x, w, norm, rows_d, y, r);
+        y.settle();
     }
 
     fn rms_norm_backward(
         &self,
-        dy: &Vec<f64>,
-        x: &Vec<f64>,
-        w: &Vec<f64>,
+        dy: &F64Buf,
+        x: &F64Buf,
+        w: &F64Buf,
         norm: RmsNorm,
-        r: &Vec<f64>,
+        r: &F64Buf,
         rows_d: (usize, usize),
-        dx: &mut Vec<f64>,
-        dw: Option<&mut Vec<f64>>,
+        dx: &mut F64Buf,
+        dw: Option<&mut F64Buf>,
     ) {
-        norm::backward([dy, x, w, r], norm, rows_d, dx, dw);
+        norm::backward([dy, x, w, r], norm, rows_d, dx, dw.map(|dw| &mut dw[..]));
     }
 
     fn group_norm(
         &self,
         x: MatMut<'_, Self>,
-        w: &Vec<f64>,
+        w: &F64Buf,
         norm: RmsNorm,
         width: usize,
-        raw: &mut Vec<f64>,
+        raw: &mut F64Buf,
     ) {
         let l = layout_mut(self, &x);
         assert!(width > 0 && l.cols.is_multiple_of(width), "groups of {width} in {l:?}");
         norm::group_forward(l, x.buf, &w[..width], norm, raw);
+        x.buf.settle();
     }
 
     fn group_norm_backward(
         &self,
         dy: MatMut<'_, Self>,
-        raw: &Vec<f64>,
-        w: &Vec<f64>,
+        raw: &F64Buf,
+        w: &F64Buf,
         norm: RmsNorm,
         width: usize,
-        dw: Option<&mut Vec<f64>>,
+        dw: Option<&mut F64Buf>,
     ) {
         let l = layout_mut(self, &dy);
         assert!(width > 0 && l.cols.is_multiple_of(width), "groups of {width} in {l:?}");
-        norm::group_backward(l, dy.buf, [raw, &w[..width]], norm, dw);
+        norm::group_backward(l, dy.buf, [raw, &w[..width]], norm, dw.map(|dw| &mut dw[..]));
+        dy.buf.settle();
     }
 
     fn rope(
         &self,
-        qkv: &mut Vec<f64>,
+        qkv: &mut F64Buf,
         heads: Heads,
         rotary: usize,
         positions: &[u32],
-        cos_sin: &Vec<f64>,
+        cos_sin: &F64Buf,
         inverse: bool,
     ) {
         check_rotary(heads, rotary);
@@ -366,18 +425,20 @@ impl Backend for Reference {
                 }
             }
         }
+        qkv.settle();
     }
 
-    fn swiglu(&self, gate_up: &Vec<f64>, (rows, i): (usize, usize), h: &mut Vec<f64>) {
+    fn swiglu(&self, gate_up: &F64Buf, (rows, i): (usize, usize), h: &mut F64Buf) {
         for t in 0..rows {
             for j in 0..i {
                 let (gate, up) = (gate_up[t * 2 * i + j], gate_up[t * 2 * i + i + j]);
                 h[t * i + j] = gate * sigmoid(gate) * up;
             }
         }
+        h.settle();
     }
 
-    fn swiglu_backward(&self, dh: &Vec<f64>, (rows, i): (usize, usize), gate_up: &mut Vec<f64>) {
+    fn swiglu_backward(&self, dh: &F64Buf, (rows, i): (usize, usize), gate_up: &mut F64Buf) {
         for t in 0..rows {
             for j in 0..i {
                 let (g_at, u_at, dh) = (t * 2 * i + j, t * 2 * i + i + j, dh[t * i + j]);
@@ -386,18 +447,20 @@ impl Backend for Reference {
                 gate_up[u_at] = dh * gate * s;
             }
         }
+        gate_up.settle();
     }
 
-    fn geglu(&self, gate_up: &Vec<f64>, (rows, i): (usize, usize), h: &mut Vec<f64>) {
+    fn geglu(&self, gate_up: &F64Buf, (rows, i): (usize, usize), h: &mut F64Buf) {
         for t in 0..rows {
             for j in 0..i {
                 let (gate, up) = (gate_up[t * 2 * i + j], gate_up[t * 2 * i + i + j]);
                 h[t * i + j] = 0.5 * gate * (1.0 + gelu_tanh(gate).0) * up;
             }
         }
+        h.settle();
     }
 
-    fn geglu_backward(&self, dh: &Vec<f64>, (rows, i): (usize, usize), gate_up: &mut Vec<f64>) {
+    fn geglu_backward(&self, dh: &F64Buf, (rows, i): (usize, usize), gate_up: &mut F64Buf) {
         for t in 0..rows {
             for j in 0..i {
                 let (g_at, u_at, dh) = (t * 2 * i + j, t * 2 * i + i + j, dh[t * i + j]);
@@ -408,54 +471,57 @@ impl Backend for Reference {
                 gate_up[u_at] = dh * 0.5 * gate * (1.0 + tanh);
             }
         }
+        gate_up.settle();
     }
 
-    fn soft_cap(&self, x: &mut Vec<f64>, cap: f32, n: usize) {
+    fn soft_cap(&self, x: &mut F64Buf, cap: f32, n: usize) {
         let cap = f64::from(cap);
         x[..n].iter_mut().for_each(|x| *x = cap * (*x / cap).tanh());
     }
 
     fn attention(
         &self,
-        qkv: &Vec<f64>,
+        qkv: &F64Buf,
         heads: Heads,
         seq_lens: &[usize],
         mask: AttnMask,
-        out: &mut Vec<f64>,
-        lse: &mut Vec<f64>,
+        out: &mut F64Buf,
+        lse: &mut F64Buf,
     ) {
         check_mask(mask);
         let docs = documents(heads, seq_lens, qkv.len(), out.len(), lse.len());
         attention::forward(qkv, heads, &docs, mask, out, lse);
+        out.settle();
     }
 
     fn attention_backward(
         &self,
-        dout: &Vec<f64>,
-        qkv: &Vec<f64>,
-        out: &Vec<f64>,
-        lse: &Vec<f64>,
+        dout: &F64Buf,
+        qkv: &F64Buf,
+        out: &F64Buf,
+        lse: &F64Buf,
         heads: Heads,
         seq_lens: &[usize],
         mask: AttnMask,
-        dqkv: &mut Vec<f64>,
+        dqkv: &mut F64Buf,
     ) {
         check_mask(mask);
         let docs = documents(heads, seq_lens, qkv.len().min(dqkv.len()), out.len(), lse.len());
         let saved = attention::Saved { dout, qkv, out, lse };
         attention::backward(&saved, heads, &docs, mask, dqkv);
+        dqkv.settle();
     }
 
     fn attention_decode(
         &self,
         q: Mat<'_, Self>,
-        k_cache: &Vec<f64>,
-        v_cache: &Vec<f64>,
+        k_cache: &F64Buf,
+        v_cache: &F64Buf,
         capacity: usize,
         lens: &[usize],
         heads: Heads,
         mask: AttnMask,
-        out: &mut Vec<f64>,
+        out: &mut F64Buf,
     ) {
         check_heads(heads);
         check_mask(mask);
@@ -464,6 +530,7 @@ impl Backend for Reference {
         assert!(lens.iter().all(|&len| 0 < len && len <= capacity), "{lens:?} of {capacity}");
         let rows = |b: usize| &q.buf[l.row(b)..][..l.cols];
         attention::decode(rows, (k_cache, v_cache), capacity, lens, heads, mask, out);
+        out.settle();
     }
 
     fn cross_entropy(
@@ -478,17 +545,17 @@ impl Backend for Reference {
         self.cross_entropy_with(logits, targets, weights, grad_scale, row_loss, options)
     }
 
-    fn sum_squares(&self, x: &Vec<f64>) -> f64 {
+    fn sum_squares(&self, x: &F64Buf) -> f64 {
         x.iter().map(|x| x * x).sum()
     }
 
     fn adamw(
         &self,
-        p: &mut Vec<f64>,
-        g: &Vec<f64>,
+        p: &mut F64Buf,
+        g: &F64Buf,
         at: usize,
-        m: &mut Vec<f64>,
-        v: &mut Vec<f64>,
+        m: &mut F64Buf,
+        v: &mut F64Buf,
         update: AdamW,
     ) {
         let AdamW { lr, beta1: b1, beta2: b2, eps, weight_decay: decay, .. } = update;
@@ -518,11 +585,11 @@ impl Backend for Reference {
         codes.copy_from_slice(data);
     }
 
-    fn sum_squares_part(&self, x: &Vec<f64>, part: Range<usize>) -> f64 {
+    fn sum_squares_part(&self, x: &F64Buf, part: Range<usize>) -> f64 {
         x[part].iter().map(|x| x * x).sum()
     }
 
-    fn axpby(&self, a: f32, x: (&Vec<f64>, usize), b: f32, y: (&mut Vec<f64>, usize), n: usize) {
+    fn axpby(&self, a: f32, x: (&F64Buf, usize), b: f32, y: (&mut F64Buf, usize), n: usize) {
         for i in 0..n {
             let y = &mut y.0[y.1 + i];
             *y = f64::from(a) * x.0[x.1 + i] + f64::from(b) * *y;
@@ -531,10 +598,10 @@ impl Backend for Reference {
 
     fn adamw_8bit(
         &self,
-        p: &mut Vec<f64>,
-        g: &Vec<f64>,
+        p: &mut F64Buf,
+        g: &F64Buf,
         at: usize,
-        [(m, m_max), (v, v_max)]: [(&mut Vec<u8>, &mut Vec<f64>); 2],
+        [(m, m_max), (v, v_max)]: [(&mut Vec<u8>, &mut F64Buf); 2],
         update: AdamW,
     ) {
         let part = at..at + m.len();
@@ -542,16 +609,16 @@ impl Backend for Reference {
         optim::adamw_8bit(&mut p[part.clone()], &g[part], moments, update);
     }
 
-    fn lion(&self, p: &mut Vec<f64>, g: &Vec<f64>, at: usize, m: &mut Vec<f64>, update: Lion) {
+    fn lion(&self, p: &mut F64Buf, g: &F64Buf, at: usize, m: &mut F64Buf, update: Lion) {
         optim::lion(&mut p[at..], &g[at..], m, update);
     }
 
     fn sgd(
         &self,
-        p: &mut Vec<f64>,
-        g: &Vec<f64>,
+        p: &mut F64Buf,
+        g: &F64Buf,
         part: Range<usize>,
-        m: Option<&mut Vec<f64>>,
+        m: Option<&mut F64Buf>,
         update: Sgd,
     ) {
         let m = m.map(|m| &mut m[..part.len()]);
@@ -560,11 +627,11 @@ impl Backend for Reference {
 
     fn adafactor(
         &self,
-        p: &mut Vec<f64>,
-        g: &Vec<f64>,
+        p: &mut F64Buf,
+        g: &F64Buf,
         at: usize,
         second: SecondMoment<'_, Self>,
-        first: Option<&mut Vec<f64>>,
+        first: Option<&mut F64Buf>,
         update: Adafactor,
     ) {
         let part = at..at + second.n_values(self);
@@ -607,7 +674,7 @@ impl Backend for Reference {
 
     fn add_noise(
         &self,
-        x: &mut Vec<f64>,
+        x: &mut F64Buf,
         d: usize,
         seq_lens: &[usize],
         alpha: f32,

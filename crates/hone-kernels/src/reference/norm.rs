@@ -33,7 +33,7 @@ pub(super) fn backward(
     norm: RmsNorm,
     (rows, d): (usize, usize),
     dx: &mut [f64],
-    mut dw: Option<&mut Vec<f64>>,
+    mut dw: Option<&mut [f64]>,
 ) {
     for (i, &r) in r[..rows].iter().enumerate() {
         let at = i * d;
@@ -68,7 +68,7 @@ pub(super) fn group_backward(
     dy: &mut [f64],
     [raw, w]: [&[f64]; 2],
     norm: RmsNorm,
-    mut dw: Option<&mut Vec<f64>>,
+    mut dw: Option<&mut [f64]>,
 ) {
     let width = w.len();
     for i in 0..l.rows {

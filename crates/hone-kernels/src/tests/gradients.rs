@@ -4,6 +4,8 @@ use super::cases::{data, heads};
 use super::further::all_options;
 use crate::{AttnMask, Backend, Heads, LossOptions, Mat, MatMut, Op, Reference, RmsNorm};
 
+type Buf = <Reference as Backend>::Buf;
+
 /// Step of the central differences.
 const STEP: f64 = 1e-5;
 
@@ -12,8 +14,8 @@ const STEP: f64 = 1e-5;
 const TOLERANCE: f64 = 1e-7;
 
 /// `n` normal values of stream `seed`.
-fn normals(seed: u64, n: usize) -> Vec<f64> {
-    data(seed, n, 1.0).into_iter().map(f64::from).collect()
+fn normals(seed: u64, n: usize) -> Buf {
+    Reference.upload(&data(seed, n, 1.0))
 }
 
 /// Scalar product: the loss of an operator's output against a made-up gradient.
@@ -23,11 +25,11 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// Checks `gradient` of `loss` at `x`.
-fn check(name: &str, x: &[f64], gradient: &[f64], loss: impl Fn(&Vec<f64>) -> f64) {
+fn check(name: &str, x: &[f64], gradient: &[f64], loss: impl Fn(&Buf) -> f64) {
     assert_eq!(x.len(), gradient.len(), "{name}");
     let top = gradient.iter().fold(0.0, |top: f64, g| top.max(g.abs()));
     assert!(top > 0.0, "{name}: a gradient of zeros tests nothing");
-    let mut at = x.to_vec();
+    let mut at = Buf::from(x.to_vec());
     for i in 0..x.len() {
         at[i] = x[i] + STEP;
         let above = loss(&at);
@@ -44,13 +46,13 @@ fn check(name: &str, x: &[f64], gradient: &[f64], loss: impl Fn(&Vec<f64>) -> f6
 fn linear() {
     let (t, out, inp) = (3, 4, 5);
     let (x, w, dy) = (normals(1, t * inp), normals(2, out * inp), normals(3, t * out));
-    let forward = |x: &Vec<f64>, w: &Vec<f64>| {
-        let mut y = vec![0.0; t * out];
+    let forward = |x: &Buf, w: &Buf| {
+        let mut y = Reference.zeros(t * out);
         let to = MatMut::new(&mut y, t, out);
         Reference.gemm(Mat::new(x, t, inp), Op::N, Mat::new(w, out, inp), Op::T, to, 1.0, 0.0);
         dot(&y, &dy)
     };
-    let (mut dx, mut dw) = (vec![0.0; t * inp], vec![0.0; out * inp]);
+    let (mut dx, mut dw) = (Reference.zeros(t * inp), Reference.zeros(out * inp));
     let (dy_mat, x_mat) = (Mat::new(&dy, t, out), Mat::new(&x, t, inp));
     let frozen = Reference.freeze(&data(2, out * inp, 1.0), out, inp);
     Reference.linear_dx(dy_mat, &frozen, MatMut::new(&mut dx, t, inp), 0.0);
@@ -63,7 +65,7 @@ fn linear() {
 fn bias() {
     let (rows, cols) = (4, 3);
     let (y, b, dy) = (normals(1, rows * cols), normals(2, cols), normals(3, rows * cols));
-    let mut db = vec![0.0; cols];
+    let mut db = Reference.zeros(cols);
     Reference.bias_grad(Mat::new(&dy, rows, cols), &mut db);
     check("bias", &b, &db, |b| {
         let mut y = y.clone();
@@ -76,10 +78,10 @@ fn bias() {
 fn embedding() {
     let (ids, d) = ([2, 0, 2, 4], 3);
     let (table, dy) = (normals(1, 5 * d), normals(2, ids.len() * d));
-    let mut dtable = vec![0.0; 5 * d];
+    let mut dtable = Reference.zeros(5 * d);
     Reference.scatter_add_rows(&dy, &ids, d, &mut dtable);
     check("table", &table, &dtable, |table| {
-        let mut y = vec![0.0; ids.len() * d];
+        let mut y = Reference.zeros(ids.len() * d);
         Reference.gather_rows(table, &ids, d, &mut y);
         dot(&y, &dy)
     });
@@ -89,8 +91,8 @@ fn embedding() {
 fn dropout() {
     let (rows, cols) = (5, 7);
     let (x, dy) = (normals(1, rows * cols), normals(2, rows * cols));
-    let drop = |x: &Vec<f64>| {
-        let mut y = vec![0.0; rows * cols];
+    let drop = |x: &Buf| {
+        let mut y = Reference.zeros(rows * cols);
         Reference.dropout(Mat::new(x, rows, cols), MatMut::new(&mut y, rows, cols), 0.4, 11);
         y
     };
@@ -103,13 +105,13 @@ fn rms_norm() {
     let (x, w, dy) = (normals(1, rows * d), normals(2, d), normals(3, rows * d));
     for offset in [0.0, 1.0] {
         let norm = RmsNorm { eps: 1e-3, offset };
-        let forward = |x: &Vec<f64>, w: &Vec<f64>| {
-            let (mut y, mut r) = (vec![0.0; rows * d], vec![0.0; rows]);
+        let forward = |x: &Buf, w: &Buf| {
+            let (mut y, mut r) = (Reference.zeros(rows * d), Reference.zeros(rows));
             Reference.rms_norm(x, w, norm, (rows, d), &mut y, &mut r);
             (y, r)
         };
         let r = forward(&x, &w).1;
-        let (mut dx, mut dw) = (vec![0.0; rows * d], vec![0.0; d]);
+        let (mut dx, mut dw) = (Reference.zeros(rows * d), Reference.zeros(d));
         Reference.rms_norm_backward(&dy, &x, &w, norm, &r, (rows, d), &mut dx, Some(&mut dw));
         check("x", &x, &dx, |x| dot(&forward(x, &w).0, &dy));
         check("w", &w, &dw, |w| dot(&forward(&x, w).0, &dy));
@@ -121,14 +123,14 @@ fn group_norm() {
     let (rows, groups, width, stride) = (3, 2, 4, 10);
     let (x, w, dy) = (normals(1, rows * stride), normals(2, width), normals(3, rows * stride));
     let norm = RmsNorm { eps: 1e-3, offset: 1.0 };
-    let forward = |x: &Vec<f64>, w: &Vec<f64>| {
-        let (mut y, mut raw) = (x.clone(), vec![0.0; rows * groups * width]);
+    let forward = |x: &Buf, w: &Buf| {
+        let (mut y, mut raw) = (x.clone(), Reference.zeros(rows * groups * width));
         let view = MatMut::columns(&mut y, rows, 1, groups * width, stride);
         Reference.group_norm(view, w, norm, width, &mut raw);
         (y, raw)
     };
     let raw = forward(&x, &w).1;
-    let (mut dx, mut dw) = (dy.clone(), vec![0.0; width]);
+    let (mut dx, mut dw) = (dy.clone(), Reference.zeros(width));
     let view = MatMut::columns(&mut dx, rows, 1, groups * width, stride);
     Reference.group_norm_backward(view, &raw, &w, norm, width, Some(&mut dw));
     check("x", &x, &dx, |x| dot(&forward(x, &w).0, &dy));
@@ -145,6 +147,7 @@ fn rope() {
     let cos_sin: Vec<f64> = rows
         .flat_map(|row| row.iter().map(|a| 1.2 * a.cos()).chain(row.iter().map(|a| 1.2 * a.sin())))
         .collect();
+    let cos_sin = Buf::from(cos_sin);
     let n = positions.len() * shape.qkv_width();
     let (x, mut dx) = (normals(2, n), normals(3, n));
     let dy = dx.clone();
@@ -157,7 +160,7 @@ fn rope() {
 }
 
 /// An activation of gates and ups, into `h` or the gradient.
-type Glu = fn(&Vec<f64>, (usize, usize), &mut Vec<f64>);
+type Glu = fn(&Buf, (usize, usize), &mut Buf);
 
 /// Checks the gradient of a gated activation.
 fn check_glu(forward: Glu, backward: Glu) {
@@ -166,7 +169,7 @@ fn check_glu(forward: Glu, backward: Glu) {
     let mut dx = x.clone();
     backward(&dh, (rows, i), &mut dx);
     check("gate_up", &x, &dx, |x| {
-        let mut h = vec![0.0; rows * i];
+        let mut h = Reference.zeros(rows * i);
         forward(x, (rows, i), &mut h);
         dot(&h, &dh)
     });
@@ -189,13 +192,14 @@ fn check_attention(shape: Heads, lens: &[usize], window: Option<usize>, soft_cap
     let t: usize = lens.iter().sum();
     let mask = AttnMask { window, scale: 0.6, soft_cap };
     let (x, dout) = (normals(1, t * shape.qkv_width()), normals(2, t * shape.out_width()));
-    let forward = |x: &Vec<f64>| {
-        let (mut out, mut lse) = (vec![0.0; t * shape.out_width()], vec![0.0; t * shape.n_q]);
+    let forward = |x: &Buf| {
+        let (mut out, mut lse) =
+            (Reference.zeros(t * shape.out_width()), Reference.zeros(t * shape.n_q));
         Reference.attention(x, shape, lens, mask, &mut out, &mut lse);
         (out, lse)
     };
     let (out, lse) = forward(&x);
-    let mut dx = vec![f64::NAN; x.len()];
+    let mut dx = Buf::from(vec![f64::NAN; x.len()]);
     Reference.attention_backward(&dout, &x, &out, &lse, shape, lens, mask, &mut dx);
     check("qkv", &x, &dx, |x| dot(&forward(x).0, &dout));
 }
@@ -212,7 +216,7 @@ fn attention() {
 fn cross_entropy() {
     let (rows, v) = (4, 6);
     let (z, targets, weights) = (normals(1, rows * v), [0, 5, 2, 2], [1.0, 0.0, 0.25, 2.0]);
-    let forward = |z: &Vec<f64>, scale| {
+    let forward = |z: &Buf, scale| {
         let mut z = z.clone();
         let view = MatMut::new(&mut z, rows, v);
         let loss = Reference.cross_entropy(view, &targets, &weights, scale, None).weighted_loss;
@@ -228,7 +232,7 @@ fn cross_entropy() {
 fn cross_entropy_with_options() {
     let (rows, v) = (4, 6);
     let (z, targets, weights) = (normals(1, rows * v), [0, 5, 2, 2], [1.0, 0.0, 0.25, 2.0_f32]);
-    let run = |z: &Vec<f64>, weights: &[f32], scale, options| {
+    let run = |z: &Buf, weights: &[f32], scale, options| {
         let (mut z, mut row_loss) = (z.clone(), vec![0.0; rows]);
         let view = MatMut::new(&mut z, rows, v);
         let sums = Reference.cross_entropy_with(
@@ -254,7 +258,7 @@ fn cross_entropy_with_options() {
             options.reweight = false;
             // The factor is rounded to f32 on its way into the weights.
             let (_, expected, _) = run(&z, &weights, Some(0.5), options);
-            let pairs = dz.iter().zip(&expected);
+            let pairs = dz.iter().zip(&*expected);
             assert!(pairs.fold(0.0, |top: f64, (a, b)| top.max((a - b).abs())) < 1e-6);
         }
         let dz = run(&z, &weights, Some(0.5), options).1;

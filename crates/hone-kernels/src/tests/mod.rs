@@ -7,5 +7,6 @@ mod further;
 mod gradients;
 mod oracle;
 mod quant;
+mod rounded;
 mod threads;
 mod twins;

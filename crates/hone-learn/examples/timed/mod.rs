@@ -97,6 +97,12 @@ impl<B: Backend> Backend for Timed<B> {
     fn zeros(&self, n: usize) -> B::Buf {
         timed("zeros", || self.0.zeros(n))
     }
+    fn zeros_rounded(&self, n: usize) -> B::Buf {
+        timed("zeros", || self.0.zeros_rounded(n))
+    }
+    fn buf_bytes(&self, buf: &B::Buf) -> u64 {
+        self.0.buf_bytes(buf)
+    }
     fn upload(&self, data: &[f32]) -> B::Buf {
         timed("upload", || self.0.upload(data))
     }

@@ -16,10 +16,11 @@
 //! where X' is X after dropout. Norms need no adapted weight: the square of row j is that of W plus
 //! B_j . (2 s A Wt + s^2 A At Bt)_j, columns of an r-wide product.
 
-use hone_kernels::{Backend, Mat, MatMut, Op, Tail};
+use hone_kernels::{Backend, Compute, Mat, MatMut, Op, Tail};
 
 use super::Adapter;
 use crate::ModelError;
+use crate::buffers::{Width, exact, held_bytes, planned_bytes, rounded};
 use crate::linear::Weight;
 use crate::param::{Param, ParamKind};
 
@@ -109,36 +110,37 @@ impl LoraNeeds {
         }
     }
 
-    /// Values of each buffer of [`LoraScratch`] for `rows` tokens.
-    fn sizes(self, rows: usize) -> [usize; 11] {
+    /// The buffers of [`LoraScratch`] for `rows` tokens, each a row.
+    fn sizes(self, rows: usize) -> [Width; 11] {
         let LoraNeeds { rank, dropout_width, dora_width } = self;
         let dora_rank = if dora_width > 0 { rank } else { 0 };
         let [a, drop, dora] = [rank, dropout_width, dora_width].map(|width| rows * width);
         let (p, m) = (dora_rank * dora_width, dora_rank * dora_rank);
-        [a, a, drop, drop, dropout_width, dora, dora, dora_width, dora_width, p, m]
+        let [u, zeros, z, row] = [a, dropout_width, dora, dora_width].map(exact);
+        let [drop, gs] = [drop, dora].map(rounded);
+        [u, u, drop, drop, zeros, z, gs, row, row, exact(p), exact(m)]
     }
 
-    /// Values of all buffers of [`LoraScratch`] for `rows` tokens.
-    pub(crate) fn n_values(self, rows: usize) -> usize {
-        self.sizes(rows).iter().sum()
+    /// Bytes of all buffers of [`LoraScratch`] for `rows` tokens.
+    pub(crate) fn n_bytes(self, compute: Compute, rows: usize) -> u64 {
+        planned_bytes(&self.sizes(rows), compute, 1)
     }
 }
 
 impl<B: Backend> LoraScratch<B> {
     /// Room for `rows` tokens.
     pub(crate) fn new(backend: &B, rows: usize, needs: LoraNeeds) -> Self {
-        let buffers = needs.sizes(rows).map(|n| backend.zeros(n));
+        let buffers = needs.sizes(rows).map(|width| width.make(backend, 1));
         let [u, du, dropped, masked, zeros, z, gs, norms, scales, p, m] = buffers;
         let dora = DoraScratch { z, gs, norms, scales, p, m };
         LoraScratch { u, du, dropped, masked, zeros, dora }
     }
 
-    /// Values of all buffers.
-    pub(crate) fn n_values(&self, backend: &B) -> usize {
+    /// Bytes of all buffers.
+    pub(crate) fn n_bytes(&self, backend: &B) -> u64 {
         let LoraScratch { u, du, dropped, masked, zeros, dora } = self;
         let DoraScratch { z, gs, norms, scales, p, m } = dora;
-        let buffers = [u, du, dropped, masked, zeros, z, gs, norms, scales, p, m];
-        buffers.map(|buf| backend.len(buf)).iter().sum()
+        held_bytes(backend, [u, du, dropped, masked, zeros, z, gs, norms, scales, p, m])
     }
 }
 
@@ -292,19 +294,20 @@ impl<B: Backend> LoraGroup<B> {
         })
     }
 
-    /// Y <- Y + adapters, Y (T, out of the map) being at the start of `y`. Without DoRA.
+    /// Y <- adapters + beta Y, Y (T, out of the map) being at the start of `y`; only the columns of
+    /// modules that have adapters. Without DoRA.
     pub(crate) fn forward(
         &self,
         backend: &B,
         x: Mat<'_, B>,
-        y: &mut B::Buf,
+        (y, beta): (&mut B::Buf, f32),
         scratch: &mut LoraScratch<B>,
         seed: Option<u64>,
     ) {
         self.project(backend, x, scratch, seed);
         for m in &self.members {
             let y = MatMut::columns(y, x.rows, m.out_start, m.out, self.out);
-            m.add(backend, &scratch.u, self.rank, y, 1.0);
+            m.add(backend, &scratch.u, self.rank, y, beta);
         }
     }
 

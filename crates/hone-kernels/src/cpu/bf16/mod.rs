@@ -22,6 +22,7 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::buffer::ValuesMut;
 use super::par::{SharedPtr, each_block};
 pub(super) use packed::PackedHalf;
 
@@ -94,21 +95,6 @@ impl Values<'_> {
     }
 }
 
-/// Values to be written.
-pub(super) enum ValuesMut<'a> {
-    F32(&'a mut [f32]),
-    Bf16(&'a mut [bf16]),
-}
-
-impl ValuesMut<'_> {
-    fn len(&self) -> usize {
-        match self {
-            ValuesMut::F32(values) => values.len(),
-            ValuesMut::Bf16(values) => values.len(),
-        }
-    }
-}
-
 /// What a product goes into: C <- alpha A B + beta C, its rows `stride` apart.
 pub(super) struct Target<'a> {
     pub(super) values: ValuesMut<'a>,
@@ -121,7 +107,11 @@ impl Target<'_> {
     /// Checks that an (m, n) matrix lies inside the values, and says whether it has any.
     fn has(&self, m: usize, n: usize) -> bool {
         let has = m > 0 && n > 0;
-        let fits = || (m - 1) * self.stride + n <= self.values.len();
+        let len = match &self.values {
+            ValuesMut::F32(values) => values.len(),
+            ValuesMut::Bf16(values) => values.len(),
+        };
+        let fits = || (m - 1) * self.stride + n <= len;
         assert!(!has || fits() && (self.stride >= n || m == 1), "{m} x {n} leaves its buffer");
         has
     }
