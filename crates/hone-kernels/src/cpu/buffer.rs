@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ops::{Deref, DerefMut};
 
 use half::bf16;
+use memmap2::MmapMut;
 use rayon::prelude::*;
 
 use super::bf16::Values;
@@ -18,12 +19,53 @@ const LINE: usize = 16;
 #[repr(C, align(64))]
 struct Line([f32; LINE]);
 
+/// Bytes from which a buffer asks for pages of its own: it then has a large page or more in it.
+const PAGES_MIN: usize = 4 << 20;
+
+/// Zeroed cache lines.
+#[derive(Debug)]
+enum Memory {
+    Lines(Vec<Line>),
+    /// Pages of their own. Where the system has large ones they are asked for: walking through a
+    /// buffer by small ones looks up an address every 4 KiB, where prefetching stops, too.
+    Pages(MmapMut),
+}
+
+impl Memory {
+    fn zeros(n_lines: usize) -> Self {
+        let n_bytes = n_lines * size_of::<Line>();
+        if n_bytes >= PAGES_MIN
+            && let Ok(pages) = MmapMut::map_anon(n_bytes)
+        {
+            // Only ever advice: memory is memory where the system does not take it.
+            #[cfg(target_os = "linux")]
+            let _ = pages.advise(memmap2::Advice::HugePage);
+            return Memory::Pages(pages);
+        }
+        Memory::Lines(vec![Line([0.0; LINE]); n_lines])
+    }
+
+    fn as_ptr(&self) -> *const u8 {
+        match self {
+            Memory::Lines(lines) => lines.as_ptr().cast(),
+            Memory::Pages(pages) => pages.as_ptr(),
+        }
+    }
+
+    fn as_mut_ptr(&mut self) -> *mut u8 {
+        match self {
+            Memory::Lines(lines) => lines.as_mut_ptr().cast(),
+            Memory::Pages(pages) => pages.as_mut_ptr(),
+        }
+    }
+}
+
 /// A buffer of [`crate::Cpu`], aligned to 64 bytes: a slice of f32, or one of bf16 (see
 /// [`crate::Backend::zeros_rounded`]). It dereferences to its values where they are f32, and panics
 /// where they are not, naming the place that took them for f32.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct CpuBuf {
-    lines: Vec<Line>,
+    memory: Memory,
     len: usize,
     /// What each value is.
     kind: Compute,
@@ -44,7 +86,7 @@ impl CpuBuf {
     /// A buffer of `len` zeros of this type.
     pub(super) fn zeros_of(kind: Compute, len: usize) -> Self {
         let lines = len.div_ceil(LINE * size_of::<f32>() / kind.value_bytes());
-        CpuBuf { lines: vec![Line([0.0; LINE]); lines], len, kind }
+        CpuBuf { memory: Memory::zeros(lines), len, kind }
     }
 
     /// Number of values.
@@ -64,11 +106,11 @@ impl CpuBuf {
     }
 
     /// The values, whatever they are.
-    #[allow(unsafe_code, reason = "a slice of lines is viewed as a slice of their values")]
+    #[allow(unsafe_code, reason = "memory is viewed as a slice of values")]
     pub(super) fn values(&self) -> Values<'_> {
-        let (start, len) = (self.lines.as_ptr(), self.len);
-        // SAFETY: lines are 64 bytes without padding, any of which are values of either type; `len`
-        // is at most the number of them that the lines hold.
+        let (start, len) = (self.memory.as_ptr(), self.len);
+        // SAFETY: the memory is initialised and aligned to 64 bytes, any bytes are values of either
+        // type, and `len` is at most the number of them that its lines hold.
         unsafe {
             match self.kind {
                 Compute::F32 => Values::F32(std::slice::from_raw_parts(start.cast(), len)),
@@ -78,9 +120,9 @@ impl CpuBuf {
     }
 
     /// The values, whatever they are, to change them.
-    #[allow(unsafe_code, reason = "a slice of lines is viewed as a slice of their values")]
+    #[allow(unsafe_code, reason = "memory is viewed as a slice of values")]
     pub(super) fn values_mut(&mut self) -> ValuesMut<'_> {
-        let (start, len) = (self.lines.as_mut_ptr(), self.len);
+        let (start, len) = (self.memory.as_mut_ptr(), self.len);
         // SAFETY: as in `values`; `&mut self` makes the view unique.
         unsafe {
             match self.kind {
@@ -110,6 +152,24 @@ impl CpuBuf {
                 values.zip(from).for_each(|(to, &x)| *to = bf16::from_f32(x));
             }
         }
+    }
+}
+
+impl Default for CpuBuf {
+    fn default() -> Self {
+        CpuBuf::zeros(0)
+    }
+}
+
+impl Clone for CpuBuf {
+    fn clone(&self) -> Self {
+        let mut copy = CpuBuf::zeros_of(self.kind, self.len);
+        match (self.values(), copy.values_mut()) {
+            (Values::F32(from), ValuesMut::F32(to)) => to.copy_from_slice(from),
+            (Values::Bf16(from), ValuesMut::Bf16(to)) => to.copy_from_slice(from),
+            _ => unreachable!("the copy was made of the same type"),
+        }
+        copy
     }
 }
 

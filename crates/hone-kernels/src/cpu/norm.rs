@@ -74,15 +74,18 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// Rotates the first half `a` and the second half `b` of a head.
-    fn rotate<s, X: Value>(a: &mut [X], b: &mut [X], cos: &[f32], sin: &[f32], sign: f32) {
+    /// Rotates the first columns of each head, `dim` wide: as many as twice the cosines, in halves.
+    fn rotate<s, X: Value>(heads: &mut [X], dim: usize, cos: &[f32], sin: &[f32], sign: f32) {
         let (sign, lanes) = (s.splat(sign), S::LANES);
-        let halves = a.chunks_mut(lanes).zip(b.chunks_mut(lanes));
-        for ((a, b), (cos, sin)) in halves.zip(cos.chunks(lanes).zip(sin.chunks(lanes))) {
-            let (x, y) = (X::load(s, a), X::load(s, b));
-            let (cos, sin) = (s.load_part(cos, 0.0), s.mul(sign, s.load_part(sin, 0.0)));
-            X::store(s, a, s.sub(s.mul(x, cos), s.mul(y, sin)));
-            X::store(s, b, s.add(s.mul(y, cos), s.mul(x, sin)));
+        for head in heads.chunks_mut(dim) {
+            let (a, rest) = head.split_at_mut(cos.len());
+            let halves = a.chunks_mut(lanes).zip(rest[..cos.len()].chunks_mut(lanes));
+            for ((a, b), (cos, sin)) in halves.zip(cos.chunks(lanes).zip(sin.chunks(lanes))) {
+                let (x, y) = (X::load(s, a), X::load(s, b));
+                let (cos, sin) = (s.load_part(cos, 0.0), s.mul(sign, s.load_part(sin, 0.0)));
+                X::store(s, a, s.sub(s.mul(x, cos), s.mul(y, sin)));
+                X::store(s, b, s.add(s.mul(y, cos), s.mul(x, sin)));
+            }
         }
     }
 }
@@ -232,10 +235,7 @@ pub(super) fn rope<X: Value>(
     par::pieces(qkv, rows * width, |t, piece| {
         for (row, &p) in piece.chunks_mut(width).zip(&positions[t * rows..]) {
             let (cos, sin) = cos_sin[p as usize * rotary..][..rotary].split_at(rotary / 2);
-            for head in row[..(heads.n_q + heads.n_kv) * dim].chunks_mut(dim) {
-                let (a, b) = head[..rotary].split_at_mut(rotary / 2);
-                rotate(level, a, b, cos, sin, sign);
-            }
+            rotate(level, &mut row[..(heads.n_q + heads.n_kv) * dim], dim, cos, sin, sign);
         }
     });
 }

@@ -67,6 +67,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// `2^k` of lanes `k + EXP_MAGIC`, for whole k in -126 ..= 127.
     fn pow2(self, k_plus_magic: Self::V) -> Self::V;
 
+    /// `p 2^k` of lanes, for whole k in -252 ..= 254, rounded once. 2^k is applied in two halves, so
+    /// that neither over- nor underflows by itself.
+    #[inline(always)]
+    fn times_pow2(self, p: Self::V, k: Self::V) -> Self::V {
+        let magic = self.splat(EXP_MAGIC);
+        let half_plus_magic = self.fma(k, self.splat(0.5), magic);
+        let rest = self.sub(k, self.sub(half_plus_magic, magic));
+        self.mul(self.mul(p, self.pow2(half_plus_magic)), self.pow2(self.add(rest, magic)))
+    }
+
     /// The first lanes of `x`, which has at least [`Simd::LANES`] values, widened.
     fn load_bf16(self, x: &[bf16]) -> Self::V;
     /// Writes all lanes to the start of `x`, which has at least [`Simd::LANES`] values, rounded to
@@ -173,8 +183,7 @@ fn exp_poly<S: Simd>(s: S, r: S::V) -> S::V {
 /// exp(x) in each lane: 0 below -104, infinite above 88.73, NaN of NaN; within two units in the
 /// last place.
 ///
-/// exp(x) = 2^k exp(r) with k = round(x / ln 2); 2^k is applied in two halves, so that neither
-/// over- nor underflows by itself.
+/// exp(x) = 2^k exp(r) with k = round(x / ln 2).
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     // The bound is the first argument, so that NaN, the second, stays.
@@ -184,9 +193,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     let r = s.fma(k, s.splat(-LN2_LOW), s.fma(k, s.splat(-LN2_HIGH), x));
     let p = s.fma(s.mul(r, r), exp_poly(s, r), r);
     let p = s.add(p, s.splat(1.0));
-    let half_plus_magic = s.fma(k, s.splat(0.5), magic);
-    let rest = s.sub(k, s.sub(half_plus_magic, magic));
-    s.mul(s.mul(p, s.pow2(half_plus_magic)), s.pow2(s.add(rest, magic)))
+    s.times_pow2(p, k)
 }
 
 /// tanh(x) in each lane: within four units in the last place, also near 0; NaN of NaN.
@@ -476,8 +483,21 @@ mod x86 {
             }
             #[inline(always)]
             fn store_bf16(self, x: &mut [bf16], v: __m512) {
-                let x: &mut [bf16; 16] = x.first_chunk_mut().expect("at least LANES values");
-                // SAFETY: `self` proves the instructions, the array reference its bounds.
+                self.store_part_bf16(&mut x[..16], v);
+            }
+            #[inline(always)]
+            fn load_part_bf16(self, x: &[bf16]) -> __m512 {
+                // SAFETY: `self` proves the instructions; the mask keeps to the slice's bounds; a
+                // bf16 is the upper half of an f32.
+                unsafe {
+                    let values = _mm256_maskz_loadu_epi16(first(x.len()), x.as_ptr().cast());
+                    let upper = _mm512_cvtepu16_epi32(values);
+                    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(upper))
+                }
+            }
+            #[inline(always)]
+            fn store_part_bf16(self, x: &mut [bf16], v: __m512) {
+                // SAFETY: `self` proves the instructions; the mask keeps to the slice's bounds.
                 unsafe {
                     let bits = _mm512_castps_si512(v);
                     let upper = _mm512_srli_epi32::<16>(bits);
@@ -487,8 +507,14 @@ mod x86 {
                     let near = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, up));
                     let quiet = _mm512_set1_epi32(0x40);
                     let near = _mm512_mask_or_epi32(near, is_nan, upper, quiet);
-                    _mm256_storeu_si256(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(near));
+                    let (to, near) = (x.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(near));
+                    _mm256_mask_storeu_epi16(to, first(x.len()), near);
                 }
+            }
+            #[inline(always)]
+            fn times_pow2(self, p: __m512, k: __m512) -> __m512 {
+                // SAFETY: `self` proves that the machine has the instruction.
+                unsafe { _mm512_scalef_ps(p, k) }
             }
             #[inline(always)]
             fn load_part(self, x: &[f32], fill: f32) -> __m512 {

@@ -311,6 +311,19 @@ fn rounded_buffers_have_half_the_bytes_in_bf16_alone() {
     assert_eq!(bytes(cpu), (4 * 37, 2 * 37));
 }
 
+/// Buffers that have pages of their own are memory like any other.
+#[test]
+fn large_buffers_begin_with_zeros_and_keep_what_is_written() {
+    let cpu = Cpu::new().with_compute(Compute::Bf16);
+    let n = (5 << 20) / 2 + 3;
+    let values: Vec<f32> = (0..n).map(|i| (i % 251) as f32).collect();
+    for mut buf in [cpu.zeros(n), cpu.zeros_rounded(n)] {
+        assert!(cpu.download(&buf).iter().all(|&x| x == 0.0));
+        cpu.write(&mut buf, 0, &values);
+        assert!(cpu.download(&buf) == values && cpu.download(&buf.clone()) == values);
+    }
+}
+
 #[test]
 #[should_panic(expected = "a buffer of f32 is wanted here")]
 fn an_operator_of_f32_refuses_a_rounded_buffer() {

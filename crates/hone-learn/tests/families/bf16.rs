@@ -15,7 +15,7 @@ use super::{Golden, VARIANTS, every_row, json, learner};
 /// and the largest of ours from autocast's.
 ///
 /// Over all cases the root mean square of ours is at most autocast's, without a factor: the factors
-/// are rounded in the same places, results are not. A single case is one draw of rounding noise, and
+/// are rounded in the same places, results where they are kept, and none besides. A single case is one draw of rounding noise, and
 /// a document may by chance sit where that noise is amplified. A loss has no such bound: its error
 /// is a single number, and autocast's may vanish.
 const BOUNDS: [(&str, f64, f64); 5] = [

@@ -1,7 +1,7 @@
 //! What must not change a result: packing, batching, recomputation, merging, the backend.
 
 use crate::common::*;
-use hone_kernels::{Backend, Cpu, Reference};
+use hone_kernels::{Backend, Compute, Cpu, Reference};
 use hone_model::{
     Adapter, Batch, Decoder, Generator, LoraConfig, Merge, Recompute, Tensors, Training,
 };
@@ -56,7 +56,8 @@ fn the_cut_into_micro_batches_does_not_matter() {
     });
 }
 
-/// Recomputation gives the same bytes, with adapters and dropout too.
+/// Recomputation gives the same bytes, with adapters and dropout too, and where activations are kept
+/// as bf16.
 #[test]
 fn recomputed_gradients_are_the_same_bytes() {
     both(|odd| {
@@ -73,10 +74,13 @@ fn recomputed_gradients_are_the_same_bytes() {
                 assert_eq!(kept, again, "{recompute:?}");
             }
         };
-        check(decoder(Cpu::new(), &config, Training::Full));
-        let mut adapted = decoder(Cpu::new(), &config, Training::Frozen);
-        adapted.attach(&adapter(&config, lora.clone()), true).unwrap();
-        check(adapted);
+        for compute in [Compute::F32, Compute::Bf16] {
+            let cpu = Cpu::new().with_compute(compute);
+            check(decoder(cpu, &config, Training::Full));
+            let mut adapted = decoder(cpu, &config, Training::Frozen);
+            adapted.attach(&adapter(&config, lora.clone()), true).unwrap();
+            check(adapted);
+        }
     });
 }
 
