@@ -652,6 +652,21 @@ impl Backend for Cpu {
         options::add_noise(&mut x[..n], d, seq_lens, alpha, seed, first);
     }
 
+    fn gather_frozen(&self, weight: &CpuFrozen, ids: &[u32], y: &mut CpuBuf) {
+        let inp = weight.inp;
+        let y = &mut y[..ids.len() * inp];
+        match &weight.weight {
+            Weight::Dense(dense) => pointwise::gather_rows(dense, ids, inp, y),
+            Weight::Half(half) => pointwise::each_row(inp, y, |i, row| {
+                half.read_row(ids[i] as usize, row);
+            }),
+            Weight::Quantized(stack) => pointwise::each_row(inp, y, |i, row| {
+                stack.dequantize_rows(ids[i] as usize, row);
+                row.iter_mut().for_each(|x| *x = self.compute.round(*x));
+            }),
+        }
+    }
+
     fn frozen_bytes(&self, weight: &CpuFrozen) -> u64 {
         let n = match &weight.weight {
             Weight::Dense(values) => size_of::<f32>() * values.len(),

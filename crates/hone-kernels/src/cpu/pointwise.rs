@@ -165,6 +165,10 @@ pub(super) fn bias_grad(level: Level, l: Layout, dy: &[f32], dbias: &mut [f32]) 
 
 /// See [`crate::Backend::dropout`].
 pub(super) fn dropout(lx: Layout, x: &[f32], ly: Layout, y: &mut [f32], p: f32, seed: u64) {
+    if p == 0.0 {
+        // Nothing is dropped: a copy from view to view.
+        return rows_mut(ly, y, |i, row| row.copy_from_slice(&x[lx.row(i)..][..lx.cols]));
+    }
     let (stream, below, factor) = (rng::stream(seed), rng::drop_below(p), 1.0 / (1.0 - p));
     rows_mut(ly, y, |i, row| {
         let first = (i * lx.cols) as u64;
@@ -220,6 +224,16 @@ pub(super) fn geglu_backward(level: Level, dh: &[f32], i: usize, gate_up: &mut [
 /// See [`crate::Backend::soft_cap`].
 pub(super) fn soft_cap(level: Level, x: &mut [f32], cap: f32) {
     par::pieces(x, TASK_VALUES, |_, x| soft_cap_piece(level, x, cap));
+}
+
+/// Calls `f(i, row)` for each of the rows, `d` wide, of `y`.
+pub(super) fn each_row(d: usize, y: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync + Send) {
+    let rows = task_rows(d);
+    par::pieces(y, rows * d, |t, piece| {
+        for (i, row) in piece.chunks_mut(d).enumerate() {
+            f(t * rows + i, row);
+        }
+    });
 }
 
 /// See [`crate::Backend::gather_rows`].

@@ -127,7 +127,7 @@ impl Stack {
     }
 
     /// `out` <- as many whole rows as it holds, from row `start`.
-    fn dequantize_rows(&self, start: usize, mut out: &mut [f32]) {
+    pub(super) fn dequantize_rows(&self, start: usize, mut out: &mut [f32]) {
         let mut at = start * self.inp;
         for part in &self.parts {
             if at >= part.len() {
