@@ -24,7 +24,7 @@ mod tile;
 use std::ops::Range;
 
 use attention::{Plan, Saved};
-use bf16::{Engine, PackedHalf, Values};
+use bf16::{Engine, Frozen, PackedHalf, Values};
 pub use buffer::CpuBuf;
 use decode::Cache;
 use matmul::{Factor, Target};
@@ -244,13 +244,24 @@ impl Backend for Cpu {
                 let l = layout_mut(self, &y);
                 assert!((l.rows, l.cols, x.cols) == (x.rows, w.out, w.inp), "{l:?}");
                 let c = target(l, y.buf, 1.0, beta);
-                if let Some(c) = bf16::few_rows(self.engine, a.0, x.rows, half, c) {
+                if let Some(c) = bf16::few_rows(self.engine, a.0, x.rows, Frozen::Packed(half), c) {
                     let values = half.unpack();
                     let b = w.half(&values, true);
                     bf16::product(self.engine, (x.rows, w.out, w.inp), a.0, b.0, c);
                 }
             }
-            Weight::Quantized(stack) => stack.linear(self, x, y, beta),
+            Weight::Quantized(stack) => {
+                let (l, mut y) = (layout_mut(self, &y), y);
+                if self.compute == Compute::Bf16 {
+                    assert!((l.rows, l.cols, x.cols) == (x.rows, w.out, w.inp), "{l:?}");
+                    let a = rounded(layout(self, &x), Values::F32(x.buf), true);
+                    let (stack, c) = (Frozen::FourBits(stack), target(l, y.again().buf, 1.0, beta));
+                    if bf16::few_rows(self.engine, a.0, x.rows, stack, c).is_none() {
+                        return;
+                    }
+                }
+                stack.linear(self, x, y, beta);
+            }
         }
     }
 

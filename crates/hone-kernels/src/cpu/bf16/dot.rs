@@ -360,7 +360,7 @@ fn interleaving() -> __m512i {
 /// The transpose of a square of 32-bit values.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn turn(x: [__m512i; GROUP]) -> [__m512i; GROUP] {
+pub(super) fn turn(x: [__m512i; GROUP]) -> [__m512i; GROUP] {
     let mut two = x;
     for i in (0..GROUP).step_by(2) {
         two[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);

@@ -14,6 +14,7 @@
 
 mod dot;
 mod few;
+mod four;
 mod packed;
 mod widened;
 
@@ -22,6 +23,7 @@ pub(super) use packed::PackedHalf;
 
 use super::matmul::Target;
 use super::par::{SharedPtr, each_block};
+use super::quant::Stack;
 
 /// Multiply-adds below which a product stays on the calling thread: about 10 microseconds.
 const SERIAL_WORK: usize = 1 << 20;
@@ -174,18 +176,27 @@ pub(super) fn product(
     });
 }
 
+/// A frozen weight (out, in) that is multiplied by a few rows.
+#[derive(Clone, Copy)]
+pub(super) enum Frozen<'a> {
+    Packed(&'a PackedHalf),
+    FourBits(&'a Stack),
+}
+
 /// `Y (rows, out) <- alpha X (rows, in) Wt + beta Y` where there are so few rows that it takes as long
 /// as reading the weight; otherwise gives `y` back.
 pub(super) fn few_rows<'a>(
     engine: Engine,
     x: Factor<'_>,
     rows: usize,
-    w: &PackedHalf,
+    w: Frozen<'_>,
     y: Target<'a>,
 ) -> Option<Target<'a>> {
     match engine {
         #[cfg(target_arch = "x86_64")]
-        Engine::Dot(proof) if rows <= few::ROWS_MAX => few::product(proof, x, rows, w, y),
+        Engine::Dot(proof) if rows <= few::ROWS_MAX && few::takes(w) => {
+            few::product(proof, x, rows, w, y);
+        }
         _ => return Some(y),
     }
     None
