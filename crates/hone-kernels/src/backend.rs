@@ -661,6 +661,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
         seed_first: (u64, u64),
     );
 
+    // ------------------------------------------------------------------ generation
+
+    /// `y (ids.len(), in) <- rows ids` of a frozen weight (out, in), as [`Backend::thaw`] gives them.
+    fn gather_frozen(&self, weight: &Self::Frozen, ids: &[u32], y: &mut Self::Buf);
+
     // ------------------------------------------------------------------ sizes
 
     /// Bytes of a frozen weight as it is kept, its scales with it.

@@ -1,6 +1,6 @@
 //! The decoder: embedding, layers, head; forward, backward, adapters, export.
 
-use hone_kernels::{Backend, LossOptions, LossSums, rng};
+use hone_kernels::{Backend, Compute, LossOptions, LossSums, rng};
 
 use crate::buffers::{Acts, Dims};
 use crate::head::{Head, HeadGrad};
@@ -13,6 +13,9 @@ use crate::rope::Ropes;
 use crate::tensors::{TensorSource, Tensors};
 use crate::workspace::Workspace;
 use crate::{Batch, EmbeddingNoise, ModelConfig, ModelError, PassOptions, Recompute};
+
+/// The embedding's matrix.
+const EMBED_WEIGHT: &str = "model.embed_tokens.weight";
 
 /// Number of the head's draw of dropout; those of the layers come after one another from 0.
 const HEAD_SITE: u64 = u64::MAX;
@@ -32,7 +35,10 @@ pub struct Decoder<B: Backend> {
     pub(crate) backend: B,
     pub(crate) config: ModelConfig,
     pub(crate) dims: Dims,
+    /// Packed in bf16, where products are of it, all values are, and nobody writes to it.
     pub(crate) embed: Param<B>,
+    /// Whether the base's embedding is packed, adapters apart.
+    pub(crate) packs_embed: bool,
     pub(crate) layers: Vec<Layer<B>>,
     pub(crate) head: Head<B>,
     /// What an adapter changes outside the linear maps.
@@ -59,8 +65,13 @@ impl<B: Backend> Decoder<B> {
     ) -> Result<Self, ModelError> {
         config.check_source(source)?;
         let trained = training == Training::Full;
-        let embed = finite(source, "model.embed_tokens.weight")?;
-        let embed = Param::new(&backend, ParamKind::Embedding, vec![embed], trained);
+        let embed = finite(source, EMBED_WEIGHT)?;
+        let is_packed = !trained && backend.compute() == Compute::Bf16;
+        let is_packed = is_packed && source.is_bf16(EMBED_WEIGHT);
+        let embed = match is_packed {
+            true => Param::packed(&backend, ParamKind::Embedding, embed),
+            false => Param::new(&backend, ParamKind::Embedding, vec![embed], trained),
+        };
         let layer = |idx| Layer::load(&backend, config, source, idx, trained);
         let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_, _>>()?;
         let head = Head::load(&backend, config, source, trained)?;
@@ -68,6 +79,7 @@ impl<B: Backend> Decoder<B> {
             dims: Dims::new(config),
             config: config.clone(),
             embed,
+            packs_embed: is_packed,
             layers,
             head,
             embed_lora: None,
@@ -199,7 +211,7 @@ impl<B: Backend> Decoder<B> {
     /// Adapters are not in them.
     pub fn export(&self) -> Tensors {
         let mut tensors = Tensors::new();
-        self.embed.export(&self.backend, &self.embed.value, &mut tensors);
+        self.embed.export_values(&self.backend, &mut tensors);
         self.layers.iter().for_each(|layer| layer.export(&self.backend, &mut tensors));
         self.head.export(&self.backend, &self.config, &mut tensors);
         self.stash.undo_export(&self.backend, &mut tensors);
@@ -382,7 +394,7 @@ impl<B: Backend> Decoder<B> {
     /// `y (ids.len(), D) <-` embeddings, an adapter's part and then the model's factor on them.
     pub(crate) fn embed_rows(&self, ids: &[u32], y: &mut B::Buf, scratch: &mut LoraScratch<B>) {
         let d = self.dims.d;
-        self.backend.gather_rows(&self.embed.value, ids, d, y);
+        self.embed.gather(&self.backend, ids, d, y);
         if let Some(lora) = &self.embed_lora {
             lora.forward(&self.backend, (ids, d), y, scratch);
         }

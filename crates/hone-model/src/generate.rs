@@ -2,6 +2,7 @@
 //! grows by one token a step.
 
 use hone_kernels::{Backend, Mat, MatMut, rng};
+use rayon::prelude::*;
 
 use crate::buffers::{ActSets, Dims, NActs, Scratch};
 use crate::head::HeadActs;
@@ -96,12 +97,16 @@ impl Generator {
                 return Err(ModelError::Generation(what));
             }
         }
-        let mut done = Vec::with_capacity(prompts.len());
-        for group in prompts.chunks(self.batch_size) {
-            let first = done.len();
-            done.extend(self.run_group(decoder, group, first)?);
-        }
-        Ok(done)
+        // From inside the pool: a token is made of hundreds of small operators, and from outside
+        // each would wake a thread and wait for it.
+        rayon::scope(|_| {
+            let mut done = Vec::with_capacity(prompts.len());
+            for group in prompts.chunks(self.batch_size) {
+                let first = done.len();
+                done.extend(self.run_group(decoder, group, first)?);
+            }
+            Ok(done)
+        })
     }
 
     fn check(&self) -> Result<(), ModelError> {
@@ -136,11 +141,13 @@ impl Generator {
         let mut logits = vec![0.0; prompts.len() * v];
         let mut cache = Cache::prefill(decoder, prompts, self.max_new, &mut logits)?;
         loop {
-            for (b, row) in logits.chunks_exact(v).enumerate() {
-                if !cache.is_live[b] {
-                    continue;
-                }
-                let id = self.choose(row, first + b, done[b].ids.len())?;
+            let rows = logits.par_chunks_exact(v).zip(&cache.is_live).zip(&done).enumerate();
+            let chosen = rows.map(|(b, ((row, is_live), done))| {
+                is_live.then(|| self.choose(row, first + b, done.ids.len()))
+            });
+            let chosen: Vec<_> = chosen.collect();
+            for (b, id) in chosen.into_iter().enumerate() {
+                let Some(id) = id.transpose()? else { continue };
                 if self.stop_ids.contains(&id) {
                     done[b].stop_id = Some(id);
                     cache.is_live[b] = false;
@@ -158,7 +165,9 @@ impl Generator {
 
     /// The next token of prompt `prompt` after `n_new` new ones.
     fn choose(&self, logits: &[f32], prompt: usize, n_new: usize) -> Result<u32, ModelError> {
-        if let Some(i) = logits.iter().position(|z| !z.is_finite()) {
+        // Counted, not looked for, so that the compiler makes vectors of it.
+        if logits.iter().fold(0, |n, z| n + u32::from(!z.is_finite())) > 0 {
+            let i = logits.iter().position(|z| !z.is_finite()).unwrap_or(0);
             let what = format!("the logit of token {i} is {}", logits[i]);
             return Err(ModelError::Generation(what));
         }
@@ -174,8 +183,15 @@ impl Generator {
 
 /// Index of the largest value, the first of equal ones.
 fn argmax(logits: &[f32]) -> u32 {
-    let better = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
-    (0..logits.len()).reduce(better).unwrap_or(0) as u32
+    // In lanes that the compiler makes vectors of: a vocabulary is looked through for every token.
+    let mut tops = [f32::NEG_INFINITY; 16];
+    for values in logits.chunks(tops.len()) {
+        for (top, &z) in tops.iter_mut().zip(values) {
+            *top = if z > *top { z } else { *top };
+        }
+    }
+    let top = tops.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|&z| z == top).unwrap_or(0) as u32
 }
 
 /// The token at `draw` in [0, 1) of the nucleus, tokens being laid out from the likeliest.

@@ -214,7 +214,7 @@ impl<B: Backend> Head<B> {
         let new = if let Some(tensor) = adapter.whole("lm_head.weight") {
             Some(plain(tensor.clone(), trained))
         } else if is_tied && adapter.whole("model.embed_tokens.weight").is_some() {
-            Some(HeadWeight::Frozen(backend.freeze(&backend.download(&embed.value), v, d)))
+            Some(HeadWeight::Frozen(backend.freeze(&embed.values(backend), v, d)))
         } else if let (HeadWeight::Frozen(w), false) =
             (&self.weight, adapter.config.token_ids(HEAD).is_empty())
         {
@@ -317,8 +317,8 @@ impl<B: Backend> Head<B> {
         let y = MatMut::new(&mut acts.logits, rows, dims.v);
         match self.matrix(embed) {
             Err(frozen) => backend.linear(x, frozen, y, 0.0),
-            Ok(param) => {
-                let w = Mat::new(&param.value, dims.v, dims.d);
+            Ok(value) => {
+                let w = Mat::new(value, dims.v, dims.d);
                 backend.gemm(x, Op::N, w, Op::T, y, 1.0, 0.0);
             }
         }
@@ -332,10 +332,10 @@ impl<B: Backend> Head<B> {
     }
 
     /// The matrix: a plain buffer, or packed.
-    fn matrix<'a>(&'a self, embed: &'a Param<B>) -> Result<&'a Param<B>, &'a B::Frozen> {
+    fn matrix<'a>(&'a self, embed: &'a Param<B>) -> Result<&'a B::Buf, &'a B::Frozen> {
         match &self.weight {
-            HeadWeight::Tied => Ok(embed),
-            HeadWeight::Trained(param) => Ok(param),
+            HeadWeight::Tied => embed.matrix(),
+            HeadWeight::Trained(param) => param.matrix(),
             HeadWeight::Frozen(frozen) => Err(frozen),
         }
     }
@@ -436,20 +436,20 @@ impl<B: Backend> Head<B> {
             MatMut { buf: &mut back.dnormed, offset: start * d, rows, cols: d, stride: d };
         let x = Mat::new(&acts.normed, start, d).rows(start, rows);
         let mut dnormed = dnormed;
-        let param = match &mut self.weight {
-            HeadWeight::Frozen(w) => {
-                backend.linear_dx(dlogits, w, dnormed.again(), 0.0);
-                None
+        match self.matrix(embed) {
+            Err(frozen) => backend.linear_dx(dlogits, frozen, dnormed.again(), 0.0),
+            Ok(value) => {
+                let w = Mat::new(value, v, d);
+                backend.gemm(dlogits, Op::N, w, Op::N, dnormed.again(), 1.0, 0.0);
             }
-            HeadWeight::Tied => Some(embed),
-            HeadWeight::Trained(param) => Some(param),
+        }
+        let grad = match &mut self.weight {
+            HeadWeight::Frozen(_) => None,
+            HeadWeight::Tied => embed.grad.as_mut(),
+            HeadWeight::Trained(param) => param.grad.as_mut(),
         };
-        if let Some(param) = param {
-            let w = Mat::new(&param.value, v, d);
-            backend.gemm(dlogits, Op::N, w, Op::N, dnormed.again(), 1.0, 0.0);
-            if let Some(grad) = &mut param.grad {
-                backend.gemm(dlogits, Op::T, x, Op::N, MatMut::new(grad, v, d), 1.0, 1.0);
-            }
+        if let Some(grad) = grad {
+            backend.gemm(dlogits, Op::T, x, Op::N, MatMut::new(grad, v, d), 1.0, 1.0);
         }
         if let Some(tokens) = &mut self.tokens {
             tokens.head_grad(backend, dlogits, x);

@@ -30,17 +30,17 @@ impl<B: Backend> Decoder<B> {
         let backend = self.backend();
         let (mut values, mut gradients) = (0, 0);
         self.visit(&mut |param| {
-            values += backend.len(&param.value);
+            values += param.n_bytes(backend);
             gradients += param.grad.as_ref().map_or(0, |grad| backend.len(grad));
         });
-        values += self.stash.n_values(backend);
-        values += self.embed_tokens.as_ref().map_or(0, TokenPatch::n_originals);
+        values += self.stash.n_bytes(backend);
+        let originals = self.embed_tokens.as_ref().map_or(0, TokenPatch::n_originals);
         let linears = self.layers.iter().flat_map(Layer::linears);
         let packed: u64 = linears.map(|linear| linear.other_bytes(backend)).sum();
         let workspace = self.workspace.as_ref();
         let bytes = |n: usize| VALUE_BYTES * n as u64;
         HeldBytes {
-            weights: bytes(values) + packed + self.head.other_bytes(backend),
+            weights: values + bytes(originals) + packed + self.head.other_bytes(backend),
             gradients: bytes(gradients),
             activations: workspace.map_or(0, |space| space.n_bytes(backend)),
             head: workspace.map_or(0, |space| space.head_bytes(backend)),

@@ -2,6 +2,7 @@
 
 use hone_kernels::Backend;
 
+use crate::held::VALUE_BYTES;
 use crate::tensors::{NamedTensor, Tensors};
 use crate::{Decoder, ModelError};
 
@@ -63,10 +64,13 @@ pub(crate) struct Piece {
 /// A buffer of one or more named tensors laid end to end, with their gradient when they are
 /// trained.
 pub(crate) struct Param<B: Backend> {
+    /// The values; empty while they lie packed.
     pub(crate) value: B::Buf,
     pub(crate) grad: Option<B::Buf>,
     pub(crate) kind: ParamKind,
     pieces: Vec<Piece>,
+    /// The values of one matrix, packed for multiplication: exactly, or they would not be.
+    packed: Option<B::Frozen>,
 }
 
 impl<B: Backend> Param<B> {
@@ -88,7 +92,58 @@ impl<B: Backend> Param<B> {
             }
         }
         let grad = trained.then(|| backend.zeros(data.len()));
-        Param { value: backend.upload(&data), grad, kind, pieces }
+        Param { value: backend.upload(&data), grad, kind, pieces, packed: None }
+    }
+
+    /// One matrix whose values the backend holds exactly when it freezes them: in that form alone.
+    pub(crate) fn packed(backend: &B, kind: ParamKind, tensor: NamedTensor) -> Self {
+        let NamedTensor { name, shape, data } = tensor;
+        let packed = Some(backend.freeze(&data, shape[0], shape[1]));
+        let pieces = vec![Piece { name, shape }];
+        Param { value: backend.zeros(0), grad: None, kind, pieces, packed }
+    }
+
+    /// Lays packed values out in the buffer, to be written over; [`Param::pack`] is the way back.
+    pub(crate) fn unpack(&mut self, backend: &B) {
+        if let Some(packed) = self.packed.take() {
+            self.value = backend.upload(&backend.thaw(&packed));
+        }
+    }
+
+    /// Packs the values, which must be those that were unpacked.
+    pub(crate) fn pack(&mut self, backend: &B) {
+        let shape = &self.pieces[0].shape;
+        let packed = backend.freeze(&backend.download(&self.value), shape[0], shape[1]);
+        (self.packed, self.value) = (Some(packed), backend.zeros(0));
+    }
+
+    /// The matrix: a plain buffer, or packed.
+    pub(crate) fn matrix(&self) -> Result<&B::Buf, &B::Frozen> {
+        self.packed.as_ref().map_or(Ok(&self.value), Err)
+    }
+
+    /// All values.
+    pub(crate) fn values(&self, backend: &B) -> Vec<f32> {
+        match self.matrix() {
+            Ok(value) => backend.download(value),
+            Err(packed) => backend.thaw(packed),
+        }
+    }
+
+    /// Bytes of the values.
+    pub(crate) fn n_bytes(&self, backend: &B) -> u64 {
+        match self.matrix() {
+            Ok(value) => VALUE_BYTES * backend.len(value) as u64,
+            Err(packed) => backend.frozen_bytes(packed),
+        }
+    }
+
+    /// `y (ids.len(), D) <-` rows of the matrix (V, D).
+    pub(crate) fn gather(&self, backend: &B, ids: &[u32], d: usize, y: &mut B::Buf) {
+        match self.matrix() {
+            Ok(value) => backend.gather_rows(value, ids, d, y),
+            Err(packed) => backend.gather_frozen(packed, ids, y),
+        }
     }
 
     /// The name of the tensor, if there is only one.
@@ -122,6 +177,17 @@ impl<B: Backend> Param<B> {
             let mut data = vec![0.0; info.n_values()];
             backend.read(buf, info.offset, &mut data);
             into.insert(NamedTensor::new(info.name, info.shape, data));
+        }
+    }
+
+    /// Copies the named tensors to the host.
+    pub(crate) fn export_values(&self, backend: &B, into: &mut Tensors) {
+        match self.matrix() {
+            Ok(value) => self.export(backend, value, into),
+            Err(packed) => {
+                let Piece { name, shape } = self.pieces[0].clone();
+                into.insert(NamedTensor::new(name, shape, backend.thaw(packed)));
+            }
         }
     }
 

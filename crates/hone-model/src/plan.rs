@@ -55,6 +55,9 @@ pub struct MemoryNeeds<'a> {
     /// What products compute in: frozen matrices are kept in it. Trained weights are f32 in either,
     /// and rounded as they are multiplied: there is no second copy of them.
     pub compute: Compute,
+    /// Whether the file has the embedding in bf16 ([`crate::TensorSource::is_bf16`]): it is kept so
+    /// where products are of bf16 and it is not trained.
+    pub half_embedding: bool,
     /// Bytes of the files that the weights are read from, which are mapped meanwhile.
     pub files: u64,
 }
@@ -92,7 +95,7 @@ impl MemoryPlan {
         let n_adapter = needs.method.lora().map_or(0, |lora| lora.n_params(config));
         let beside = needs.method.lora().map_or(0, |lora| beside_adapter(config, lora) as u64);
         let is_packed = needs.method.lora().is_some_and(|lora| packs_head(config, lora));
-        let packed = if is_packed { head_bytes(config, needs.compute) } else { 0 };
+        let packed = if is_packed { embed_bytes(config, needs.compute) } else { 0 };
         let (base, quantisation) = base_bytes(config, needs);
         let n_average = if needs.average { n_trained } else { 0 };
         MemoryPlan {
@@ -152,17 +155,23 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes of the base's values, and of the scales of those in 4 bits. The embedding, norms and biases
-/// are f32 always; of a model that is trained in full, all is.
+/// Bytes of the base's values, and of the scales of those in 4 bits. Norms and biases are f32 always;
+/// of a model that is trained in full, all is.
 fn base_bytes(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> (u64, u64) {
     let full = VALUE_BYTES * config.n_params() as u64;
     let (v, d) = (config.vocab_size, config.hidden_size);
     let (head, head_bytes) = match config.tie_word_embeddings {
         true => (0, 0),
-        false => (v * d, head_bytes(config, needs.compute)),
+        false => (v * d, embed_bytes(config, needs.compute)),
     };
     let n_linear: usize = modules(config).map(|(_, shape)| shape.inp * shape.out).sum();
     let plain = full - VALUE_BYTES * (head + n_linear) as u64 + head_bytes;
+    let writes = needs.method.lora().is_some_and(|lora| !lora.token_ids(EMBED).is_empty());
+    let packs = needs.half_embedding && needs.compute == Compute::Bf16 && !writes;
+    let plain = match packs {
+        true => plain - VALUE_BYTES * (v * d) as u64 + embed_bytes(config, needs.compute),
+        false => plain,
+    };
     match needs.method {
         Method::Full => (full, 0),
         Method::Inference | Method::Lora(_) => {
@@ -180,8 +189,8 @@ fn base_bytes(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> (u64, u64) {
     }
 }
 
-/// Bytes of a frozen head.
-fn head_bytes(config: &ModelConfig, compute: Compute) -> u64 {
+/// Bytes of a frozen head or embedding.
+fn embed_bytes(config: &ModelConfig, compute: Compute) -> u64 {
     compute.frozen_bytes(config.vocab_size, config.hidden_size) as u64
 }
 
@@ -380,6 +389,7 @@ mod tests {
             n_tokens: 2048,
             recompute: Recompute::None,
             compute: Compute::F32,
+            half_embedding: false,
             files: 0,
         }
     }
@@ -418,6 +428,12 @@ mod tests {
         assert_eq!(plan.head - half.head, 2 * 2048 * 576);
         let MemoryPlan { weights, activations, head, .. } = plan;
         assert_eq!(MemoryPlan { weights, activations, head, ..half }, plan);
+        // And so does the embedding, where the file has it in bf16.
+        let stored = MemoryNeeds { compute: Compute::Bf16, half_embedding: true, ..needs };
+        let stored = MemoryPlan::new(&config, &stored);
+        assert_eq!(half.weights - stored.weights, 2 * 49_152 * 576);
+        let exact = MemoryNeeds { half_embedding: true, ..needs };
+        assert_eq!(MemoryPlan::new(&config, &exact), plan);
         let full = |compute| MemoryNeeds { method: Method::Full, compute, ..needs };
         let [full, half] = [Compute::F32, Compute::Bf16].map(full);
         let [full, half] = [full, half].map(|needs| MemoryPlan::new(&config, &needs));

@@ -141,6 +141,10 @@ impl TensorSource for SafetensorsRegions<'_> {
     fn has(&self, name: &str) -> bool {
         self.file_of.contains_key(name)
     }
+
+    fn is_bf16(&self, name: &str) -> bool {
+        self.raw(name).is_some_and(|(dtype, _)| dtype == Dtype::BF16)
+    }
 }
 
 /// Little-endian values of a file as f32; exact for all three types.

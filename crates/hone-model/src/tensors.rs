@@ -5,8 +5,8 @@ use std::io::Write;
 
 use hone_kernels::quant::Quantized;
 
-use crate::ModelError;
 use crate::safetensors::{SafetensorsRegions, SafetensorsWriter, StoredType, TensorEntry};
+use crate::{Compute, ModelError};
 
 /// A dense row-major tensor of f32 with its name.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +51,10 @@ pub trait TensorSource {
     /// dequantised values.
     fn quantized(&self, _name: &str) -> Result<Option<Quantized>, ModelError> {
         Ok(None)
+    }
+    /// Whether the values of a tensor are known to be bf16, so that bf16 holds them exactly.
+    fn is_bf16(&self, _name: &str) -> bool {
+        false
     }
     /// The values that a 4-bit tensor was made of, where the source still has them.
     fn original(&self, _name: &str) -> Result<Option<NamedTensor>, ModelError> {
@@ -152,5 +156,10 @@ impl TensorSource for Tensors {
 
     fn has(&self, name: &str) -> bool {
         self.by_name.contains_key(name)
+    }
+
+    fn is_bf16(&self, name: &str) -> bool {
+        let is_bf16 = |x: &f32| Compute::Bf16.round(*x).to_bits() == x.to_bits();
+        self.get(name).is_some_and(|tensor| tensor.data.iter().all(is_bf16))
     }
 }

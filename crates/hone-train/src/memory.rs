@@ -19,6 +19,8 @@ pub(crate) struct Run<'a> {
     pub(crate) inputs: &'a Inputs,
     /// Bytes of the base's weights.
     pub(crate) files: u64,
+    /// Whether they have the embedding in bf16.
+    pub(crate) half_embedding: bool,
     pub(crate) train: &'a Packs,
     pub(crate) eval: &'a Packs,
 }
@@ -55,6 +57,7 @@ impl Run<'_> {
             n_tokens,
             recompute: plan.config.recompute.level(),
             compute: plan.config.compute.compute(),
+            half_embedding: self.half_embedding,
             files: self.files,
         };
         let n_tokens_all = self.train.n_tokens() + self.eval.n_tokens();

@@ -133,7 +133,8 @@ pub(crate) fn show(ctx: &Context, common: &Common, args: &PlanArgs) -> Result<Ex
     let inputs = Inputs::open(&plan)?;
     let (packs, eval) = inputs.splits(&plan)?;
     let files = inputs.base.files(&plan)?;
-    let run = Run { inputs: &inputs, files, train: &packs, eval: &eval };
+    let half_embedding = inputs.base.half_embedding(plan)?;
+    let run = Run { inputs: &inputs, files, half_embedding, train: &packs, eval: &eval };
     let memory = run.memory(&plan, &inputs.start);
     if let Some(budget) = args.fit {
         return Ok(fit(ctx, common, &run.fitting(&plan, budget), budget, &memory));

@@ -65,7 +65,8 @@ fn work(
     checkpoints: &Checkpoints,
 ) -> Result<Outcome, Failure> {
     let (train, eval) = inputs.splits(plan)?;
-    let run = Run { inputs, files: inputs.base.files(plan)?, train: &train, eval: &eval };
+    let (files, half_embedding) = (inputs.base.files(plan)?, inputs.base.half_embedding(plan)?);
+    let run = Run { inputs, files, half_embedding, train: &train, eval: &eval };
     let memory = run.memory(plan, &inputs.start);
     memory.check(force)?;
     if plan.config.soft_cap.is_some() {

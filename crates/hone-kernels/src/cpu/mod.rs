@@ -26,7 +26,7 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use attention::{Plan, Saved};
-use bf16::{Engine, PackedHalf, Right, Values};
+use bf16::{Engine, Frozen, PackedHalf, Right, Values};
 pub use buffer::CpuBuf;
 use buffer::ValuesMut;
 use decode::Cache;
@@ -204,6 +204,18 @@ impl Cpu {
         self.product_bf16(a, (Right::Factor(b), k, n), tails, c, factors);
     }
 
+    /// A frozen weight that products in bf16 read as it is.
+    fn in_bf16<'a>(&self, w: &'a CpuFrozen) -> Option<Frozen<'a>> {
+        match &w.weight {
+            Weight::Half(half) => Some(Frozen::Packed(half)),
+            Weight::Quantized(stack) => {
+                let takes = self.compute == Compute::Bf16 && bf16::takes_4bit(self.engine, stack);
+                takes.then_some(Frozen::FourBits(stack))
+            }
+            Weight::Dense(_) => None,
+        }
+    }
+
     /// A tail as factors that are rounded.
     fn low_rank<'a>(&self, tail: &Tail<'a, Self>) -> bf16::Tail<'a> {
         let Tail { u, v, op_v, column, scale } = *tail;
@@ -357,25 +369,21 @@ impl Backend for Cpu {
         mut y: MatMut<'_, Self>,
         beta: f32,
     ) {
+        if let Some(weight) = self.in_bf16(w) {
+            let a = rounded(layout(self, &x), x.buf.values(), true);
+            let right = (Right::Rows(weight), w.inp, w.out);
+            return self.product_bf16(a, right, tails, y, (1.0, beta));
+        }
+        if y.buf.is_rounded() {
+            return self.through_f32(y, beta, |y| self.linear_with(x, w, tails, y, beta));
+        }
         match &w.weight {
-            Weight::Half(half) => {
-                let a = rounded(layout(self, &x), x.buf.values(), true);
-                return self.product_bf16(
-                    a,
-                    (Right::Packed(half), w.inp, w.out),
-                    tails,
-                    y,
-                    (1.0, beta),
-                );
-            }
-            _ if y.buf.is_rounded() => {
-                return self.through_f32(y, beta, |y| self.linear_with(x, w, tails, y, beta));
-            }
             Weight::Dense(dense) => {
                 let w = Mat::new(dense, w.out, w.inp);
                 self.gemm(x, Op::N, w, Op::T, y.again(), 1.0, beta);
             }
             Weight::Quantized(stack) => stack.linear(self, x, y.again(), beta),
+            Weight::Half(_) => unreachable!("multiplied above"),
         }
         add_tails(self, tails, y);
     }
@@ -388,21 +396,21 @@ impl Backend for Cpu {
         mut dx: MatMut<'_, Self>,
         beta: f32,
     ) {
+        if let Some(weight) = self.in_bf16(w) {
+            let a = rounded(layout(self, &dy), dy.buf.values(), true);
+            let right = (Right::Columns(weight), w.out, w.inp);
+            return self.product_bf16(a, right, tails, dx, (1.0, beta));
+        }
+        if dx.buf.is_rounded() {
+            return self.through_f32(dx, beta, |dx| self.linear_dx_with(dy, w, tails, dx, beta));
+        }
         match &w.weight {
-            Weight::Half(half) => {
-                let a = rounded(layout(self, &dy), dy.buf.values(), true);
-                let b = (Right::Turned(half), w.out, w.inp);
-                return self.product_bf16(a, b, tails, dx, (1.0, beta));
-            }
-            _ if dx.buf.is_rounded() => {
-                return self
-                    .through_f32(dx, beta, |dx| self.linear_dx_with(dy, w, tails, dx, beta));
-            }
             Weight::Dense(dense) => {
                 let w = Mat::new(dense, w.out, w.inp);
                 self.gemm(dy, Op::N, w, Op::N, dx.again(), 1.0, beta);
             }
             Weight::Quantized(stack) => stack.linear_dx(self, dy, dx.again(), beta),
+            Weight::Half(_) => unreachable!("multiplied above"),
         }
         add_tails(self, tails, dx);
     }
@@ -830,6 +838,21 @@ impl Backend for Cpu {
     ) {
         let n = seq_lens.iter().sum::<usize>() * d;
         options::add_noise(&mut x[..n], d, seq_lens, alpha, seed, first);
+    }
+
+    fn gather_frozen(&self, weight: &CpuFrozen, ids: &[u32], y: &mut CpuBuf) {
+        let inp = weight.inp;
+        let y = &mut y[..ids.len() * inp];
+        match &weight.weight {
+            Weight::Dense(dense) => pointwise::gather_rows(dense, ids, inp, y),
+            Weight::Half(half) => pointwise::each_row(inp, y, |i, row| {
+                half.read_row(ids[i] as usize, 0, row);
+            }),
+            Weight::Quantized(stack) => pointwise::each_row(inp, y, |i, row| {
+                stack.dequantize_rows(ids[i] as usize, row);
+                row.iter_mut().for_each(|x| *x = self.compute.round(*x));
+            }),
+        }
     }
 
     fn frozen_bytes(&self, weight: &CpuFrozen) -> u64 {

@@ -198,6 +198,13 @@ pub(super) fn dropout<X: Value, Y: Value>(
     p: f32,
     seed: u64,
 ) {
+    if p == 0.0 {
+        // Nothing is dropped: a copy from view to view.
+        return rows_mut(ly, y, |i, row| {
+            let pairs = row.iter_mut().zip(&x[lx.row(i)..][..lx.cols]);
+            pairs.for_each(|(y, x)| *y = Y::of(x.get()));
+        });
+    }
     let (stream, below, factor) = (rng::stream(seed), rng::drop_below(p), 1.0 / (1.0 - p));
     rows_mut(ly, y, |i, row| {
         let first = (i * lx.cols) as u64;
@@ -263,6 +270,16 @@ pub(super) fn geglu_backward<H: Value, G: Value>(
 /// See [`crate::Backend::soft_cap`].
 pub(super) fn soft_cap(level: Level, x: &mut [f32], cap: f32) {
     par::pieces(x, TASK_VALUES, |_, x| soft_cap_piece(level, x, cap));
+}
+
+/// Calls `f(i, row)` for each of the rows, `d` wide, of `y`.
+pub(super) fn each_row(d: usize, y: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync + Send) {
+    let rows = task_rows(d);
+    par::pieces(y, rows * d, |t, piece| {
+        for (i, row) in piece.chunks_mut(d).enumerate() {
+            f(t * rows + i, row);
+        }
+    });
 }
 
 /// See [`crate::Backend::gather_rows`].

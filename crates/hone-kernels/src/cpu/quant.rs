@@ -5,7 +5,7 @@ use std::cell::Cell;
 use rayon::prelude::*;
 
 use super::{Cpu, CpuBuf};
-use crate::quant::Quantized;
+use crate::quant::{Quantized, ValueType};
 use crate::{Backend, Compute, Mat, MatMut, Op};
 
 /// Values of a panel: 4 MiB, to stay in the shared cache, and deep enough that the product spends
@@ -59,6 +59,28 @@ impl Stack {
     pub(super) fn new(parts: Vec<Quantized>, inp: usize) -> Self {
         assert!(inp > 0 && parts.iter().all(|part| part.len().is_multiple_of(inp)), "no rows");
         Stack { parts, inp }
+    }
+
+    /// Values of a row.
+    pub(super) fn inp(&self) -> usize {
+        self.inp
+    }
+
+    /// The part that has row `row` of all, and where in it the row starts.
+    pub(super) fn row(&self, row: usize) -> (&Quantized, usize) {
+        let mut at = row * self.inp;
+        for part in &self.parts {
+            if at < part.len() {
+                return (part, at);
+            }
+            at -= part.len();
+        }
+        unreachable!("there are {} rows, not {row}", self.rows())
+    }
+
+    /// Whether bf16 values come of one rounding of code value times scale.
+    pub(super) fn rounds_to_bf16_once(&self) -> bool {
+        self.parts.iter().all(|part| part.spec().values != ValueType::F16)
     }
 
     /// Bytes of codes and scales.
@@ -127,7 +149,7 @@ impl Stack {
     }
 
     /// `out` <- as many whole rows as it holds, from row `start`.
-    fn dequantize_rows(&self, start: usize, mut out: &mut [f32]) {
+    pub(super) fn dequantize_rows(&self, start: usize, mut out: &mut [f32]) {
         let mut at = start * self.inp;
         for part in &self.parts {
             if at >= part.len() {

@@ -690,6 +690,10 @@ impl Backend for Reference {
         }
     }
 
+    fn gather_frozen(&self, weight: &FrozenF64, ids: &[u32], y: &mut F64Buf) {
+        self.gather_rows(&weight.weight, ids, weight.inp, y);
+    }
+
     fn frozen_bytes(&self, weight: &FrozenF64) -> u64 {
         (size_of::<f64>() * weight.weight.len()) as u64
     }

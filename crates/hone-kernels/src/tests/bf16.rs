@@ -257,19 +257,32 @@ fn a_row_alone_is_the_row_among_others() {
         return;
     }
     for (m, out, inp) in [(17, 70, 33), (37, 100, 1800), (600, 1152, 576)] {
-        let weight = cpu.freeze(&data(1, out * inp, 1.0), out, inp);
-        let x = data(2, m * inp, 1.0);
-        let all = cpu.upload(&x);
-        let mut y = cpu.zeros(m * out);
-        cpu.linear(Mat::new(&all, m, inp), &weight, MatMut::new(&mut y, m, out), 0.0);
-        let some =
-            [(0, 1), (1, 1), (m - 1, 1), (2, 2), (0, 3), (m - 4, 4), (0, 5), (1, 9), (0, 16)];
-        for (i, n) in some {
-            let rows = cpu.upload(&x[i * inp..(i + n) * inp]);
-            let mut alone = cpu.zeros(n * out);
-            cpu.linear(Mat::new(&rows, n, inp), &weight, MatMut::new(&mut alone, n, out), 0.0);
-            assert_eq!(alone[..], y[i * out..(i + n) * out], "rows {i} to {} of {m}", i + n);
-        }
+        check_alone(&cpu, &cpu.freeze(&data(1, out * inp, 1.0), out, inp), (m, out, inp));
+    }
+    for (m, out, inp) in [(17, 70, 33), (37, 100, 1824), (300, 1152, 576)] {
+        let part = |seed, rows, values| {
+            let spec = QuantSpec::qlora(values);
+            Quantized::quantize(&data(seed, rows * inp, 1.0), spec).unwrap()
+        };
+        let parts = vec![part(1, out - 23, ValueType::F32), part(2, 23, ValueType::Bf16)];
+        check_alone(&cpu, &cpu.freeze_4bit(parts, inp), (m, out, inp));
+        let rounded_twice = cpu.freeze_4bit(vec![part(1, out, ValueType::F16)], inp);
+        check_alone(&cpu, &rounded_twice, (m, out, inp));
+    }
+}
+
+/// Some rows of a product with a weight are those of the product of all.
+fn check_alone(cpu: &Cpu, weight: &crate::CpuFrozen, (m, out, inp): (usize, usize, usize)) {
+    let x = data(2, m * inp, 1.0);
+    let all = cpu.upload(&x);
+    let mut y = cpu.zeros(m * out);
+    cpu.linear(Mat::new(&all, m, inp), weight, MatMut::new(&mut y, m, out), 0.0);
+    let some = [(0, 1), (1, 1), (m - 1, 1), (2, 2), (0, 3), (m - 4, 4), (0, 5), (1, 9), (0, 16)];
+    for (i, n) in some {
+        let rows = cpu.upload(&x[i * inp..(i + n) * inp]);
+        let mut alone = cpu.zeros(n * out);
+        cpu.linear(Mat::new(&rows, n, inp), weight, MatMut::new(&mut alone, n, out), 0.0);
+        assert_eq!(alone[..], y[i * out..(i + n) * out], "rows {i} to {} of {m}", i + n);
     }
 }
 

@@ -282,10 +282,14 @@ fn both_ways<B: Backend>(
     let (mut y, mut dx) = (b.upload(&data(4, t * out, 1.0)), b.zeros(t * inp));
     b.linear(Mat::new(&x, t, inp), frozen, MatMut::new(&mut y, t, out), 1.0);
     b.linear_dx(Mat::new(&dy, t, out), frozen, MatMut::new(&mut dx, t, inp), 0.0);
+    let ids: Vec<u32> = (0..t as u64).map(|i| (rng::mix(5, i) % out as u64) as u32).collect();
+    let mut rows = b.zeros(t * inp);
+    b.gather_frozen(frozen, &ids, &mut rows);
     vec![
         output("y", b.download(&y), 1e-6),
         output("dx", b.download(&dx), 1e-6),
         output("thaw", b.thaw(frozen), 0.0),
+        output("rows", b.download(&rows), 0.0),
     ]
 }
 

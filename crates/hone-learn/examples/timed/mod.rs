@@ -12,8 +12,8 @@ use hone_kernels::{
     Op, RmsNorm, SecondMoment, Sgd, Tail,
 };
 
-/// Calls and time by operator.
-type Times = BTreeMap<&'static str, (u64, Duration)>;
+/// Calls and seconds by operator.
+type Times = BTreeMap<&'static str, (i64, f64)>;
 
 thread_local! {
     /// Calls and time of each operator. Operators are called from one thread; what they do inside
@@ -26,23 +26,28 @@ pub(crate) fn clear() {
     TIMES.with_borrow_mut(BTreeMap::clear);
 }
 
+/// Makes of all that was counted so far what is taken off the counts to come.
+#[allow(dead_code, reason = "not every example has something to take off")]
+pub(crate) fn negate() {
+    TIMES.with_borrow_mut(|times| {
+        times.values_mut().for_each(|(calls, time)| (*calls, *time) = (-*calls, -*time));
+    });
+}
+
 /// Writes what each operator has taken of `total`, a step of `n_steps`.
 pub(crate) fn report(out: &mut dyn Write, total: Duration, n_steps: usize) -> io::Result<()> {
     TIMES.with_borrow(|times| {
+        let total = total.as_secs_f64();
         let mut rows: Vec<_> = times.iter().collect();
-        rows.sort_by_key(|(_, (_, time))| std::cmp::Reverse(*time));
+        rows.sort_by(|(_, (_, a)), (_, (_, b))| b.total_cmp(a));
         writeln!(out, "{:<20} {:>8} {:>10} {:>7}", "operator", "calls", "ms a step", "share")?;
-        let mut inside = Duration::ZERO;
+        let inside: f64 = rows.iter().map(|(_, (_, time))| time).sum();
+        let line = |time: f64| (time * 1e3 / n_steps as f64, 100.0 * time / total);
         for (name, (calls, time)) in rows {
-            let ms = time.as_secs_f64() * 1e3 / n_steps as f64;
-            let share = 100.0 * time.as_secs_f64() / total.as_secs_f64();
-            let calls = *calls as f64 / n_steps as f64;
+            let ((ms, share), calls) = (line(*time), *calls as f64 / n_steps as f64);
             writeln!(out, "{name:<20} {calls:>8.0} {ms:>10.3} {share:>6.1}%")?;
-            inside += *time;
         }
-        let rest = (total.saturating_sub(inside)).as_secs_f64();
-        let share = 100.0 * rest / total.as_secs_f64();
-        let ms = rest * 1e3 / n_steps as f64;
+        let (ms, share) = line(total - inside);
         writeln!(out, "{:<20} {:>8} {ms:>10.3} {share:>6.1}%", "between operators", "")
     })
 }
@@ -58,7 +63,7 @@ fn timed<R>(name: &'static str, call: impl FnOnce() -> R) -> R {
     TIMES.with_borrow_mut(|times| {
         let entry = times.entry(name).or_default();
         entry.0 += 1;
-        entry.1 += time;
+        entry.1 += time.as_secs_f64();
     });
     result
 }
@@ -479,6 +484,9 @@ impl<B: Backend> Backend for Timed<B> {
         seed_first: (u64, u64),
     ) {
         timed("add_noise", || self.0.add_noise(x, d, seq_lens, alpha, seed_first));
+    }
+    fn gather_frozen(&self, weight: &B::Frozen, ids: &[u32], y: &mut B::Buf) {
+        timed("gather_frozen", || self.0.gather_frozen(weight, ids, y));
     }
     fn frozen_bytes(&self, weight: &B::Frozen) -> u64 {
         self.0.frozen_bytes(weight)

@@ -207,6 +207,10 @@ impl TensorSource for QuantizeOnLoad<'_> {
         self.source.has(name)
     }
 
+    fn is_bf16(&self, name: &str) -> bool {
+        !self.weights.contains(name) && self.source.is_bf16(name)
+    }
+
     fn original(&self, name: &str) -> Result<Option<NamedTensor>, ModelError> {
         match self.source.quantized(name)? {
             Some(_) => self.source.original(name),
@@ -317,6 +321,10 @@ impl TensorSource for BnbRegions<'_> {
                 Ok(NamedTensor::new(name, shape, weight.dequantize()))
             }
         }
+    }
+
+    fn is_bf16(&self, name: &str) -> bool {
+        !self.stored.contains_key(name) && self.files.is_bf16(name)
     }
 
     fn quantized(&self, name: &str) -> Result<Option<Quantized>, ModelError> {

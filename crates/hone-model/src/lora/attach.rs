@@ -13,6 +13,10 @@ impl<B: Backend> Decoder<B> {
         adapter.check(&self.config)?;
         self.detach();
         let backend = self.backend.clone();
+        if !adapter.config.token_ids(EMBED).is_empty() {
+            // Rows are written into it.
+            self.embed.unpack(&backend);
+        }
         // The head first: it may need the base's embedding, whose place is then taken.
         self.head.attach(&backend, &self.config, &self.embed, adapter, trained)?;
         if !self.config.tie_word_embeddings {
@@ -44,5 +48,8 @@ impl<B: Backend> Decoder<B> {
             tokens.undo(&self.backend, &mut self.embed.value);
         }
         self.head.detach(&self.backend, &mut self.embed);
+        if self.packs_embed && self.embed.matrix().is_ok() {
+            self.embed.pack(&self.backend);
+        }
     }
 }

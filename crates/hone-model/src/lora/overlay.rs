@@ -210,9 +210,9 @@ impl<B: Backend> Stash<B> {
         }
     }
 
-    /// Values of the tensors whose place is taken.
-    pub(crate) fn n_values(&self, backend: &B) -> usize {
-        self.taken.iter().map(|(_, param)| backend.len(&param.value)).sum()
+    /// Bytes of the tensors whose place is taken.
+    pub(crate) fn n_bytes(&self, backend: &B) -> u64 {
+        self.taken.iter().map(|(_, param)| param.n_bytes(backend)).sum()
     }
 
     /// Replaces trained tensors in an export by the base's.
@@ -220,7 +220,7 @@ impl<B: Backend> Stash<B> {
         for (name, base) in &self.taken {
             debug_assert!(name.starts_with(PREFIX), "what takes a place has PEFT's name");
             tensors.remove(name);
-            base.export(backend, &base.value, tensors);
+            base.export_values(backend, tensors);
         }
     }
 }

@@ -303,6 +303,7 @@ fn plans_grow_with_the_knobs() {
             n_tokens: 512,
             recompute: Recompute::None,
             compute: Compute::F32,
+            half_embedding: false,
             files: 0,
         };
         MemoryPlan::new(config, &needs)

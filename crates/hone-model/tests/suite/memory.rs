@@ -5,12 +5,16 @@ use crate::common::*;
 use crate::families::{each, lora};
 use hone_kernels::{Backend, Cpu};
 use hone_model::{
-    Adapter, BnbConfig, Compute, Decoder, LoraConfig, MemoryNeeds, MemoryPlan, Method, ModelConfig,
-    QuantizeOnLoad, Recompute, Training, ValueType, trained_params,
+    Adapter, Batch, BnbConfig, Compute, Decoder, LoraConfig, MemoryNeeds, MemoryPlan, Method,
+    ModelConfig, QuantizeOnLoad, Recompute, SafetensorsRegions, StoredType, TensorSource, Training,
+    ValueType, trained_params,
 };
 
 /// Tokens of a batch: more than a chunk of the head's rows, and fewer.
 const TOKENS: [usize; 3] = [1, 50, 20_000];
+
+/// What says of a case that its embedding is stored in bf16.
+const HALF: &str = "embedding in bf16";
 
 /// What `decoder` holds is what was planned, at every level.
 fn check(decoder: &mut Decoder<Cpu>, config: &ModelConfig, method: Method<'_>, what: &str) {
@@ -33,6 +37,7 @@ fn check_but(
         name.contains("embed_tokens") || name.contains("layers.") && !name.contains(&last)
     };
     let goes_deep = trained.iter().any(|info| is_below(&info.name));
+    let half_embedding = what.contains(HALF);
     for n_tokens in TOKENS {
         let mut largest = u64::MAX;
         for recompute in Recompute::ALL {
@@ -45,6 +50,7 @@ fn check_but(
                 n_tokens,
                 recompute,
                 compute: decoder.backend().compute(),
+                half_embedding,
                 files: 0,
             };
             let planned = MemoryPlan::new(config, &needs);
@@ -142,4 +148,46 @@ fn every_kind_of_adapter_holds_what_is_planned() {
         let method = Method::Qlora(&adapter.config, quant.spec);
         check(&mut decoder, &config, method, &format!("{name} in 4 bits"));
     }
+}
+
+/// An embedding that is stored in bf16 is kept so where products are of bf16 and nobody writes to
+/// it; everything that is computed and saved is the same as with the embedding in f32, with an
+/// adapter that has rows of it, or another matrix, and without one again.
+#[test]
+fn an_embedding_in_bf16_is_kept_so() {
+    let name = "model.embed_tokens.weight";
+    let mut n_halved = 0;
+    for golden in Golden::all() {
+        let Golden { name: case, config, mut weights, adapter, .. } = golden;
+        let rounded = weights.get_mut(name).unwrap();
+        rounded.data.iter_mut().for_each(|x| *x = Compute::Bf16.round(*x));
+        let stored = weights.to_safetensors(StoredType::F32).unwrap();
+        let plain = SafetensorsRegions::new(&[&stored]).unwrap();
+        assert!(weights.is_bf16(name) && !plain.is_bf16(name));
+        let batch = Batch::from_pack(&[1, 5, 2, 7, 3], &[1.0; 5], &[3, 2]).unwrap();
+        for compute in [Compute::F32, Compute::Bf16] {
+            let cpu = Cpu::new().with_compute(compute);
+            let load = |source: &dyn TensorSource| {
+                Decoder::load(cpu, &config, source, Training::Frozen).unwrap()
+            };
+            let (mut half, mut full) = (load(&weights), load(&plain));
+            let what = format!("{case}, {compute:?}, {HALF}");
+            let mut same = |half: &mut Decoder<Cpu>, full: &mut Decoder<Cpu>, method| {
+                check(half, &config, method, &what);
+                check(full, &config, method, &case);
+                let found = half.logits(&batch, &[0, 2, 4]).unwrap();
+                assert_eq!(found, full.logits(&batch, &[0, 2, 4]).unwrap(), "{what}");
+                assert_eq!(half.export(), full.export(), "{what}");
+                n_halved += usize::from(half.held_bytes().weights < full.held_bytes().weights);
+            };
+            same(&mut half, &mut full, Method::Inference);
+            half.attach(&adapter, true).unwrap();
+            full.attach(&adapter, true).unwrap();
+            same(&mut half, &mut full, Method::Lora(&adapter.config));
+            half.detach();
+            full.detach();
+            same(&mut half, &mut full, Method::Inference);
+        }
+    }
+    assert!(n_halved > 0);
 }

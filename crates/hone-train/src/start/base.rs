@@ -107,6 +107,14 @@ impl Base {
         Ok(bytes.sum::<Result<u64, _>>()?)
     }
 
+    /// Whether its files have the embedding in bf16.
+    pub(crate) fn half_embedding(&self, plan: &TrainPlan) -> Result<bool, Failure> {
+        if plan.config.init == Init::Random {
+            return Ok(false);
+        }
+        self.with_tensors(plan, |source| Ok(source.is_bf16("model.embed_tokens.weight")))
+    }
+
     /// A failure that comes of the base's files.
     pub(super) fn refused(&self, error: impl std::fmt::Display) -> Failure {
         Failure::input(format!("{}: {error}", self.dir.dir().display()))

@@ -18,7 +18,7 @@ use half::bf16;
 use super::super::par::SharedPtr;
 use super::packed::{GROUP, Pairs};
 use super::pairs::{ask_for, bf16_lanes, first, pack, pack_turned, rows_to_pairs, square};
-use super::{Factor, Job, Place, Right, TAILS_MAX, Tail, Values, runs};
+use super::{Factor, Frozen, Job, Place, Right, TAILS_MAX, Tail, Values, four, runs};
 
 /// Most rows that are multiplied by pairs as they leave the registers in which they were turned: for
 /// more, packing B pays.
@@ -231,15 +231,40 @@ fn groups<'a>(
 ) -> Groups<'a> {
     let n_pairs = run.len().div_ceil(2);
     match right {
-        Right::Packed(weight) => {
+        Right::Rows(Frozen::Packed(weight)) => {
             let pitch = weight.n_pairs();
             let start = cols.start / GROUP * pitch + run.start / 2;
             Groups { pairs: &weight.groups()[start.min(weight.groups().len())..], pitch, n_pairs }
         }
-        Right::Turned(weight) => {
+        Right::Rows(Frozen::FourBits(stack)) => {
             let to = room(to, cols.len().div_ceil(GROUP) * n_pairs);
-            for (start, to) in cols.clone().step_by(GROUP).zip(to.chunks_mut(n_pairs.max(1))) {
-                pack_turned(weight, start..cols.end.min(start + GROUP), run.clone(), to);
+            let groups = cols.start / GROUP..;
+            for (group, to) in groups.zip(to.chunks_mut(n_pairs.max(1))) {
+                four::unpack_group(stack, group, run.clone(), to);
+            }
+            Groups { pairs: to, pitch: n_pairs, n_pairs }
+        }
+        Right::Columns(Frozen::Packed(weight)) => {
+            let groups = &weight.groups()[run.start / GROUP * weight.n_pairs()..];
+            let to = room(to, cols.len().div_ceil(GROUP) * n_pairs);
+            for (start, to) in cols.step_by(GROUP).zip(to.chunks_mut(n_pairs.max(1))) {
+                pack_turned(groups, weight.n_pairs(), start, to);
+            }
+            Groups { pairs: to, pitch: n_pairs, n_pairs }
+        }
+        Right::Columns(Frozen::FourBits(stack)) => {
+            // Dequantised as rows first, from the last column on that is looked up with others.
+            let first = cols.start / four::RUN * four::RUN;
+            let wide = first..cols.end.next_multiple_of(four::RUN);
+            let pitch = wide.len() / 2;
+            let n_groups = run.len().div_ceil(GROUP);
+            let n = cols.len().div_ceil(GROUP) * n_pairs;
+            let (to, rows) = room(to, n + n_groups * pitch).split_at_mut(n);
+            for (i, rows) in rows.chunks_exact_mut(pitch).enumerate() {
+                four::unpack_group(stack, run.start / GROUP + i, wide.clone(), rows);
+            }
+            for (start, to) in cols.step_by(GROUP).zip(to.chunks_mut(n_pairs.max(1))) {
+                pack_turned(rows, pitch, start - first, to);
             }
             Groups { pairs: to, pitch: n_pairs, n_pairs }
         }

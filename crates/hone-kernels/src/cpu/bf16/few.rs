@@ -13,9 +13,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::dot::{Avx512Bf16, Ends, write};
-use super::packed::{GROUP, PackedHalf, Pairs};
+use super::packed::{GROUP, Pairs};
 use super::pairs::{bf16_lanes, load, rows_to_pairs};
-use super::{Factor, Place, Right, runs};
+use super::{Factor, Frozen, Place, four, runs};
 
 /// Most rows for which it pays: from then on a tile of [`super::dot`] does more with each vector
 /// that it loads.
@@ -37,6 +37,8 @@ const AHEAD: usize = 32;
 thread_local! {
     /// The rows of X as bf16 pairs, kept from call to call.
     static ROWS: Cell<Vec<Pairs>> = Cell::default();
+    /// Groups of a weight of 4 bits that a task multiplies next.
+    static UNPACKED: Cell<Vec<Pairs>> = Cell::default();
 }
 
 /// Rows of X as pairs along the input.
@@ -48,13 +50,24 @@ struct Rows<'a> {
     n: usize,
 }
 
+/// A part of a weight: its groups from `group` on.
+#[derive(Clone, Copy)]
+struct Weight<'a> {
+    pairs: &'a [Pairs],
+    /// Of the whole weight, (out, in).
+    sides: (usize, usize),
+    group: usize,
+    /// Most values of a sum that are added up in registers.
+    run_max: usize,
+}
+
 /// `Y (rows, out) <- alpha X (rows, in) Wt + beta Y`; values of a row of X lie side by side. The caller
 /// has checked the sides of all three.
 pub(super) fn product(
     _: Avx512Bf16,
     x: Factor<'_>,
     rows: usize,
-    w: &PackedHalf,
+    w: Frozen<'_>,
     (alpha, beta): (f32, f32),
     y: Place,
 ) {
@@ -71,7 +84,7 @@ pub(super) fn product(
     let x = Rows { pairs: &packed[..len], stride, n: rows };
     let ends = Ends { alpha, old: y, beta, to: y };
     let n_groups = out.div_ceil(GROUP);
-    let per_task = TASK_BYTES / (w.n_pairs().max(1) * size_of::<Pairs>());
+    let per_task = TASK_BYTES / (inp.div_ceil(2).max(1) * size_of::<Pairs>());
     let per_task = per_task.max(1).next_multiple_of(TASK_ALIGN);
     let run = |task: usize| {
         let groups = task * per_task..n_groups.min((task + 1) * per_task);
@@ -91,11 +104,28 @@ pub(super) fn product(
 ///
 /// `ends` must have as many rows as X and the columns of these groups, and nobody else may use them.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-unsafe fn multiply(x: Rows<'_>, w: &PackedHalf, groups: Range<usize>, ends: Ends) {
+unsafe fn multiply(x: Rows<'_>, w: Frozen<'_>, groups: Range<usize>, ends: Ends) {
+    let (sides, run_max) = (w.sides(), w.run_max());
+    let n_pairs = sides.1.div_ceil(2);
+    let mut unpacked = UNPACKED.take();
     let mut group = groups.start;
     while group < groups.end {
         let left = groups.end - group;
         let mut n_groups = 1;
+        let w = match w {
+            Frozen::Packed(half) => &half.groups()[group * n_pairs..],
+            Frozen::FourBits(stack) => {
+                // As many as the tiles below take at once.
+                let n = if x.n <= 4 { 4 } else { 2 };
+                let n = if left >= n { n } else { 1 };
+                unpacked.resize((n * n_pairs).max(unpacked.len()), Pairs([0; GROUP]));
+                for (i, to) in unpacked[..n * n_pairs].chunks_exact_mut(n_pairs).enumerate() {
+                    four::unpack_group(stack, group + i, 0..sides.1, to);
+                }
+                &unpacked[..]
+            }
+        };
+        let w = Weight { pairs: w, sides, group, run_max };
         for row in (0..x.n).step_by(TILE_ROWS) {
             let rows = (x.n - row).min(TILE_ROWS);
             // Few groups side by side for many rows: sums must have registers, and enough of them
@@ -103,22 +133,23 @@ unsafe fn multiply(x: Rows<'_>, w: &PackedHalf, groups: Range<usize>, ends: Ends
             // SAFETY: the caller's.
             n_groups = unsafe {
                 match (x.n.min(TILE_ROWS), left) {
-                    (1, 4..) => tile::<1, 4>(x, row, w, group, (ends, rows)),
-                    (2, 4..) => tile::<2, 4>(x, row, w, group, (ends, rows)),
-                    (3..=4, 4..) => tile::<4, 4>(x, row, w, group, (ends, rows)),
-                    (5.., 2..) => tile::<8, 2>(x, row, w, group, (ends, rows)),
-                    (1, _) => tile::<1, 1>(x, row, w, group, (ends, rows)),
-                    (2, _) => tile::<2, 1>(x, row, w, group, (ends, rows)),
-                    (3..=4, _) => tile::<4, 1>(x, row, w, group, (ends, rows)),
-                    _ => tile::<8, 1>(x, row, w, group, (ends, rows)),
+                    (1, 4..) => tile::<1, 4>(x, row, w, (ends, rows)),
+                    (2, 4..) => tile::<2, 4>(x, row, w, (ends, rows)),
+                    (3..=4, 4..) => tile::<4, 4>(x, row, w, (ends, rows)),
+                    (5.., 2..) => tile::<8, 2>(x, row, w, (ends, rows)),
+                    (1, _) => tile::<1, 1>(x, row, w, (ends, rows)),
+                    (2, _) => tile::<2, 1>(x, row, w, (ends, rows)),
+                    (3..=4, _) => tile::<4, 1>(x, row, w, (ends, rows)),
+                    _ => tile::<8, 1>(x, row, w, (ends, rows)),
                 }
             };
         }
         group += n_groups;
     }
+    UNPACKED.set(unpacked);
 }
 
-/// `ROWS` rows of X from `row` on, times `GROUPS` groups of the weight from `group` on; the first
+/// `ROWS` rows of X from `row` on, times the first `GROUPS` groups of a part of the weight; the first
 /// `n` rows of what comes of it are written. Returns `GROUPS`.
 ///
 /// # Safety
@@ -129,16 +160,14 @@ unsafe fn multiply(x: Rows<'_>, w: &PackedHalf, groups: Range<usize>, ends: Ends
 unsafe fn tile<const ROWS: usize, const GROUPS: usize>(
     x: Rows<'_>,
     row: usize,
-    w: &PackedHalf,
-    group: usize,
+    Weight { pairs, sides: (out, inp), group, run_max }: Weight<'_>,
     (ends, n): (Ends, usize),
 ) -> usize {
-    let ((out, inp), n_pairs) = (w.sides(), w.n_pairs());
+    let n_pairs = inp.div_ceil(2);
     let (x, x_stride) = (&x.pairs[row * x.stride..][..ROWS * x.stride], x.stride * GROUP);
     let x: *const u32 = x.as_ptr().cast();
-    let weight = w;
-    let w = &w.groups()[group * n_pairs..][..GROUPS * n_pairs];
-    for (nth, run) in runs(inp, Right::Packed(weight).run_max()).enumerate() {
+    let w = &pairs[..GROUPS * n_pairs];
+    for (nth, run) in runs(inp, run_max).enumerate() {
         let mut sums = [[_mm512_setzero_ps(); ROWS]; GROUPS];
         for p in run.start / 2..run.end.div_ceil(2) {
             for (g, sums) in sums.iter_mut().enumerate() {

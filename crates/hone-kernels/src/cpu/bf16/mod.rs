@@ -14,6 +14,7 @@
 
 mod dot;
 mod few;
+mod four;
 mod packed;
 mod pairs;
 mod widened;
@@ -24,6 +25,7 @@ use half::bf16;
 
 use super::buffer::ValuesMut;
 use super::par::{SharedPtr, each_block};
+use super::quant::Stack;
 pub(super) use packed::PackedHalf;
 
 /// Multiply-adds below which a product stays on the calling thread: about 10 microseconds.
@@ -140,32 +142,72 @@ impl Factor<'_> {
     }
 }
 
+/// A frozen weight (out, in).
+#[derive(Clone, Copy)]
+pub(super) enum Frozen<'a> {
+    Packed(&'a PackedHalf),
+    /// Dequantised as it is packed; see [`takes_4bit`].
+    FourBits(&'a Stack),
+}
+
+impl Frozen<'_> {
+    /// Its rows and columns.
+    fn sides(&self) -> (usize, usize) {
+        match self {
+            Frozen::Packed(half) => half.sides(),
+            Frozen::FourBits(stack) => (stack.rows(), stack.inp()),
+        }
+    }
+
+    /// Most values of a sum along its columns that are added up in registers.
+    fn run_max(&self) -> usize {
+        match self {
+            Frozen::Packed(_) => RUN_PACKED_MAX,
+            Frozen::FourBits(_) => RUN_MAX,
+        }
+    }
+}
+
+/// Whether products can read a weight of 4 bits as it is.
+pub(super) fn takes_4bit(engine: Engine, stack: &Stack) -> bool {
+    match engine {
+        #[cfg(target_arch = "x86_64")]
+        Engine::Dot(_) => stack.inp().is_multiple_of(four::RUN) && stack.rounds_to_bf16_once(),
+        Engine::Widened => false,
+    }
+}
+
 /// The right factor of a product.
 #[derive(Clone, Copy)]
 pub(super) enum Right<'a> {
     /// Packed as it is multiplied.
     Factor(Factor<'a>),
     /// A frozen weight whose rows are the columns of the factor.
-    Packed(&'a PackedHalf),
+    Rows(Frozen<'a>),
     /// A frozen weight whose columns are.
-    Turned(&'a PackedHalf),
+    Columns(Frozen<'a>),
 }
 
 impl Right<'_> {
     /// Most values of a sum that are added up in registers.
     fn run_max(&self) -> usize {
         match self {
-            Right::Packed(_) => RUN_PACKED_MAX,
+            Right::Rows(weight) => weight.run_max(),
             _ => RUN_MAX,
         }
+    }
+
+    /// Whether it lies as products read it.
+    fn is_packed(&self) -> bool {
+        matches!(self, Right::Rows(Frozen::Packed(_)))
     }
 
     /// Checks that it has so many columns of that depth.
     fn check(&self, cols: usize, depth: usize) {
         match self {
             Right::Factor(factor) => factor.check(cols, depth),
-            Right::Packed(weight) => assert_eq!(weight.sides(), (cols, depth)),
-            Right::Turned(weight) => assert_eq!(weight.sides(), (depth, cols)),
+            Right::Rows(weight) => assert_eq!(weight.sides(), (cols, depth)),
+            Right::Columns(weight) => assert_eq!(weight.sides(), (depth, cols)),
         }
     }
 }
@@ -213,7 +255,7 @@ fn block_sides(m: usize, n: usize, k: usize, right: Right<'_>) -> (usize, usize)
         return (m, n);
     }
     let (mut rows, mut cols) = (ROWS_MAX, even(n, COLS_MAX, COLS_ALIGN));
-    if matches!(right, Right::Packed(_)) {
+    if right.is_packed() {
         // Nothing is packed again in a narrow block, and the strips of a low one are as high.
         rows = ROWS_MAX / 2;
         cols = even(n, n.div_ceil(2), COLS_ALIGN);
@@ -260,7 +302,7 @@ pub(super) fn product(
         ValuesMut::Bf16(values) => Place::Bf16 { start: SharedPtr(values.as_mut_ptr()), stride },
     };
     #[cfg(target_arch = "x86_64")]
-    if let (Engine::Dot(proof), Right::Packed(weight), []) = (engine, right, tails)
+    if let (Engine::Dot(proof), Right::Rows(weight), []) = (engine, right, tails)
         && m <= few::ROWS_MAX
         && a.depth_stride == 1
     {

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::packed::{GROUP, PackedHalf, Pairs};
+use super::packed::{GROUP, Pairs};
 use super::{Factor, Values};
 
 /// Lanes of a factor along a run, packed; `to` has a place for each pair. The lanes `next` are on
@@ -53,18 +53,13 @@ pub(super) fn rows_to_pairs(
     }
 }
 
-/// At most 16 columns of a frozen weight along a run of its rows, packed.
+/// At most 16 columns of a weight that is packed in groups of `pitch` pairs, each with 16 of its rows:
+/// the columns' pairs along the rows. Both counts start with the groups.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-pub(super) fn pack_turned(
-    weight: &PackedHalf,
-    cols: Range<usize>,
-    run: Range<usize>,
-    to: &mut [Pairs],
-) {
-    let (n_pairs, groups) = (weight.n_pairs(), weight.groups());
-    let pairs = cols.start / 2..n_pairs.min(cols.start / 2 + GROUP / 2);
-    for (to, row) in to.chunks_mut(GROUP / 2).zip(run.step_by(GROUP)) {
-        let group = &groups[row / GROUP * n_pairs..][..n_pairs];
+pub(super) fn pack_turned(groups: &[Pairs], pitch: usize, column: usize, to: &mut [Pairs]) {
+    assert!(column.is_multiple_of(GROUP));
+    let pairs = column / 2..pitch.min(column / 2 + GROUP / 2);
+    for (to, group) in to.chunks_mut(GROUP / 2).zip(groups.chunks_exact(pitch)) {
         let mut vectors = [_mm512_setzero_si512(); GROUP / 2];
         for (vector, pairs) in vectors.iter_mut().zip(&group[pairs.clone()]) {
             *vector = load(pairs);
@@ -235,7 +230,7 @@ pub(super) fn load(from: &Pairs) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(to: &mut Pairs, pairs: __m512i) {
+pub(super) fn store(to: &mut Pairs, pairs: __m512i) {
     // SAFETY: the array is 64 bytes, aligned to them.
     unsafe { _mm512_store_si512((to as *mut Pairs).cast(), pairs) }
 }
@@ -264,7 +259,7 @@ fn interleaving() -> __m512i {
 /// The transpose of a square of 32-bit values.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn turn(x: [__m512i; GROUP]) -> [__m512i; GROUP] {
+pub(super) fn turn(x: [__m512i; GROUP]) -> [__m512i; GROUP] {
     let mut two = x;
     for i in (0..GROUP).step_by(2) {
         two[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);

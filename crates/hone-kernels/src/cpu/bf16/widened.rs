@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::super::par::SharedPtr;
 use super::packed::PackedHalf;
-use super::{Factor, Job, Place, Right, Tail, Values, runs};
+use super::{Factor, Frozen, Job, Place, Right, Tail, Values, runs};
 use crate::Compute;
 
 /// What a thread computes with; kept from call to call.
@@ -72,8 +72,15 @@ fn add_all(
         let a = widen(job.a, rows.clone(), run.clone(), 1.0, a_part);
         let b = match job.right {
             Right::Factor(b) => widen(b, cols.clone(), run, 1.0, b_part),
-            Right::Packed(weight) => (unpack(weight, cols.clone(), run.clone(), b_part), 1),
-            Right::Turned(weight) => (1, unpack(weight, run, cols.clone(), b_part)),
+            Right::Rows(Frozen::Packed(weight)) => {
+                (unpack(weight, cols.clone(), run.clone(), b_part), 1)
+            }
+            Right::Columns(Frozen::Packed(weight)) => {
+                (1, unpack(weight, run, cols.clone(), b_part))
+            }
+            Right::Rows(Frozen::FourBits(_)) | Right::Columns(Frozen::FourBits(_)) => {
+                unreachable!("`takes_4bit` says no")
+            }
         };
         add(sides, (a, b), (job.alpha, beta), (out, stride), parts);
     }
