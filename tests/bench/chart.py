@@ -65,7 +65,7 @@ def bars(entries, about):
             low, high = map(speed, e["speed_range"])
             out.append(line(low, y + ROW / 2 - 2, high, y + ROW / 2 - 2, INK, 'stroke-width="1.5"'))
             y += ROW
-    out += [line(SPEED[0], bottom + 36, SPEED[0] + 1, bottom + 36, BAR, 'stroke-width="14"'), text(SPEED[0] + 10, bottom + 40, "to be reached")]
+    out += [line(SPEED[0] + 2, bottom + 28, SPEED[0] + 2, bottom + 44, BAR, 'stroke-width="3"'), text(SPEED[0] + 10, bottom + 40, "to be reached")]
     out += [line(SPEED[0] + 120, bottom + 36, SPEED[0] + 150, bottom + 36, INK, 'stroke-width="1.5"'), text(SPEED[0] + 158, bottom + 40, "range of the pairs")]
     return page(1000, bottom + 60, out)
 
