@@ -53,7 +53,7 @@ bench *args: smollm2-base
 
 # Each operator beside what this machine can do at best: just bench-ops [FILTER]
 bench-ops *args:
-    cargo bench --quiet --locked --manifest-path tests/bench/Cargo.toml --target-dir target/bench/rust -p bench-ops -- {{args}}
+    cargo bench --quiet --locked --manifest-path tests/bench/Cargo.toml --target-dir target/bench/rust -p bench-ops -- --quiet {{args}}
 
 # The programs, in one profile for all uses.
 build:

@@ -59,7 +59,7 @@ def load(args):
     return model.train()
 
 
-def batch_of(packs):
+def batch_of(packs, dtype):
     """What the model sees of a step: ids, targets, weights, and positions and mask where a pack has several documents."""
     ids = torch.stack([torch.tensor([i for ids, _ in pack for i in ids]) for pack in packs])
     weights = torch.stack([torch.tensor([w for _, weights in pack for w in weights]) for pack in packs])
@@ -70,7 +70,9 @@ def batch_of(packs):
     if any(len(pack) > 1 for pack in packs):
         document = torch.cumsum(position == 0, 1)
         place = torch.arange(ids.shape[1])
-        mask = (document[:, :, None] == document[:, None, :]) & (place[:, None] >= place)
+        hidden = (document[:, :, None] != document[:, None, :]) | (place[:, None] < place)
+        # Added to the scores in their own type: faster than a mask of booleans.
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, -torch.inf)
         seen = dict(position_ids=position, attention_mask=mask[:, None])
     return ids, weights, seen
 
@@ -85,8 +87,8 @@ def padded(packs):
     return out
 
 
-def chunked_loss(model, packs):
-    ids, weights, seen = batch_of(padded(packs))
+def chunked_loss(model, packs, dtype):
+    ids, weights, seen = batch_of(padded(packs), dtype)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     hidden = base.model(input_ids=ids, use_cache=False, **seen).last_hidden_state[:, :-1]
     trained = weights[:, 1:] != 0
@@ -120,7 +122,7 @@ def main():
     for packs in json.load(open(args.steps))["steps"]:
         begun = time.perf_counter()
         with mixed:
-            loss = chunked_loss(model, packs)
+            loss = chunked_loss(model, packs, torch.float32 if args.dtype == "f32" else torch.bfloat16)
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)))
         optimizer.step()

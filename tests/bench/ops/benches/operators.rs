@@ -2,7 +2,8 @@
 //! and the bytes that it cannot do without, beside what the machine can do at best.
 //!
 //! `cargo bench --manifest-path tests/bench/Cargo.toml --target-dir target/bench/rust [-- FILTER]`; `RAYON_NUM_THREADS` sets the
-//! threads. Ends with a table, which is also written to `operators.md` beside criterion's own files, in `target/bench/operators/`.
+//! threads. What fits a cache may be read faster than memory is. Ends with a table, which is also written to `operators.md` beside
+//! criterion's own files, in `target/bench/operators/`.
 
 use std::fs;
 use std::io::Write;
@@ -57,7 +58,7 @@ impl Session {
         let criterion = Criterion::default()
             .sample_size(10)
             .warm_up_time(Duration::from_millis(200))
-            .measurement_time(Duration::from_millis(1000))
+            .measurement_time(Duration::from_millis(1500))
             .output_directory(&out)
             .configure_from_args();
         Session { criterion, out, begun: SystemTime::now(), operators: Vec::new() }
