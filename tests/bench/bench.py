@@ -103,7 +103,7 @@ def train_peer(args, row, peer, steps, file, adapter, threads, base=None):
         command += ["--threads", threads] + ([] if row.method == "full" else ["--adapter", adapter])
     out, took = machine.run(command, threads, args.work)
     found = json.loads(out.splitlines()[-1]) | took
-    return found | dict(rate=work.rate(found, steps, WARM_UP))
+    return found | dict(rate=work.rate(found, steps, 1 if peer.n_steps else WARM_UP))
 
 
 def train_hone(data, row, steps, adapter, threads, more=()):
@@ -113,8 +113,7 @@ def train_hone(data, row, steps, adapter, threads, more=()):
 
 
 def losses_apart(own, other):
-    if len(own["losses"]) != len(other["losses"]):
-        refuse(f"hone made {len(own['losses'])} steps, the other {len(other['losses'])}")
+    """Of the steps that the other made: all, but for a slow peer."""
     return [abs(a - b) for a, b in zip(own["losses"], other["losses"])]
 
 
@@ -139,12 +138,14 @@ def training_row(args, name, limits, all_data):
     row = ROWS[name]
     key = f"{row.text}-{row.length}"
     data = all_data.get(key) or all_data.setdefault(key, work.Data(args, key, row.text, row.length))
-    steps, file = data.steps(args.steps, row.batch)
+    steps = data.steps(args.steps, row.batch)
     adapter = data.adapter()
     more = dict(pair.split("=", 1) for pair in args.set)
     sides = {"hone": lambda: train_hone(data, row, steps, adapter, args.threads, more)}
     for peer in row.peers:
-        sides[peer.name] = lambda peer=peer: train_peer(args, row, peer, steps, file, adapter, args.threads)
+        short = steps[: peer.n_steps]
+        path = work.write_steps(args, f"{key}-{len(short)}x{row.batch}", short)
+        sides[peer.name] = lambda peer=peer, short=short, path=path: train_peer(args, row, peer, short, path, adapter, args.threads)
     results = in_turn(sides, args.pairs, check_losses(name, row))
     config = json.loads((args.base / "config.json").read_text())
     gflop = work.operations_of_a_token(config, steps, row.method == "full") / 1e9
@@ -325,7 +326,8 @@ def scaling(args):
     for what, value, n_tokens, n_layers, threads in at:
         data = all_data.get(n_tokens) or all_data.setdefault(n_tokens, work.Data(args, f"text-{n_tokens}", "text", n_tokens))
         base = args.base if n_layers == 30 else work.shallow(args, n_layers)
-        steps, file = data.steps(args.steps, 1)
+        steps = data.steps(args.steps, 1)
+        file = work.write_steps(args, f"{data.name}-{args.steps}x1", steps)
         adapter = data.adapter(base)
         one = dataclasses.replace(row, batch=1)
         sides = {

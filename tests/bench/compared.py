@@ -11,13 +11,14 @@ F32, BF16 = 1e-3, 2e-2
 @dataclass
 class Peer:
     """Another trainer or decoder. `memory` and `speed` are what hone is to reach: its peak at most 1 / memory of the peer's, and so many
-    times its tokens a second; None where nothing is asked."""
+    times its tokens a second; None where nothing is asked. One that is slow by far takes `n_steps` steps, of which one is not counted."""
 
     name: str
     kind: str
     dtype: str
     speed: float
     memory: float | None = None
+    n_steps: int | None = None
 
 
 @dataclass
@@ -58,7 +59,7 @@ ROWS = {
     "lora-bf16": Training(
         "LoRA, bf16, 4 x 512", MIXED, [Peer("PyTorch, f32 adapters", "torch", "bf16", 2.5, 3.0), Peer("PyTorch, all bf16", "torch", "bf16-pure", 2.0)]
     ),
-    "lora-f32": Training("LoRA, f32, 4 x 512", {}, [Peer("PyTorch", "torch", "f32", 1.5, 3.0), Peer("candle", "candle", "f32", 1.0)], bound=F32),
+    "lora-f32": Training("LoRA, f32, 4 x 512", {}, [Peer("PyTorch", "torch", "f32", 1.5, 3.0), Peer("candle", "candle", "f32", 1.0, n_steps=3)], bound=F32),
     "qlora-bf16": Training("QLoRA NF4, bf16, 4 x 512", MIXED | {"train.method": "qlora"}, [Peer("bitsandbytes", "torch", "bf16", 2.5, 4.0)]),
     "full-bf16": Training(
         "full, bf16 with f32 masters, 4 x 512", MIXED | {"train.method": "full", "train.lr": 1e-5}, [Peer("PyTorch, autocast", "torch", "autocast", 1.5, 2.0)], lr=1e-5

@@ -98,15 +98,12 @@ class Data:
         return self.args.work / "runs" / self.name
 
     def steps(self, n_steps, batch):
-        """Packs of each step, as `hone-train plan` says; also as a file for the peers."""
+        """Packs of each step, as `hone-train plan` says."""
         if len(self.packs) <= n_steps * batch:
             sys.exit(f"{self.name}: {n_steps} steps of {batch} packs are more than its {len(self.packs)}: give fewer `--steps`")
         command = [*self.command(batch, n_steps), "plan", "--json"]
         plan = json.loads(machine.run(command, 2, self.args.work)[0])
-        steps = [[self.packs[idx] for idx in step["packs"]] for step in plan["steps"]]
-        path = self.args.work / f"{self.name}-{n_steps}x{batch}.json"
-        path.write_text(json.dumps(dict(steps=steps)))
-        return steps, path
+        return [[self.packs[idx] for idx in step["packs"]] for step in plan["steps"]]
 
     def command(self, batch, n_steps, settings=()):
         sets = {"train.batch_size": batch, "train.micro_batch_size": batch, "train.max_steps": n_steps, **dict(settings)}
@@ -133,6 +130,13 @@ class Data:
         ends = [line["seconds"] for line in lines]
         seconds = [end - begun for begun, end in zip([0.0, *ends], ends)]
         return dict(losses=[line["loss"] for line in lines], grad_norms=[line["grad_norm"] for line in lines], seconds=seconds) | took
+
+
+def write_steps(args, name, steps):
+    """Steps as a file for the peers."""
+    path = args.work / f"{name}.json"
+    path.write_text(json.dumps(dict(steps=steps)))
+    return path
 
 
 def operations_of_a_token(config, steps, full):

@@ -2,16 +2,17 @@
 //!
 //!   train BASE_DIR ADAPTER_DIR STEPS.json LR
 //!
-//! STEPS.json and the JSON line printed are those of `peers/torch_train.py`. Each document is a graph of its own whose gradients
-//! are added up: a graph of four documents of 512 tokens takes some 20 GB, since autograd keeps every intermediate. Operators are
-//! the ones that candle can differentiate: its fused softmax, RMSNorm and rotation have no backward.
+//! STEPS.json and the JSON line printed are those of `peers/torch_train.py`. Autograd keeps every intermediate, so each layer of a
+//! document is a graph of its own, made again from its input when the gradient of its output is known: a fifth of the memory of one
+//! graph a document, and no slower, since that much less memory is touched. Operators are the ones that candle can differentiate: its fused softmax,
+//! RMSNorm and rotation have no backward.
 
 use std::collections::HashMap;
 use std::time::Instant;
 
 use bench_candle::{Failure, ids, json, number, tensors};
 use candle_core::backprop::GradStore;
-use candle_core::{D, DType, Device, Tensor, Var};
+use candle_core::{D, DType, Device, Tensor, TensorId, Var};
 use candle_nn::optim::{AdamW, Optimizer, ParamsAdamW};
 use serde_json::Value;
 
@@ -49,6 +50,12 @@ struct Layer {
     maps: Vec<Linear>,
     norm_in: Tensor,
     norm_mlp: Tensor,
+}
+
+impl Layer {
+    fn vars(&self) -> Vec<Var> {
+        self.maps.iter().flat_map(|map| [map.a.clone(), map.b.clone()]).collect()
+    }
 }
 
 struct Model {
@@ -103,20 +110,16 @@ impl Model {
     }
 
     fn vars(&self) -> Vec<Var> {
-        let maps = self.layers.iter().flat_map(|layer| &layer.maps);
-        maps.flat_map(|map| [map.a.clone(), map.b.clone()]).collect()
+        self.layers.iter().flat_map(Layer::vars).collect()
     }
 
-    /// Logits (T, V) of a document.
-    fn logits(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
-        let ids = Tensor::new(ids, &Device::Cpu)?;
-        let t = ids.dim(0)?;
-        let positions = self.positions(t, self.embedding.dim(1)? / self.n_q)?;
-        let mut x = self.embedding.index_select(&ids, 0)?; // (T, D)
-        for layer in &self.layers {
-            x = self.layer(layer, &x, &positions)?;
-        }
-        candle_nn::ops::rms_norm_slow(&x, &self.norm, self.eps)?.matmul(&self.embedding.t()?)
+    /// Logits (T, V) behind the last layer.
+    fn head(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        candle_nn::ops::rms_norm_slow(x, &self.norm, self.eps)?.matmul(&self.embedding.t()?)
+    }
+
+    fn embed(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
+        self.embedding.index_select(&Tensor::new(ids, &Device::Cpu)?, 0) // (T, D)
     }
 
     fn layer(&self, layer: &Layer, x: &Tensor, at: &Positions) -> candle_core::Result<Tensor> {
@@ -141,7 +144,8 @@ impl Model {
         x.unsqueeze(2)?.broadcast_as(shape)?.reshape((1, self.n_q, t, k))
     }
 
-    fn positions(&self, t: usize, k: usize) -> candle_core::Result<Positions> {
+    fn positions(&self, t: usize) -> candle_core::Result<Positions> {
+        let k = self.embedding.dim(1)? / self.n_q;
         let angle = |i: usize| {
             let (position, pair) = (i / (k / 2), i % (k / 2));
             position as f64 / self.theta.powf(2.0 * pair as f64 / k as f64)
@@ -176,64 +180,106 @@ fn split(x: &Tensor, n: usize) -> candle_core::Result<Tensor> {
     x.reshape((t, n, width / n))?.transpose(0, 1)?.contiguous()?.unsqueeze(0)
 }
 
-/// One step's documents: ids, and the weights of their losses.
-type Documents = Vec<(Vec<u32>, Vec<f32>)>;
+/// Ids, and the weights of their losses.
+type Document = (Vec<u32>, Vec<f32>);
 
-fn read_steps(path: &str) -> Result<Vec<Documents>, Failure> {
+/// Gradients so far.
+type Sum = HashMap<TensorId, Tensor>;
+
+fn read_steps(path: &str) -> Result<Vec<Vec<Document>>, Failure> {
     let steps = json(path)?;
-    let document = |value: &Value| -> Result<(Vec<u32>, Vec<f32>), Failure> {
+    let document = |value: &Value| -> Result<Document, Failure> {
         let weights = value[1].as_array().ok_or("a document has no weights")?;
         Ok((ids(&value[0])?, weights.iter().map(|w| w.as_f64().unwrap_or(0.0) as f32).collect()))
     };
-    let step = |step: &Value| -> Result<Documents, Failure> {
+    let step = |step: &Value| -> Result<Vec<Document>, Failure> {
         let packs = step.as_array().ok_or("a step is no list of packs")?.iter();
         packs.flat_map(|p| p.as_array().into_iter().flatten()).map(document).collect()
     };
     steps["steps"].as_array().ok_or("no `steps`")?.iter().map(step).collect()
 }
 
-/// Adds the gradients of one document; returns its part of the loss.
-fn learn(
+/// A document's part of the loss, from what stands behind the last layer.
+fn loss_of(
     model: &Model,
-    vars: &[Var],
-    (ids, weights): &(Vec<u32>, Vec<f32>),
+    x: &Tensor,
+    document: &Document,
     total: f32,
-    sum: &mut Option<GradStore>,
-) -> candle_core::Result<f64> {
-    let n = ids.len() - 1;
-    let logits = model.logits(ids)?.narrow(0, 0, n)?;
+) -> candle_core::Result<Tensor> {
+    let (ids, weights) = document;
+    let logits = model.head(x)?.narrow(0, 0, ids.len() - 1)?;
     let targets = Tensor::new(&ids[1..], &Device::Cpu)?.unsqueeze(1)?;
     let losses = candle_nn::ops::log_softmax(&logits, D::Minus1)?.gather(&targets, 1)?.neg()?;
     let weights = Tensor::new(&weights[1..], &Device::Cpu)?.unsqueeze(1)?;
-    let loss = ((losses * weights)?.sum_all()? / f64::from(total))?;
-    let mut grads = loss.backward()?;
-    if let Some(before) = sum {
-        for var in vars {
-            let (Some(old), Some(new)) = (before.get(var), grads.get(var)) else { continue };
-            let added = (old + new)?;
-            grads.insert(var, added);
-        }
+    (losses * weights)?.sum_all()? / f64::from(total)
+}
+
+/// Adds the gradients of `vars` alone: the store has those of frozen weights too.
+fn add(vars: &[Var], new: &GradStore, sum: &mut Sum) -> candle_core::Result<()> {
+    for var in vars {
+        let Some(new) = new.get(var) else { continue };
+        let added = match sum.get(&var.id()) {
+            Some(old) => (old + new)?,
+            None => new.clone(),
+        };
+        sum.insert(var.id(), added);
     }
-    *sum = Some(grads);
+    Ok(())
+}
+
+/// Adds the gradients of one document; returns its part of the loss.
+fn learn(
+    model: &Model,
+    document: &Document,
+    total: f32,
+    sum: &mut Sum,
+) -> candle_core::Result<f64> {
+    let at = model.positions(document.0.len())?;
+    let mut inputs = vec![model.embed(&document.0)?];
+    for layer in &model.layers {
+        let x = model.layer(layer, &inputs[inputs.len() - 1], &at)?.detach();
+        inputs.push(x);
+    }
+    let gradient = |of: &Var, store: &GradStore| {
+        store.get(of).cloned().ok_or_else(|| candle_core::Error::msg("no gradient"))
+    };
+    let x = Var::from_tensor(&inputs[model.layers.len()])?;
+    let loss = loss_of(model, &x, document, total)?;
+    let mut dy = gradient(&x, &loss.backward()?)?;
+    for (layer, x) in model.layers.iter().zip(&inputs).rev() {
+        let x = Var::from_tensor(x)?;
+        // The gradient of this scalar is the one wanted: candle starts from a one.
+        let store = (model.layer(layer, &x, &at)? * dy)?.sum_all()?.backward()?;
+        add(&layer.vars(), &store, sum)?;
+        dy = gradient(&x, &store)?;
+    }
     Ok(f64::from(loss.to_scalar::<f32>()?))
 }
 
 /// Scales all gradients so that their norm is at most [`MAX_GRAD_NORM`]; returns the norm before.
-fn clip(vars: &[Var], grads: &mut GradStore) -> candle_core::Result<f64> {
+fn clip(sum: &mut Sum) -> candle_core::Result<f64> {
     let mut squares = 0.0;
-    for var in vars {
-        let grad = grads.get(var).ok_or_else(|| candle_core::Error::msg("no gradient"))?;
+    for grad in sum.values() {
         squares += f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?);
     }
     let norm = squares.sqrt();
     if norm > MAX_GRAD_NORM {
-        for var in vars {
-            if let Some(grad) = grads.remove(var) {
-                grads.insert(var, (grad * (MAX_GRAD_NORM / norm))?);
-            }
+        for grad in sum.values_mut() {
+            *grad = (&*grad * (MAX_GRAD_NORM / norm))?;
         }
     }
     Ok(norm)
+}
+
+/// The gradients in the form that candle's optimizer takes, which only a backward makes.
+fn store_of(vars: &[Var], sum: &mut Sum) -> candle_core::Result<GradStore> {
+    let mut store = Tensor::zeros((), DType::F32, &Device::Cpu)?.backward()?;
+    for var in vars {
+        if let Some(grad) = sum.remove(&var.id()) {
+            store.insert(var, grad);
+        }
+    }
+    Ok(store)
 }
 
 fn main() -> Result<(), Failure> {
@@ -249,13 +295,12 @@ fn main() -> Result<(), Failure> {
     for documents in &steps {
         let begun = Instant::now();
         let total = documents.iter().flat_map(|(_, weights)| &weights[1..]).sum::<f32>();
-        let (mut grads, mut loss) = (None, 0.0);
+        let (mut sum, mut loss) = (Sum::new(), 0.0);
         for document in documents {
-            loss += learn(&model, &vars, document, total, &mut grads)?;
+            loss += learn(&model, document, total, &mut sum)?;
         }
-        let mut grads = grads.ok_or("a step without documents")?;
-        norms.push(clip(&vars, &mut grads)?);
-        adamw.step(&grads)?;
+        norms.push(clip(&mut sum)?);
+        adamw.step(&store_of(&vars, &mut sum)?)?;
         seconds.push(begun.elapsed().as_secs_f64());
         losses.push(loss);
     }
