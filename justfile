@@ -47,6 +47,14 @@ parity: build
 bench-text: build
     python3 tests/bench/peers/text.py --bin {{bin}} --tokenizer "$HONE_CORPUS/tokenizers/qwen3" --template "$HONE_CORPUS/templates/trl/trl/chat_templates/qwen3_training.jinja" --work target/bench-text
 
+# hone beside PyTorch, llama.cpp and candle on SmolLM2-135M, in turn: just bench [ROW ...] [--pairs N], just bench scaling. Needs pip once; a table and a chart in target/bench.
+bench *args: smollm2-base
+    python3 tests/bench/bench.py {{args}}
+
+# Each operator beside what this machine can do at best: just bench-ops [FILTER]
+bench-ops *args:
+    cargo bench --quiet --locked --manifest-path tests/bench/Cargo.toml --target-dir target/bench/rust -p bench-ops -- --quiet {{args}}
+
 # The programs, in one profile for all uses.
 build:
     @cargo build --quiet --release --workspace --locked
