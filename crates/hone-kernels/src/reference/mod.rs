@@ -14,7 +14,7 @@ use std::ops::{Deref, DerefMut, Range};
 use crate::quant::Quantized;
 use crate::shape::{check_heads, check_mask, check_rotary, documents, layout, layout_mut};
 use crate::{Adafactor, AdamW, AttnMask, Backend, Compute, Heads, Lion, LossOptions};
-use crate::{LossSums, Mat, MatMut, Op, RmsNorm, SecondMoment, Sgd, rng};
+use crate::{LossSums, Mat, MatMut, Op, RmsNorm, SecondMoment, Sgd, Tail, add_tails, rng};
 
 /// The backend of naive loops in f64, whose products take their factors as they are or rounded to
 /// bf16.
@@ -97,6 +97,15 @@ fn sigmoid(x: f64) -> f64 {
 fn gelu_tanh(x: f64) -> (f64, f64) {
     let slope = (2.0 / std::f64::consts::PI).sqrt();
     ((slope * (x + 0.044715 * x.powi(3))).tanh(), slope * (1.0 + 3.0 * 0.044715 * x * x))
+}
+
+/// Calls `run` with a view into which nothing is rounded until it has ended.
+fn rounded_once(y: MatMut<'_, Reference>, run: impl FnOnce(MatMut<'_, Reference>)) {
+    let mut y = y;
+    let rounds = std::mem::take(&mut y.buf.rounds);
+    run(y.again());
+    y.buf.rounds = rounds;
+    y.buf.settle();
 }
 
 impl Backend for Reference {
@@ -199,6 +208,42 @@ impl Backend for Reference {
 
     fn linear_dx(&self, dy: Mat<'_, Self>, w: &FrozenF64, dx: MatMut<'_, Self>, beta: f32) {
         self.gemm(dy, Op::N, w.mat(), Op::N, dx, 1.0, beta);
+    }
+
+    fn gemm_with(
+        &self,
+        (a, op_a): (Mat<'_, Self>, Op),
+        (b, op_b): (Mat<'_, Self>, Op),
+        tails: &[Tail<'_, Self>],
+        c: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        rounded_once(c, |mut c| {
+            self.gemm(a, op_a, b, op_b, c.again(), 1.0, beta);
+            add_tails(self, tails, c);
+        });
+    }
+
+    fn linear_with(
+        &self,
+        x: Mat<'_, Self>,
+        w: &FrozenF64,
+        tails: &[Tail<'_, Self>],
+        y: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        self.gemm_with((x, Op::N), (w.mat(), Op::T), tails, y, beta);
+    }
+
+    fn linear_dx_with(
+        &self,
+        dy: Mat<'_, Self>,
+        w: &FrozenF64,
+        tails: &[Tail<'_, Self>],
+        dx: MatMut<'_, Self>,
+        beta: f32,
+    ) {
+        self.gemm_with((dy, Op::N), (w.mat(), Op::N), tails, dx, beta);
     }
 
     fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> FrozenF64 {
