@@ -6,6 +6,10 @@
 //! A forward task is a tile of queries of one head; a backward task is one head of one document,
 //! which walks over its key tiles in order.
 
+mod backward;
+mod pack;
+
+pub(super) use backward::{Saved, backward};
 use rayon::prelude::*;
 
 use super::par::SharedPtr;
@@ -53,6 +57,40 @@ impl Plan {
     /// One past the last query of `len` that sees key `j`.
     fn end_query(&self, j: usize, len: usize) -> usize {
         self.mask.window.map_or(len, |w| j.saturating_add(w).min(len))
+    }
+}
+
+/// A result of several tasks, each of which writes columns of rows that no other touches.
+#[derive(Clone, Copy)]
+struct Columns<O> {
+    start: *mut O,
+    /// Values of the result, and of a row.
+    len: usize,
+    stride: usize,
+}
+
+// SAFETY: it is only a number; `row` states why its parts are disjoint.
+#[allow(unsafe_code, reason = "tasks write disjoint columns of the same rows")]
+unsafe impl<O: Send> Send for Columns<O> {}
+// SAFETY: as above.
+#[allow(unsafe_code, reason = "tasks write disjoint columns of the same rows")]
+unsafe impl<O: Send> Sync for Columns<O> {}
+
+impl<O> Columns<O> {
+    fn new(values: &mut [O], stride: usize) -> Self {
+        Columns { start: values.as_mut_ptr(), len: values.len(), stride }
+    }
+
+    /// `n` values of a row from a column on. A task asks for its own columns and rows alone, one
+    /// piece at a time.
+    #[allow(unsafe_code, reason = "tasks write disjoint columns of the same rows")]
+    #[allow(clippy::mut_from_ref, reason = "a piece of what the tasks share")]
+    fn row(&self, row: usize, col: usize, n: usize) -> &mut [O] {
+        let at = row * self.stride + col;
+        assert!(col + n <= self.stride && at + n <= self.len);
+        // SAFETY: the piece lies within the result; tasks are cut so that a row of one document and
+        // the columns of one head belong to one task, which holds one piece at a time.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), n) }
     }
 }
 
@@ -237,250 +275,4 @@ pub(super) fn forward(
             to.iter_mut().zip(row).for_each(|(to, x)| *to = x * factor);
         }
     });
-}
-
-/// The inputs of the backward.
-#[derive(Clone, Copy)]
-pub(super) struct Saved<'a> {
-    pub(super) dout: &'a [f32],
-    pub(super) qkv: &'a [f32],
-    pub(super) out: &'a [f32],
-    pub(super) lse: &'a [f32],
-}
-
-/// Scratch of a backward task, for documents of up to `len` tokens.
-struct Backward {
-    /// Queries times the scale, transposed, (K, pitch).
-    q: Vec<f32>,
-    /// Gradient of the output, transposed, (K, pitch).
-    dout: Vec<f32>,
-    /// Log-sum-exp of each query.
-    lse: Vec<f32>,
-    /// `dout . out` of each query.
-    delta: Vec<f32>,
-    /// Probabilities, (SHORT, LONG).
-    probs: Vec<f32>,
-    /// Gradient of the scores, (SHORT, LONG).
-    dscores: Vec<f32>,
-    /// Gradient of the queries, (len, K).
-    dq: Vec<f32>,
-    /// Gradients of keys and of values, (len, K) each.
-    dk: Vec<f32>,
-    dv: Vec<f32>,
-}
-
-impl Backward {
-    /// Scratch for documents of up to `len` tokens.
-    fn new(len: usize, dim: usize) -> Self {
-        let pitch = len.next_multiple_of(SHORT);
-        let zeros = |n: usize| vec![0.0; n];
-        Backward {
-            q: zeros(dim * pitch),
-            dout: zeros(dim * pitch),
-            lse: zeros(pitch),
-            delta: zeros(pitch),
-            probs: zeros(SHORT * LONG),
-            dscores: zeros(SHORT * LONG),
-            dq: zeros(len * dim),
-            dk: zeros(len * dim),
-            dv: zeros(len * dim),
-        }
-    }
-
-    /// Gathers what the tiles of one head read.
-    #[inline(always)]
-    fn fill(&mut self, plan: Plan, saved: Saved<'_>, of: HeadOf, pitch: usize) {
-        let (dim, width) = (plan.heads.dim, plan.heads.qkv_width());
-        let out_width = plan.heads.out_width();
-        let q_at = of.start * width + plan.columns(of.head)[0];
-        let o_at = of.start * out_width + of.head * dim;
-        transpose(&saved.qkv[q_at..], width, of.len, dim, plan.mask.scale, &mut self.q, pitch);
-        transpose(&saved.dout[o_at..], out_width, of.len, dim, 1.0, &mut self.dout, pitch);
-        for i in 0..of.len {
-            let at = o_at + i * out_width;
-            let pairs = saved.dout[at..at + dim].iter().zip(&saved.out[at..at + dim]);
-            self.delta[i] = pairs.map(|(d, o)| d * o).sum();
-            self.lse[i] = saved.lse[(of.start + i) * plan.heads.n_q + of.head];
-        }
-        for x in [&mut self.dq, &mut self.dk, &mut self.dv] {
-            x[..of.len * dim].fill(0.0);
-        }
-    }
-}
-
-/// A tile of keys against a tile of queries.
-#[derive(Clone, Copy)]
-struct Pair {
-    key: usize,
-    n_keys: usize,
-    query: usize,
-    n_queries: usize,
-}
-
-simd_fn! {
-    /// The backward of one head of one document, into the scratch's `dq`, `dk` and `dv`.
-    fn backward_head<s>(plan: Plan, saved: Saved<'_>, of: HeadOf, scratch: &mut Backward) {
-        let pitch = of.len.next_multiple_of(SHORT);
-        scratch.fill(plan, saved, of, pitch);
-        for key in (0..of.len).step_by(SHORT) {
-            let n_keys = (of.len - key).min(SHORT);
-            let end = plan.end_query(key + n_keys - 1, of.len);
-            for query in (key..end).step_by(LONG) {
-                let pair = Pair { key, n_keys, query, n_queries: (end - query).min(LONG) };
-                score_gradients(s, plan, saved, of, pitch, pair, scratch);
-                accumulate(s, plan, saved, of, pair, scratch);
-            }
-        }
-    }
-}
-
-/// Probabilities and gradients of the scores of one pair of tiles, both (keys, queries).
-#[inline(always)]
-fn score_gradients<S: Simd>(
-    s: S,
-    plan: Plan,
-    saved: Saved<'_>,
-    of: HeadOf,
-    pitch: usize,
-    pair: Pair,
-    scratch: &mut Backward,
-) {
-    let (dim, width) = (plan.heads.dim, plan.heads.qkv_width());
-    let [_, k_at, v_at] = plan.columns(of.head).map(|c| (of.start + pair.key) * width + c);
-    let n = pair.n_queries.next_multiple_of(S::LANES);
-    let sides = Sides { m: pair.n_keys, n, k: dim };
-    let row = |at: usize| Left { data: &saved.qkv[at..], row_stride: width, col_stride: 1 };
-    let (q, dout) = (&scratch.q[pair.query..], &scratch.dout[pair.query..]);
-    let out = |data| Out { data, stride: LONG, add: false };
-    product(s, sides, row(k_at), Right { data: q, stride: pitch }, out(&mut scratch.probs));
-    product(s, sides, row(v_at), Right { data: dout, stride: pitch }, out(&mut scratch.dscores));
-    let scale = s.splat(plan.mask.scale);
-    let rows = scratch.probs.chunks_exact_mut(LONG).zip(scratch.dscores.chunks_exact_mut(LONG));
-    for (r, (probs, dscores)) in rows.take(pair.n_keys).enumerate() {
-        let key = pair.key + r;
-        let from = key.saturating_sub(pair.query).min(n);
-        let to = plan.end_query(key, pair.query + pair.n_queries).saturating_sub(pair.query);
-        let of_query = [&scratch.lse[pair.query..][..n], &scratch.delta[pair.query..][..n]];
-        let rows = [&mut probs[..n], &mut dscores[..n]];
-        match plan.mask.soft_cap {
-            // A value that the compiler sees, so that the loop holds no choice.
-            None => score_row(s, None, scale, of_query, rows),
-            cap => score_row(s, cap, scale, of_query, rows),
-        }
-        for x in [probs, dscores] {
-            x[..from].fill(0.0);
-            x[to.max(from)..].fill(0.0);
-        }
-    }
-}
-
-/// One key against the queries of a tile: scores become probabilities, the gradients of those the
-/// gradients of the scores.
-#[inline(always)]
-fn score_row<S: Simd>(
-    s: S,
-    cap: Option<f32>,
-    scale: S::V,
-    [lse, delta]: [&[f32]; 2],
-    [probs, dscores]: [&mut [f32]; 2],
-) {
-    for at in (0..probs.len()).step_by(S::LANES) {
-        let score = s.load(&probs[at..]);
-        let (score, slope) = match cap {
-            Some(cap) => soft_cap(s, cap, score),
-            None => (score, s.splat(1.0)),
-        };
-        let p = exp(s, s.sub(score, s.load(&lse[at..])));
-        let d = s.mul(s.mul(p, scale), s.sub(s.load(&dscores[at..]), s.load(&delta[at..])));
-        s.store(&mut dscores[at..], if cap.is_some() { s.mul(d, slope) } else { d });
-        s.store(&mut probs[at..], p);
-    }
-}
-
-/// Adds one pair's part to `dq`, `dk` and `dv`.
-#[inline(always)]
-fn accumulate<S: Simd>(
-    s: S,
-    plan: Plan,
-    saved: Saved<'_>,
-    of: HeadOf,
-    pair: Pair,
-    scratch: &mut Backward,
-) {
-    let (dim, width) = (plan.heads.dim, plan.heads.qkv_width());
-    let out_width = plan.heads.out_width();
-    let [q_col, k_col, _] = plan.columns(of.head);
-    let q = &saved.qkv[(of.start + pair.query) * width + q_col..];
-    let k = &saved.qkv[(of.start + pair.key) * width + k_col..];
-    let dout = &saved.dout[(of.start + pair.query) * out_width + of.head * dim..];
-    let by_key = Sides { m: pair.n_keys, n: dim, k: pair.n_queries };
-    let by_query = Sides { m: pair.n_queries, n: dim, k: pair.n_keys };
-    let rows = |data| Left { data, row_stride: LONG, col_stride: 1 };
-    let columns = |data| Left { data, row_stride: 1, col_stride: LONG };
-    let out = |data| Out { data, stride: dim, add: true };
-    let key_at = pair.key * dim;
-    let dv = out(&mut scratch.dv[key_at..]);
-    product(s, by_key, rows(&scratch.probs), Right { data: dout, stride: out_width }, dv);
-    let dk = out(&mut scratch.dk[key_at..]);
-    product(s, by_key, rows(&scratch.dscores), Right { data: q, stride: width }, dk);
-    let dq = out(&mut scratch.dq[pair.query * dim..]);
-    product(s, by_query, columns(&scratch.dscores), Right { data: k, stride: width }, dq);
-}
-
-/// See [`crate::Backend::attention_backward`]. Each query head of a group makes its own gradients
-/// of keys and values; they are then added in the order of the heads.
-#[allow(unsafe_code, reason = "tasks write disjoint columns of the same rows")]
-pub(super) fn backward(
-    level: Level,
-    plan: Plan,
-    docs: &[(usize, usize)],
-    saved: Saved<'_>,
-    dqkv: &mut [f32],
-) {
-    let Heads { n_q, n_kv, dim } = plan.heads;
-    let (width, group) = (plan.heads.qkv_width(), n_q / n_kv);
-    let n_tokens: usize = docs.iter().map(|d| d.1).sum();
-    let longest = docs.iter().map(|d| d.1).max().unwrap_or(0);
-    // With one query head a group its gradients are the sums; else they wait here, (T, H, 2, K).
-    let mut parts = vec![0.0; if group == 1 { 0 } else { n_tokens * n_q * 2 * dim }];
-    let (whole, part) = (SharedPtr(dqkv.as_mut_ptr()), SharedPtr(parts.as_mut_ptr()));
-    heads_of(plan, docs).par_iter().for_each_init(
-        || Backward::new(longest, dim),
-        |scratch, &of| {
-            backward_head(level, plan, saved, of, scratch);
-            let [q_col, k_col, v_col] = plan.columns(of.head);
-            for i in 0..of.len {
-                let t = of.start + i;
-                let [k_to, v_to] = if group == 1 {
-                    [whole.at(t * width + k_col), whole.at(t * width + v_col)]
-                } else {
-                    [0, 1].map(|side| part.at(((t * n_q + of.head) * 2 + side) * dim))
-                };
-                let to = [whole.at(t * width + q_col), k_to, v_to];
-                for (from, to) in [&scratch.dq, &scratch.dk, &scratch.dv].into_iter().zip(to) {
-                    // SAFETY: the caller has checked that both buffers hold every token; this task
-                    // alone writes these columns (of its head, or of its key/value head where it is
-                    // the only one) of its document.
-                    let to = unsafe { std::slice::from_raw_parts_mut(to, dim) };
-                    to.copy_from_slice(&from[i * dim..(i + 1) * dim]);
-                }
-            }
-        },
-    );
-    if group > 1 {
-        let rows =
-            dqkv[..n_tokens * width].par_chunks_mut(width).zip(parts.par_chunks(n_q * 2 * dim));
-        rows.with_min_len(16).for_each(|(row, parts)| {
-            let (keys, values) = row[n_q * dim..].split_at_mut(n_kv * dim);
-            let both = keys.chunks_mut(dim).zip(values.chunks_mut(dim));
-            for ((key, value), parts) in both.zip(parts.chunks(group * 2 * dim)) {
-                key.fill(0.0);
-                value.fill(0.0);
-                for part in parts.chunks(2 * dim) {
-                    key.iter_mut().zip(&part[..dim]).for_each(|(k, p)| *k += p);
-                    value.iter_mut().zip(&part[dim..]).for_each(|(v, p)| *v += p);
-                }
-            }
-        });
-    }
 }

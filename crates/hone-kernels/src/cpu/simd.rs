@@ -88,6 +88,21 @@ pub(crate) trait Simd: Copy + Send + Sync {
         x.copy_from_slice(&full[..n]);
     }
 
+    /// Turns a square, of which the first [`Simd::LANES`] vectors are used: lane j of vector i
+    /// becomes lane i of vector j.
+    #[inline(always)]
+    fn turn(self, square: &mut [Self::V; MAX_LANES]) {
+        let mut rows = [[0.0; MAX_LANES]; MAX_LANES];
+        for (row, &v) in rows.iter_mut().zip(square.iter()) {
+            self.store(row, v);
+        }
+        for (j, v) in square.iter_mut().enumerate().take(Self::LANES) {
+            let mut column = [0.0; MAX_LANES];
+            column.iter_mut().zip(&rows).for_each(|(x, row)| *x = row[j]);
+            *v = self.load(&column);
+        }
+    }
+
     /// The sum of the lanes, halves folded onto each other.
     #[inline(always)]
     fn sum_lanes(self, v: Self::V) -> f32 {
@@ -316,6 +331,37 @@ mod x86 {
         }
     }
 
+    /// The transpose of a square: pairs of rows, then quarters, then halves are interleaved.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn turn(x: &mut [__m512; 16]) {
+        const EVEN: i32 = 0b10_00_10_00;
+        const ODD: i32 = 0b11_01_11_01;
+        let mut two = *x;
+        for i in (0..16).step_by(2) {
+            two[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
+            two[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
+        }
+        // Afterwards quarter q of `x[4 i + j]` is column 4 q + j of rows 4 i to 4 i + 3.
+        for i in (0..16).step_by(4) {
+            for half in 0..2 {
+                let a = _mm512_castps_pd(two[i + half]);
+                let b = _mm512_castps_pd(two[i + half + 2]);
+                x[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                x[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+            }
+        }
+        for j in 0..4 {
+            let [a, b, c, d] = [x[j], x[j + 4], x[j + 8], x[j + 12]];
+            let even = [_mm512_shuffle_f32x4::<EVEN>(a, b), _mm512_shuffle_f32x4::<EVEN>(c, d)];
+            let odd = [_mm512_shuffle_f32x4::<ODD>(a, b), _mm512_shuffle_f32x4::<ODD>(c, d)];
+            x[j] = _mm512_shuffle_f32x4::<EVEN>(even[0], even[1]);
+            x[j + 4] = _mm512_shuffle_f32x4::<EVEN>(odd[0], odd[1]);
+            x[j + 8] = _mm512_shuffle_f32x4::<ODD>(even[0], even[1]);
+            x[j + 12] = _mm512_shuffle_f32x4::<ODD>(odd[0], odd[1]);
+        }
+    }
+
     /// The mask of the first `n` lanes, of all from 16 on.
     #[inline(always)]
     fn first(n: usize) -> u16 {
@@ -422,6 +468,11 @@ mod x86 {
             fn store_part(self, x: &mut [f32], v: __m512) {
                 // SAFETY: `self` proves the instruction; the mask keeps to the slice's bounds.
                 unsafe { _mm512_mask_storeu_ps(x.as_mut_ptr(), first(x.len()), v) }
+            }
+            #[inline(always)]
+            fn turn(self, square: &mut [__m512; 16]) {
+                // SAFETY: `self` proves that the machine has the instructions.
+                unsafe { turn(square) }
             }
         }
     );
