@@ -2,15 +2,22 @@
 
 use half::bf16;
 
-/// The arithmetic of matrix products: the type to which their factors are rounded. Sums and results
-/// are f32 in both, and so is everything that is not a product of matrices: norms, attention,
-/// activations, loss, moments, and the weights that are trained.
+/// The arithmetic of matrix products and of attention: the type to which their factors are rounded.
+/// Sums and results are f32 in both, and so is everything that is neither: norms, activations,
+/// loss, moments, and the weights that are trained.
 ///
-/// bf16 is the arithmetic of PyTorch's autocast but for two things. Autocast rounds the results of
-/// products too, because they are stored in 16 bits; here they stay f32. And attention computes in
-/// f32 from queries, keys and values that nobody rounded: its products are of tiles that lie in the
-/// nearest caches, where packing them as bf16 would cost what it saves, and probabilities of 8 bits
-/// are the largest error that a flash attention in bf16 makes.
+/// bf16 is the arithmetic of PyTorch's autocast but for one thing: autocast rounds the results of
+/// products too, because they are stored in 16 bits; here they stay f32.
+///
+/// Attention rounds queries, keys, values and the gradient of its output, and then what tiles
+/// multiply: probabilities and the gradients of scores. Scores, softmax with its maxima and sums,
+/// and the slopes are f32. That is what a flash attention in bf16 does, PyTorch's among them. On
+/// normal inputs, 9 heads of 64 over 3 and documents of 64 to 2,048 tokens, outputs stored in bf16
+/// are off by 1.7e-3 to 2.0e-3 (root mean square, of their own), as PyTorch's are to within a
+/// hundredth; gradients of queries by 2.5e-3 to 3.7e-3, PyTorch's alike; of keys and values by
+/// 2.2e-3 to 3.4e-3, PyTorch's by 3.5e-3 to 6.5e-3: it rounds each head's part before the heads of
+/// a group are added, here they are one sum. Without instructions for bf16 attention computes in
+/// f32 from the values as they are, and so does that of a token against its cache, always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compute {
     /// Factors as they are.

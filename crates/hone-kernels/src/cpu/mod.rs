@@ -20,6 +20,7 @@ mod pointwise;
 mod quant;
 pub(crate) mod simd;
 mod tile;
+mod turn;
 
 use std::ops::Range;
 
@@ -470,6 +471,17 @@ impl Backend for Cpu {
     ) {
         check_mask(mask);
         let docs = documents(heads, seq_lens, qkv.len(), out.len(), lse.len());
+        if self.compute == Compute::Bf16 {
+            let with = (self.level, self.engine);
+            return bf16::attention::forward(
+                with,
+                Plan { heads, mask },
+                &docs,
+                &qkv[..],
+                &mut out[..],
+                lse,
+            );
+        }
         attention::forward(self.level, Plan { heads, mask }, &docs, qkv, out, lse);
     }
 
@@ -487,7 +499,17 @@ impl Backend for Cpu {
         let (qkv_len, out_len) = (qkv.len().min(dqkv.len()), out.len().min(dout.len()));
         check_mask(mask);
         let docs = documents(heads, seq_lens, qkv_len, out_len, lse.len());
-        let saved = Saved { dout, qkv, out, lse };
+        let saved = Saved { dout: &dout[..], qkv, out, lse };
+        if self.compute == Compute::Bf16 {
+            let with = (self.level, self.engine);
+            return bf16::attention::backward(
+                with,
+                Plan { heads, mask },
+                &docs,
+                saved,
+                &mut dqkv[..],
+            );
+        }
         attention::backward(self.level, Plan { heads, mask }, &docs, saved, dqkv);
     }
 

@@ -88,6 +88,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
         x.copy_from_slice(&full[..n]);
     }
 
+    /// `p 2^k` in each lane, for p in 1/2 ..= 2 and whole k in -151 ..= 129, rounded once: nothing
+    /// over- or underflows on the way.
+    #[inline(always)]
+    fn times_pow2(self, p: Self::V, k: Self::V) -> Self::V {
+        let magic = self.splat(EXP_MAGIC);
+        let half_plus_magic = self.fma(k, self.splat(0.5), magic);
+        let rest = self.sub(k, self.sub(half_plus_magic, magic));
+        self.mul(self.mul(p, self.pow2(half_plus_magic)), self.pow2(self.add(rest, magic)))
+    }
+
     /// Turns a square, of which the first [`Simd::LANES`] vectors are used: lane j of vector i
     /// becomes lane i of vector j.
     #[inline(always)]
@@ -157,8 +167,7 @@ fn exp_poly<S: Simd>(s: S, r: S::V) -> S::V {
 /// exp(x) in each lane: 0 below -104, infinite above 88.73, NaN of NaN; within two units in the
 /// last place.
 ///
-/// exp(x) = 2^k exp(r) with k = round(x / ln 2); 2^k is applied in two halves, so that neither
-/// over- nor underflows by itself.
+/// exp(x) = 2^k exp(r) with k = round(x / ln 2).
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     // The bound is the first argument, so that NaN, the second, stays.
@@ -167,10 +176,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     let k = s.sub(s.fma(x, s.splat(std::f32::consts::LOG2_E), magic), magic);
     let r = s.fma(k, s.splat(-LN2_LOW), s.fma(k, s.splat(-LN2_HIGH), x));
     let p = s.fma(s.mul(r, r), exp_poly(s, r), r);
-    let p = s.add(p, s.splat(1.0));
-    let half_plus_magic = s.fma(k, s.splat(0.5), magic);
-    let rest = s.sub(k, s.sub(half_plus_magic, magic));
-    s.mul(s.mul(p, s.pow2(half_plus_magic)), s.pow2(s.add(rest, magic)))
+    s.times_pow2(s.add(p, s.splat(1.0)), k)
 }
 
 /// tanh(x) in each lane: within four units in the last place, also near 0; NaN of NaN.
@@ -303,6 +309,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::Simd;
+    use crate::cpu::turn;
 
     /// Proof that the machine has AVX-512 F, VL, BW and DQ.
     #[derive(Clone, Copy, Debug)]
@@ -328,37 +335,6 @@ mod x86 {
         pub(crate) fn detect() -> Option<Self> {
             let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
             has.then_some(Avx2(()))
-        }
-    }
-
-    /// The transpose of a square: pairs of rows, then quarters, then halves are interleaved.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn turn(x: &mut [__m512; 16]) {
-        const EVEN: i32 = 0b10_00_10_00;
-        const ODD: i32 = 0b11_01_11_01;
-        let mut two = *x;
-        for i in (0..16).step_by(2) {
-            two[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
-            two[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
-        }
-        // Afterwards quarter q of `x[4 i + j]` is column 4 q + j of rows 4 i to 4 i + 3.
-        for i in (0..16).step_by(4) {
-            for half in 0..2 {
-                let a = _mm512_castps_pd(two[i + half]);
-                let b = _mm512_castps_pd(two[i + half + 2]);
-                x[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-                x[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-            }
-        }
-        for j in 0..4 {
-            let [a, b, c, d] = [x[j], x[j + 4], x[j + 8], x[j + 12]];
-            let even = [_mm512_shuffle_f32x4::<EVEN>(a, b), _mm512_shuffle_f32x4::<EVEN>(c, d)];
-            let odd = [_mm512_shuffle_f32x4::<ODD>(a, b), _mm512_shuffle_f32x4::<ODD>(c, d)];
-            x[j] = _mm512_shuffle_f32x4::<EVEN>(even[0], even[1]);
-            x[j + 4] = _mm512_shuffle_f32x4::<EVEN>(odd[0], odd[1]);
-            x[j + 8] = _mm512_shuffle_f32x4::<ODD>(even[0], even[1]);
-            x[j + 12] = _mm512_shuffle_f32x4::<ODD>(odd[0], odd[1]);
         }
     }
 
@@ -470,9 +446,14 @@ mod x86 {
                 unsafe { _mm512_mask_storeu_ps(x.as_mut_ptr(), first(x.len()), v) }
             }
             #[inline(always)]
+            fn times_pow2(self, p: __m512, k: __m512) -> __m512 {
+                // SAFETY: `self` proves that the machine has the instruction.
+                unsafe { _mm512_scalef_ps(p, k) }
+            }
+            #[inline(always)]
             fn turn(self, square: &mut [__m512; 16]) {
                 // SAFETY: `self` proves that the machine has the instructions.
-                unsafe { turn(square) }
+                unsafe { turn::square(square) }
             }
         }
     );

@@ -1,8 +1,8 @@
 //! How the tiles of attention lie in memory: rows of tokens as factors of products, and scratch.
 //!
-//! A head's columns of some tokens are packed in two ways. [`turned`]: lanes are tokens and the sums
-//! run along the head's width, for scores. [`down`]: lanes run along the head's width and the sums
-//! over the tokens, for what scores are multiplied by. What is missing at either end is zero.
+//! A head's columns of some tokens are packed in two ways. [`turned`]: lanes are tokens and sums
+//! run along the head's width, for scores. [`down`]: lanes run along the head's width and sums over
+//! the tokens, for what scores are multiplied by. What is missing at either end is zero.
 
 use std::cell::Cell;
 
@@ -29,23 +29,34 @@ impl<'a, T> Rows<'a, T> {
 
     /// At most a vector of the values of token `t` from column `c` on.
     #[inline(always)]
-    #[allow(unsafe_code, reason = "`check` has checked the bounds once for all")]
     fn load<F: Factors>(&self, f: F, t: usize, c: usize) -> Lanes<F>
     where
         T: Stored<F>,
     {
-        let (at, lanes) = (t * self.stride + c, F::S::LANES);
         if t >= self.n || c >= self.dim {
-            f.simd().splat(0.0)
-        } else if c + lanes <= self.dim {
-            // SAFETY: t < n and c + lanes <= dim, for which `check` has checked the length.
-            T::load(f, unsafe { self.data.get_unchecked(at..at + lanes) })
-        } else {
-            T::load(f, &self.data[at..at + self.dim - c])
+            return f.simd().splat(0.0);
         }
+        T::load(f, &self.data[t * self.stride + c..t * self.stride + self.dim])
     }
 
-    /// Checks that all tokens are there, on which the unchecked reads of `load` rely.
+    /// A vector of the values of token `t` from column `c` on.
+    ///
+    /// # Safety
+    ///
+    /// [`Rows::check`] was called, t < n, and c + LANES <= dim.
+    #[inline(always)]
+    #[allow(unsafe_code, reason = "`check` has checked the bounds once for all")]
+    unsafe fn load_whole<F: Factors>(&self, f: F, t: usize, c: usize) -> Lanes<F>
+    where
+        T: Stored<F>,
+    {
+        let at = t * self.stride + c;
+        // SAFETY: the last token ends at (n - 1) * stride + dim, for which `check` has checked the
+        // length.
+        T::load(f, unsafe { self.data.get_unchecked(at..at + F::S::LANES) })
+    }
+
+    /// Checks that all tokens are there, on which unchecked reads rely.
     #[inline(always)]
     fn check(&self) {
         assert!(self.n == 0 || (self.n - 1) * self.stride + self.dim <= self.data.len());
@@ -89,6 +100,7 @@ impl Sides {
 
 /// `to` (turned_rows, pitch) <- rows, `pitch` of them, as columns of slots.
 #[inline(always)]
+#[allow(unsafe_code, reason = "whole tiles are read without a check of each value")]
 pub(super) fn turned<F: Factors, T: Stored<F>>(
     f: F,
     rows: Rows<'_, T>,
@@ -101,10 +113,18 @@ pub(super) fn turned<F: Factors, T: Stored<F>>(
     let to = &mut to[..sides.turned_rows * pitch];
     for token in (0..pitch).step_by(lanes) {
         for slot in (0..sides.turned_rows).step_by(lanes) {
+            let at = slot * F::PER_SLOT;
             let mut square = [s.splat(0.0); MAX_LANES];
-            for (i, v) in square.iter_mut().enumerate().take(lanes) {
-                let at = slot * F::PER_SLOT;
-                *v = f.along(|half| rows.load(f, token + i, at + half * lanes));
+            if token + lanes <= rows.n && at + lanes * F::PER_SLOT <= rows.dim {
+                for (i, v) in square.iter_mut().enumerate().take(lanes) {
+                    // SAFETY: token + i < n and at + (half + 1) * lanes <= dim; see above.
+                    *v =
+                        f.along(|half| unsafe { rows.load_whole(f, token + i, at + half * lanes) });
+                }
+            } else {
+                for (i, v) in square.iter_mut().enumerate().take(lanes) {
+                    *v = f.along(|half| rows.load(f, token + i, at + half * lanes));
+                }
             }
             s.turn(&mut square);
             for (i, &v) in square.iter().enumerate().take(lanes) {
@@ -116,6 +136,7 @@ pub(super) fn turned<F: Factors, T: Stored<F>>(
 
 /// `to` (n_rows / PER_SLOT, width) <- the first `n_rows` rows, neighbours in one slot.
 #[inline(always)]
+#[allow(unsafe_code, reason = "whole tiles are read without a check of each value")]
 pub(super) fn down<F: Factors, T: Stored<F>>(
     f: F,
     rows: Rows<'_, T>,
@@ -127,8 +148,14 @@ pub(super) fn down<F: Factors, T: Stored<F>>(
     let (s, lanes) = (f.simd(), F::S::LANES);
     let lines = to.chunks_exact_mut(sides.width).take(n_rows.div_ceil(F::PER_SLOT));
     for (slot, line) in lines.enumerate() {
+        let token = slot * F::PER_SLOT;
         for c in (0..sides.width).step_by(lanes) {
-            let v = f.across(|i| rows.load(f, slot * F::PER_SLOT + i, c));
+            let v = if token + F::PER_SLOT <= rows.n && c + lanes <= rows.dim {
+                // SAFETY: token + i < n and c + lanes <= dim; `check` was called above.
+                f.across(|i| unsafe { rows.load_whole(f, token + i, c) })
+            } else {
+                f.across(|i| rows.load(f, token + i, c))
+            };
             s.store(&mut line[c..], v);
         }
     }
@@ -136,6 +163,7 @@ pub(super) fn down<F: Factors, T: Stored<F>>(
 
 /// `to[t]` <- the scalar product of rows t of `a` and `b`, 0 where there is none.
 #[inline(always)]
+#[allow(unsafe_code, reason = "whole tiles are read without a check of each value")]
 pub(super) fn dots<F: Factors, T: Stored<F>>(f: F, a: Rows<'_, T>, b: Rows<'_, T>, to: &mut [f32]) {
     a.check();
     b.check();
@@ -145,7 +173,13 @@ pub(super) fn dots<F: Factors, T: Stored<F>>(f: F, a: Rows<'_, T>, b: Rows<'_, T
         for (i, sum) in square.iter_mut().enumerate().take(lanes) {
             for c in (0..a.dim).step_by(lanes) {
                 let t = group * lanes + i;
-                *sum = s.fma(a.load(f, t, c), b.load(f, t, c), *sum);
+                let (a, b) = if t < a.n.min(b.n) && c + lanes <= a.dim.min(b.dim) {
+                    // SAFETY: t < n and c + lanes <= dim of both; `check` was called above.
+                    unsafe { (a.load_whole(f, t, c), b.load_whole(f, t, c)) }
+                } else {
+                    (a.load(f, t, c), b.load(f, t, c))
+                };
+                *sum = s.fma(a, b, *sum);
             }
         }
         s.turn(&mut square);
@@ -157,7 +191,7 @@ pub(super) fn dots<F: Factors, T: Stored<F>>(f: F, a: Rows<'_, T>, b: Rows<'_, T
     }
 }
 
-/// One lane more than a vector's worth of hidden, then of visible, then of hidden queries.
+/// Two vectors of hidden, two of visible, and two of hidden queries.
 static EDGES: [f32; 6 * MAX_LANES] = {
     let mut edges = [f32::NEG_INFINITY; 6 * MAX_LANES];
     let mut i = 2 * MAX_LANES;
