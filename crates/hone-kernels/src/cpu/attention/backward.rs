@@ -106,12 +106,21 @@ pub(in crate::cpu) fn run_task<F: Factors, T: Stored<F>, O: Stored<F>>(
 ) {
     let Heads { n_q, n_kv, dim } = work.plan.heads;
     let mut scratch = Scratch::new::<F>(scratch, task.keys.len(), dim);
-    pack_keys(f, work, task, &mut scratch);
     let queries = task.queries(work.plan);
     let group = n_q / n_kv;
-    for head in task.kv * group..(task.kv + 1) * group {
+    let tile_from = |first: usize| first..queries.end.min(first + QUERIES);
+    let heads = task.kv * group..(task.kv + 1) * group;
+    work.ask_for_queries(task, heads.start, tile_from(queries.start));
+    pack_keys(f, work, task, &mut scratch);
+    for head in heads.clone() {
         for first in queries.clone().step_by(QUERIES) {
-            let tile = first..queries.end.min(first + QUERIES);
+            let tile = tile_from(first);
+            // What comes next is on its way from memory meanwhile.
+            if tile.end < queries.end {
+                work.ask_for_queries(task, head, tile_from(tile.end));
+            } else if head + 1 < heads.end {
+                work.ask_for_queries(task, head + 1, tile_from(queries.start));
+            }
             pack_queries(f, work, task, head, tile.clone(), &mut scratch);
             let seen = work.plan.first_key(first).max(task.keys.start) - task.keys.start;
             let from = task.keys.start + seen / KEYS * KEYS;
@@ -158,9 +167,19 @@ fn pack_keys<F: Factors, T: Stored<F>, O>(
         n: task.keys.end - key,
         dim: heads.dim,
     };
+    let ask_for = |key: usize| {
+        for col in [k_col, v_col] {
+            let rows = rows_from(key, col);
+            Rows { n: rows.n.min(KEYS), ..rows }.ask_for();
+        }
+    };
+    ask_for(task.keys.start);
     let panel = sides.turned_rows * KEY_PANEL;
     for (nth, key) in task.keys.clone().step_by(KEY_PANEL).enumerate() {
         let (keys, values) = (rows_from(key, k_col), rows_from(key, v_col));
+        if (nth * KEY_PANEL).is_multiple_of(KEYS) && key + KEYS < task.keys.end {
+            ask_for(key + KEYS);
+        }
         pack::turned(f, keys, sides, KEY_PANEL, &mut scratch.keys[nth * panel..][..panel]);
         pack::turned(f, values, sides, KEY_PANEL, &mut scratch.values[nth * panel..][..panel]);
     }
@@ -180,17 +199,8 @@ fn pack_queries<F: Factors, T: Stored<F>, O>(
     tile: Range<usize>,
     scratch: &mut Scratch<'_>,
 ) {
-    let (heads, sides) = (work.plan.heads, scratch.sides);
-    let first = task.start + tile.start;
-    let (n, dim, panel) = (tile.len(), heads.dim, 2 * F::S::LANES);
-    let rows_of = |data, stride| Rows { data, stride, n, dim }.behind(first, head * dim, n);
-    let q = rows_of(work.saved.qkv, heads.qkv_width());
-    let [dout, out] = [work.saved.dout, work.saved.out].map(|x| rows_of(x, heads.out_width()));
-    // The next tile is on its way from memory meanwhile.
-    let n_next = (task.len - tile.end).min(n);
-    for x in [q, dout, out] {
-        Rows { n: n_next, data: &x.data[n_next.min(1) * n * x.stride..], ..x }.ask_for();
-    }
+    let (sides, n, panel) = (scratch.sides, tile.len(), 2 * F::S::LANES);
+    let [q, dout, out] = work.queries(task, head, tile.clone());
     for at in (0..n).step_by(panel) {
         let to = at * sides.turned_rows..(at + panel) * sides.turned_rows;
         pack::turned(f, q.behind(at, 0, n - at), sides, panel, &mut scratch.q[to.clone()]);
@@ -201,7 +211,7 @@ fn pack_queries<F: Factors, T: Stored<F>, O>(
     pack::down(f, dout, sides, n_rows, scratch.dout_down);
     pack::dots(f, dout, out, scratch.delta);
     for (i, lse) in scratch.lse.iter_mut().enumerate() {
-        let at = (first + i) * heads.n_q + head;
+        let at = (task.start + tile.start + i) * work.plan.heads.n_q + head;
         *lse = if i < n { work.saved.lse[at] } else { f32::INFINITY };
     }
     scratch.dq.fill(0.0);

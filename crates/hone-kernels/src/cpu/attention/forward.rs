@@ -46,6 +46,15 @@ pub(in crate::cpu) struct Work<'a, T, O> {
     lse: Columns<f32>,
 }
 
+impl<'a, T, O> Work<'a, T, O> {
+    /// `n` tokens of one head's columns from a token and a column on.
+    #[inline(always)]
+    fn rows(&self, token: usize, col: usize, n: usize) -> Rows<'a, T> {
+        let stride = self.plan.heads.qkv_width();
+        Rows { data: &self.qkv[token * stride + col..], stride, n, dim: self.plan.heads.dim }
+    }
+}
+
 /// Scratch of a task.
 struct Scratch<'a> {
     sides: Sides,
@@ -94,8 +103,12 @@ pub(in crate::cpu) fn run_task<F: Factors, T: Stored<F>, O: Stored<F>>(
     let (group, panel) = (n_q / n_kv, 2 * F::S::LANES);
     let across = task.n.div_ceil(panel);
     let mut scratch = Scratch::new::<F>(scratch, group * across, dim);
-    pack_queries(f, work, task, &mut scratch);
     let from = work.plan.first_key(task.first) / KEY_PANEL * KEY_PANEL;
+    let columns = work.plan.columns(task.kv * group);
+    let n_keys = (task.first + task.n - from).min(KEYS);
+    work.rows(task.start + from, columns[1], n_keys).ask_for();
+    work.rows(task.start + from, columns[2], n_keys).ask_for();
+    pack_queries(f, work, task, &mut scratch);
     for key in (from..task.first + task.n).step_by(KEYS) {
         let tile = key..(task.first + task.n).min(key + KEYS);
         pack_keys(f, work, task, tile.clone(), &mut scratch);
@@ -117,14 +130,16 @@ fn pack_queries<F: Factors, T: Stored<F>, O>(
     scratch: &mut Scratch<'_>,
 ) {
     let Heads { n_q, n_kv, dim } = work.plan.heads;
-    let (group, panel, stride) = (n_q / n_kv, 2 * F::S::LANES, work.plan.heads.qkv_width());
-    let across = task.n.div_ceil(panel);
-    for nth in 0..group * across {
+    let (group, panel) = (n_q / n_kv, 2 * F::S::LANES);
+    let (across, size) = (task.n.div_ceil(panel), panel * scratch.sides.turned_rows);
+    let rows_of = |nth: usize| {
         let (head, at) = (task.kv * group + nth / across, nth % across * panel);
-        let data = &work.qkv[(task.start + task.first + at) * stride + head * dim..];
-        let size = panel * scratch.sides.turned_rows;
+        work.rows(task.start + task.first + at, head * dim, (task.n - at).min(panel))
+    };
+    (0..group * across).for_each(|nth| rows_of(nth).ask_for());
+    for nth in 0..group * across {
         let to = &mut scratch.q[nth * size..][..size];
-        pack::turned(f, Rows { data, stride, n: task.n - at, dim }, scratch.sides, panel, to);
+        pack::turned(f, rows_of(nth), scratch.sides, panel, to);
     }
     scratch.shift.fill(f32::NEG_INFINITY);
     scratch.sum.fill(0.0);

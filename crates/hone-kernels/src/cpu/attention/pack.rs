@@ -114,15 +114,22 @@ pub(super) fn turned<F: Factors, T: Stored<F>>(
     for token in (0..pitch).step_by(lanes) {
         for slot in (0..sides.turned_rows).step_by(lanes) {
             let at = slot * F::PER_SLOT;
+            let n = rows.n.saturating_sub(token).min(lanes);
             let mut square = [s.splat(0.0); MAX_LANES];
-            if token + lanes <= rows.n && at + lanes * F::PER_SLOT <= rows.dim {
+            if n == lanes && at + lanes * F::PER_SLOT <= rows.dim {
                 for (i, v) in square.iter_mut().enumerate().take(lanes) {
-                    // SAFETY: token + i < n and at + (half + 1) * lanes <= dim; see above.
+                    // SAFETY: token + i < n and at + (half + 1) * lanes <= dim; `check` was called.
+                    *v =
+                        f.along(|half| unsafe { rows.load_whole(f, token + i, at + half * lanes) });
+                }
+            } else if at + lanes * F::PER_SLOT <= rows.dim {
+                for (i, v) in square.iter_mut().enumerate().take(n) {
+                    // SAFETY: as above.
                     *v =
                         f.along(|half| unsafe { rows.load_whole(f, token + i, at + half * lanes) });
                 }
             } else {
-                for (i, v) in square.iter_mut().enumerate().take(lanes) {
+                for (i, v) in square.iter_mut().enumerate().take(n) {
                     *v = f.along(|half| rows.load(f, token + i, at + half * lanes));
                 }
             }
@@ -170,7 +177,8 @@ pub(super) fn dots<F: Factors, T: Stored<F>>(f: F, a: Rows<'_, T>, b: Rows<'_, T
     let (s, lanes) = (f.simd(), F::S::LANES);
     for (group, to) in to.chunks_exact_mut(lanes).enumerate() {
         let mut square = [s.splat(0.0); MAX_LANES];
-        for (i, sum) in square.iter_mut().enumerate().take(lanes) {
+        let n = a.n.saturating_sub(group * lanes).min(lanes);
+        for (i, sum) in square.iter_mut().enumerate().take(n) {
             for c in (0..a.dim).step_by(lanes) {
                 let t = group * lanes + i;
                 let (a, b) = if t < a.n.min(b.n) && c + lanes <= a.dim.min(b.dim) {

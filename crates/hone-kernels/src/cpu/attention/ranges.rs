@@ -9,7 +9,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::backward::KEYS;
-use super::{Columns, Plan, pack};
+use super::pack::{self, Rows};
+use super::{Columns, Plan};
 
 /// Tasks that are enough to go round, unevenly, among the usual numbers of cores.
 const TASKS_ENOUGH: usize = 12;
@@ -83,6 +84,29 @@ pub(in crate::cpu) struct Work<'a, T, O> {
     pub(super) dqkv: Columns<O>,
     /// Parts of the gradients of queries, (rows, H K).
     pub(super) parts: Columns<f32>,
+}
+
+impl<'a, T, O> Work<'a, T, O> {
+    /// Queries of one head, the gradients of their outputs, and the outputs.
+    #[inline(always)]
+    pub(super) fn queries(&self, task: &Task, head: usize, tile: Range<usize>) -> [Rows<'a, T>; 3] {
+        let (heads, first) = (self.plan.heads, task.start + tile.start);
+        let rows = |data: &'a [T], stride: usize| {
+            let data = &data[first * stride + head * heads.dim..];
+            Rows { data, stride, n: tile.len(), dim: heads.dim }
+        };
+        let Saved { dout, qkv, out, .. } = self.saved;
+        let width = heads.out_width();
+        [rows(qkv, heads.qkv_width()), rows(dout, width), rows(out, width)]
+    }
+
+    /// Asks for them.
+    #[inline(always)]
+    pub(super) fn ask_for_queries(&self, task: &Task, head: usize, tile: Range<usize>) {
+        for rows in self.queries(task, head, tile) {
+            rows.ask_for();
+        }
+    }
 }
 
 /// Runs all tasks, then adds up what was made in parts.
