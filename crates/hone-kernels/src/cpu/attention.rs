@@ -15,14 +15,22 @@ mod forward;
 mod pack;
 mod ranges;
 
-pub(super) use backward::{backward, run_task as run_backward};
-pub(super) use forward::{
-    Task as ForwardTask, Work as ForwardWork, each_task as each_forward, forward,
-    run_task as run_forward,
-};
-pub(super) use ranges::{
-    Saved, Task as BackwardTask, Work as BackwardWork, each_task as each_backward,
-};
+pub(super) use backward::backward;
+pub(super) use forward::forward;
+pub(super) use ranges::Saved;
+
+/// What another kind of factors is put into.
+#[cfg(target_arch = "x86_64")]
+pub(super) mod tasks {
+    pub(in crate::cpu) use super::backward::run_task as run_backward;
+    pub(in crate::cpu) use super::forward::{
+        Task as ForwardTask, Work as ForwardWork, each_task as each_forward,
+        run_task as run_forward,
+    };
+    pub(in crate::cpu) use super::ranges::{
+        Task as BackwardTask, Work as BackwardWork, each_task as each_backward,
+    };
+}
 
 use super::simd::{Simd, tanh};
 use crate::{AttnMask, Heads};
@@ -62,7 +70,7 @@ struct Columns<O> {
     stride: usize,
 }
 
-// SAFETY: it is only a number; `row` states why its parts are disjoint.
+// SAFETY: it is only a number; every use of `row` states why its parts are disjoint.
 #[allow(unsafe_code, reason = "tasks write disjoint columns of the same rows")]
 unsafe impl<O: Send> Send for Columns<O> {}
 // SAFETY: as above.
@@ -74,15 +82,18 @@ impl<O> Columns<O> {
         Columns { start: values.as_mut_ptr(), len: values.len(), stride }
     }
 
-    /// `n` values of a row from a column on. A task asks for its own columns and rows alone, one
-    /// piece at a time.
+    /// `n` values of a row from a column on.
+    ///
+    /// # Safety
+    ///
+    /// The result is still there, and nobody else holds any of these values: a task asks for its
+    /// own columns and rows alone, one piece at a time.
     #[allow(unsafe_code, reason = "tasks write disjoint columns of the same rows")]
     #[allow(clippy::mut_from_ref, reason = "a piece of what the tasks share")]
-    fn row(&self, row: usize, col: usize, n: usize) -> &mut [O] {
+    unsafe fn row(&self, row: usize, col: usize, n: usize) -> &mut [O] {
         let at = row * self.stride + col;
         assert!(col + n <= self.stride && at + n <= self.len);
-        // SAFETY: the piece lies within the result; tasks are cut so that a row of one document and
-        // the columns of one head belong to one task, which holds one piece at a time.
+        // SAFETY: the piece lies within the result, and is the caller's alone.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at), n) }
     }
 }

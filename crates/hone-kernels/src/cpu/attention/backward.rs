@@ -98,6 +98,7 @@ impl<'a> Scratch<'a> {
 
 /// One task; see the module.
 #[inline(always)]
+#[allow(unsafe_code, reason = "tasks write disjoint columns of the same rows")]
 pub(in crate::cpu) fn run_task<F: Factors, T: Stored<F>, O: Stored<F>>(
     f: F,
     work: Work<'_, T, O>,
@@ -137,7 +138,8 @@ pub(in crate::cpu) fn run_task<F: Factors, T: Stored<F>, O: Stored<F>>(
     for (i, key) in task.keys.clone().enumerate() {
         let from = i * scratch.sides.width;
         for (col, from) in [(k_col, &scratch.dk[from..]), (v_col, &scratch.dv[from..])] {
-            write_row(f, from, work.dqkv.row(task.start + key, col, dim));
+            // SAFETY: this task alone has these keys of this head; see `ranges`.
+            write_row(f, from, unsafe { work.dqkv.row(task.start + key, col, dim) });
         }
     }
 }
@@ -389,6 +391,7 @@ fn add_to_queries<F: Factors>(
 
 /// Writes the gradients of a tile of queries: to their place, or to this range's part.
 #[inline(always)]
+#[allow(unsafe_code, reason = "tasks write disjoint columns of the same rows")]
 fn write_queries<F: Factors, T, O: Stored<F>>(
     f: F,
     work: Work<'_, T, O>,
@@ -400,10 +403,14 @@ fn write_queries<F: Factors, T, O: Stored<F>>(
     let dim = work.plan.heads.dim;
     for (i, from) in tile.zip(scratch.dq.chunks(scratch.sides.width)) {
         match task.part {
-            None => write_row(f, from, work.dqkv.row(task.start + i, head * dim, dim)),
+            None => {
+                // SAFETY: this task alone has the queries of this document and this head.
+                write_row(f, from, unsafe { work.dqkv.row(task.start + i, head * dim, dim) });
+            }
             Some(part) => {
                 let row = part + i - task.keys.start;
-                write_row(f, from, work.parts.row(row, head * dim, dim));
+                // SAFETY: this task alone has this part's columns of this head.
+                write_row(f, from, unsafe { work.parts.row(row, head * dim, dim) });
             }
         }
     }

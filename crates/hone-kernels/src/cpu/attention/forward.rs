@@ -301,6 +301,7 @@ fn exponentials<F: Factors>(
 
 /// Writes the outputs, divided by their sums, and the log-sum-exps.
 #[inline(always)]
+#[allow(unsafe_code, reason = "tasks write disjoint columns of the same rows")]
 fn write<F: Factors, T, O: Stored<F>>(
     f: F,
     work: Work<'_, T, O>,
@@ -315,10 +316,12 @@ fn write<F: Factors, T, O: Stored<F>>(
         for i in 0..task.n {
             let row = nth * across * panel + i;
             let (token, sum) = (task.start + task.first + i, scratch.sum[row]);
-            work.lse.row(token, head, 1)[0] = scratch.shift[row] + sum.ln();
+            // SAFETY: this task alone has these queries of this head.
+            let (lse, to) =
+                unsafe { (work.lse.row(token, head, 1), work.out.row(token, head * dim, dim)) };
+            lse[0] = scratch.shift[row] + sum.ln();
             let from = &scratch.out[row * scratch.sides.width..][..scratch.sides.width];
             let factor = s.splat(1.0 / sum);
-            let to = work.out.row(token, head * dim, dim);
             for (to, from) in to.chunks_mut(lanes).zip(from.chunks_exact(lanes)) {
                 O::store(f, to, s.mul(s.load(from), factor));
             }

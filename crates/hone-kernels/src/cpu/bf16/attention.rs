@@ -11,6 +11,8 @@ use half::bf16;
 use super::Engine;
 #[cfg(target_arch = "x86_64")]
 use super::pairs::{self, Pairs};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::attention::tasks;
 use crate::cpu::attention::{self, Plan, Saved};
 use crate::cpu::simd::Level;
 #[cfg(target_arch = "x86_64")]
@@ -70,7 +72,7 @@ pub(in crate::cpu) fn forward<T: Value, O: Value>(
 ) {
     #[cfg(target_arch = "x86_64")]
     if let Some(proof) = Pairs::new(level, engine) {
-        return attention::each_forward(plan, docs, qkv, out, lse, |work, task, scratch| {
+        return tasks::each_forward(plan, docs, qkv, out, lse, |work, task, scratch| {
             pairs::forward_task(proof, work, task, scratch);
         });
     }
@@ -91,7 +93,7 @@ pub(in crate::cpu) fn backward<T: Value, O: Value>(
 ) {
     #[cfg(target_arch = "x86_64")]
     if let Some(proof) = Pairs::new(level, engine) {
-        return attention::each_backward(
+        return tasks::each_backward(
             plan,
             docs,
             saved,

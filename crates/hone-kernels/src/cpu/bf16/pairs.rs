@@ -10,7 +10,7 @@ use half::bf16;
 use super::Engine;
 use super::attention::Value;
 use super::dot::{self, Avx512Bf16};
-use crate::cpu::attention::{self, BackwardTask, BackwardWork, ForwardTask, ForwardWork};
+use crate::cpu::attention::tasks::{self, BackwardTask, BackwardWork, ForwardTask, ForwardWork};
 use crate::cpu::simd::{Avx512, Level};
 use crate::cpu::tile::{Factors, Stored};
 
@@ -120,10 +120,10 @@ macro_rules! with_pairs {
 
 with_pairs! {
     /// One task of the backward.
-    fn backward_task(BackwardWork, BackwardTask) = attention::run_backward
+    fn backward_task(BackwardWork, BackwardTask) = tasks::run_backward
 }
 
 with_pairs! {
     /// One task of the forward.
-    fn forward_task(ForwardWork, ForwardTask) = attention::run_forward
+    fn forward_task(ForwardWork, ForwardTask) = tasks::run_forward
 }
