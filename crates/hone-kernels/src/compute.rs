@@ -2,14 +2,24 @@
 
 use half::bf16;
 
-/// The arithmetic of matrix products: the type to which their factors are rounded. Sums are f32 in
-/// both, and so is the arithmetic of everything that is not a product of matrices: norms, attention,
-/// activations, loss, moments, and the weights that are trained.
+/// The arithmetic of matrix products and of attention: the type to which their factors are rounded.
+/// Sums are f32 in both, and so is the arithmetic of everything that is neither: norms, activations,
+/// loss, moments, and the weights that are trained.
 ///
 /// Results are f32 as well, unless they go into a buffer of [`crate::Backend::zeros_rounded`]: what
 /// is written there is rounded, whichever operator writes it. PyTorch's autocast rounds the results
 /// of all products. A decoder keeps in such buffers what is a factor of products or is read again by
 /// a backward, and in f32 what is added up: the residual stream and its gradient.
+///
+/// Attention rounds queries, keys, values and the gradient of its output, and then what tiles
+/// multiply: probabilities and the gradients of scores. Scores, softmax with its maxima and sums,
+/// and the slopes are f32. That is what a flash attention in bf16 does, PyTorch's among them. On
+/// normal inputs, 9 heads of 64 over 3 and documents of 64 to 2,048 tokens, outputs stored in bf16
+/// are off by 1.7e-3 to 2.0e-3 (root mean square, of their own), as PyTorch's are to within a
+/// hundredth; gradients of queries by 2.5e-3 to 3.7e-3, PyTorch's alike; of keys and values by
+/// 2.2e-3 to 3.4e-3, PyTorch's by 3.5e-3 to 6.5e-3: it rounds each head's part before the heads of
+/// a group are added, here they are one sum. Without instructions for bf16 attention computes in
+/// f32 from the values as they are, and so does that of a token against its cache, always.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compute {
     /// Factors as they are.

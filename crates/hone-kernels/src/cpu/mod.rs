@@ -20,6 +20,7 @@ mod pointwise;
 mod quant;
 pub(crate) mod simd;
 mod tile;
+mod turn;
 mod value;
 
 use std::cell::Cell;
@@ -654,9 +655,16 @@ impl Backend for Cpu {
     ) {
         check_mask(mask);
         let docs = documents(heads, seq_lens, qkv.len(), out.len(), lse.len());
-        let qkv = qkv.widened();
-        rounded_result(out, |out| {
-            attention::forward(self.level, Plan { heads, mask }, &docs, &qkv, out, lse);
+        let plan = Plan { heads, mask };
+        if self.compute == Compute::F32 {
+            let qkv = qkv.widened();
+            return rounded_result(out, |out| {
+                attention::forward(self.level, plan, &docs, &qkv, out, lse);
+            });
+        }
+        let with = (self.level, self.engine);
+        with_values!([qkv: qkv] [out: out] {
+            bf16::attention::forward(with, plan, &docs, qkv, out, lse);
         });
     }
 
@@ -674,11 +682,25 @@ impl Backend for Cpu {
         let (qkv_len, out_len) = (qkv.len().min(dqkv.len()), out.len().min(dout.len()));
         check_mask(mask);
         let docs = documents(heads, seq_lens, qkv_len, out_len, lse.len());
-        let [dout, qkv, out] = [dout, qkv, out].map(CpuBuf::widened);
-        let saved = Saved { dout: &dout, qkv: &qkv, out: &out, lse };
-        rounded_result(dqkv, |dqkv| {
-            attention::backward(self.level, Plan { heads, mask }, &docs, saved, dqkv);
-        });
+        let plan = Plan { heads, mask };
+        if self.compute == Compute::F32 {
+            let [dout, qkv, out] = [dout, qkv, out].map(CpuBuf::widened);
+            let saved = Saved { dout: &dout[..], qkv: &qkv, out: &out, lse };
+            return rounded_result(dqkv, |dqkv| {
+                attention::backward(self.level, plan, &docs, saved, dqkv);
+            });
+        }
+        let with = (self.level, self.engine);
+        if let (Values::Bf16(dout), Values::Bf16(qkv), Values::Bf16(out)) =
+            (dout.values(), qkv.values(), out.values())
+        {
+            let saved = Saved { dout, qkv, out, lse };
+            with_values!([] [dqkv: dqkv] bf16::attention::backward(with, plan, &docs, saved, dqkv));
+        } else {
+            let [dout, qkv, out] = [dout, qkv, out].map(CpuBuf::widened);
+            let saved = Saved { dout: &dout[..], qkv: &qkv, out: &out, lse };
+            with_values!([] [dqkv: dqkv] bf16::attention::backward(with, plan, &docs, saved, dqkv));
+        }
     }
 
     fn attention_decode(

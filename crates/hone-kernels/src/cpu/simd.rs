@@ -361,6 +361,7 @@ mod x86 {
     use half::bf16;
 
     use super::Simd;
+    use crate::cpu::turn;
 
     /// Proof that the machine has AVX-512 F, VL, BW and DQ.
     #[derive(Clone, Copy, Debug)]
@@ -386,37 +387,6 @@ mod x86 {
         pub(crate) fn detect() -> Option<Self> {
             let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
             has.then_some(Avx2(()))
-        }
-    }
-
-    /// The transpose of a square: pairs of rows, then quarters, then halves are interleaved.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn turn(x: &mut [__m512; 16]) {
-        const EVEN: i32 = 0b10_00_10_00;
-        const ODD: i32 = 0b11_01_11_01;
-        let mut two = *x;
-        for i in (0..16).step_by(2) {
-            two[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
-            two[i + 1] = _mm512_unpackhi_ps(x[i], x[i + 1]);
-        }
-        // Afterwards quarter q of `x[4 i + j]` is column 4 q + j of rows 4 i to 4 i + 3.
-        for i in (0..16).step_by(4) {
-            for half in 0..2 {
-                let a = _mm512_castps_pd(two[i + half]);
-                let b = _mm512_castps_pd(two[i + half + 2]);
-                x[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-                x[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-            }
-        }
-        for j in 0..4 {
-            let [a, b, c, d] = [x[j], x[j + 4], x[j + 8], x[j + 12]];
-            let even = [_mm512_shuffle_f32x4::<EVEN>(a, b), _mm512_shuffle_f32x4::<EVEN>(c, d)];
-            let odd = [_mm512_shuffle_f32x4::<ODD>(a, b), _mm512_shuffle_f32x4::<ODD>(c, d)];
-            x[j] = _mm512_shuffle_f32x4::<EVEN>(even[0], even[1]);
-            x[j + 4] = _mm512_shuffle_f32x4::<EVEN>(odd[0], odd[1]);
-            x[j + 8] = _mm512_shuffle_f32x4::<ODD>(even[0], even[1]);
-            x[j + 12] = _mm512_shuffle_f32x4::<ODD>(odd[0], odd[1]);
         }
     }
 
@@ -575,7 +545,7 @@ mod x86 {
             #[inline(always)]
             fn turn(self, square: &mut [__m512; 16]) {
                 // SAFETY: `self` proves that the machine has the instructions.
-                unsafe { turn(square) }
+                unsafe { turn::square(square) }
             }
         }
     );

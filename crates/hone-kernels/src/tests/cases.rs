@@ -178,6 +178,8 @@ fn attentions() -> Vec<Case> {
         (heads(4, 2, 20), &[300, 17]),
         (heads(2, 2, 33), &[129]),
         (heads(2, 1, 80), &[64, 65]),
+        // Long enough that its keys are cut into ranges.
+        (heads(2, 1, 4), &[700, 40]),
     ];
     for (heads, lens) in shapes {
         for window in [None, Some(1), Some(7), Some(100), Some(1000)] {

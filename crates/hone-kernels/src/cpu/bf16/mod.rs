@@ -12,6 +12,7 @@
 //! row of the result has the same bytes whatever rows lie beside it. [`Engine::Widened`] rounds,
 //! widens to f32 again, and multiplies as f32 is multiplied.
 
+pub(super) mod attention;
 mod dot;
 mod few;
 mod four;

@@ -250,7 +250,7 @@ fn integer_lanes(x: __m512bh) -> __m512i {
 /// Indices that lay value i of the lower half beside value i of the upper.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn interleaving() -> __m512i {
+pub(super) fn interleaving() -> __m512i {
     let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * GROUP) as u16);
     // SAFETY: two names for 512 bits.
     unsafe { std::mem::transmute(order) }
