@@ -133,7 +133,7 @@ pub(crate) fn show(ctx: &Context, common: &Common, args: &PlanArgs) -> Result<Ex
     let inputs = Inputs::open(&plan)?;
     let (packs, eval) = inputs.splits(&plan)?;
     let files = inputs.base.files(&plan)?;
-    let half_embedding = inputs.base.half_embedding(plan)?;
+    let half_embedding = inputs.base.half_embedding(&plan)?;
     let run = Run { inputs: &inputs, files, half_embedding, train: &packs, eval: &eval };
     let memory = run.memory(&plan, &inputs.start);
     if let Some(budget) = args.fit {
