@@ -482,7 +482,7 @@ impl Backend for Cpu {
                 lse,
             );
         }
-        attention::forward(self.level, Plan { heads, mask }, &docs, qkv, out, lse);
+        attention::forward((self.level, Compute::F32), Plan { heads, mask }, &docs, qkv, out, lse);
     }
 
     fn attention_backward(
@@ -510,7 +510,7 @@ impl Backend for Cpu {
                 &mut dqkv[..],
             );
         }
-        attention::backward(self.level, Plan { heads, mask }, &docs, saved, dqkv);
+        attention::backward((self.level, Compute::F32), Plan { heads, mask }, &docs, saved, dqkv);
     }
 
     fn attention_decode(
