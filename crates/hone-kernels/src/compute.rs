@@ -18,8 +18,8 @@ use half::bf16;
 /// are off by 1.7e-3 to 2.0e-3 (root mean square, of their own), as PyTorch's are to within a
 /// hundredth; gradients of queries by 2.5e-3 to 3.7e-3, PyTorch's alike; of keys and values by
 /// 2.2e-3 to 3.4e-3, PyTorch's by 3.5e-3 to 6.5e-3: it rounds each head's part before the heads of
-/// a group are added, here they are one sum. Without instructions for bf16 attention computes in
-/// f32 from the values as they are, and so does that of a token against its cache, always.
+/// a group are added, here they are one sum. Without instructions for bf16 the
+/// rounded values are multiplied in f32. The attention of one token against its cache is f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Compute {
     /// Factors as they are.

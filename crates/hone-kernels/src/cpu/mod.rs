@@ -659,7 +659,7 @@ impl Backend for Cpu {
         if self.compute == Compute::F32 {
             let qkv = qkv.widened();
             return rounded_result(out, |out| {
-                attention::forward(self.level, plan, &docs, &qkv, out, lse);
+                attention::forward((self.level, Compute::F32), plan, &docs, &qkv, out, lse);
             });
         }
         let with = (self.level, self.engine);
@@ -687,7 +687,7 @@ impl Backend for Cpu {
             let [dout, qkv, out] = [dout, qkv, out].map(CpuBuf::widened);
             let saved = Saved { dout: &dout[..], qkv: &qkv, out: &out, lse };
             return rounded_result(dqkv, |dqkv| {
-                attention::backward(self.level, plan, &docs, saved, dqkv);
+                attention::backward((self.level, Compute::F32), plan, &docs, saved, dqkv);
             });
         }
         let with = (self.level, self.engine);

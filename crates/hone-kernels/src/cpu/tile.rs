@@ -202,6 +202,43 @@ impl<S: Simd> Factors for Whole<S> {
     }
 }
 
+/// Factors rounded to bf16 but held as f32: for machines without an instruction for pairs.
+#[derive(Clone, Copy)]
+pub(super) struct Rounded<S>(pub(super) S);
+
+impl<S: Simd> Rounded<S> {
+    /// To nearest (Veltkamp 1968): the 16 low bits of the significand are lost in a sum so much
+    /// larger. What is infinite, or above 2^111, becomes no number.
+    #[inline(always)]
+    fn round(self, x: S::V) -> S::V {
+        let s = self.0;
+        let large = s.mul(x, s.splat(65_537.0));
+        s.sub(large, s.sub(large, x))
+    }
+}
+
+impl<S: Simd> Factors for Rounded<S> {
+    type S = S;
+    const PER_SLOT: usize = 1;
+
+    #[inline(always)]
+    fn simd(self) -> S {
+        self.0
+    }
+    #[inline(always)]
+    fn dot(self, a: S::V, b: S::V, c: S::V) -> S::V {
+        self.0.fma(a, b, c)
+    }
+    #[inline(always)]
+    fn along(self, values: impl Fn(usize) -> S::V) -> S::V {
+        self.round(values(0))
+    }
+    #[inline(always)]
+    fn across(self, values: impl Fn(usize) -> S::V) -> S::V {
+        self.round(values(0))
+    }
+}
+
 impl<F: Factors> Stored<F> for f32 {
     #[inline(always)]
     fn load(f: F, from: &[f32]) -> Lanes<F> {

@@ -40,19 +40,23 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(x, y)| x * y).sum()
 }
 
-/// Probabilities of one row of scores, and their log-sum-exp.
-fn softmax(scores: &[f64]) -> (Vec<f64>, f64) {
+/// Exponentials of one row of scores below their maximum, their sum, and the log-sum-exp.
+fn exponentials(scores: &[f64]) -> (Vec<f64>, f64, f64) {
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-    (scores.iter().map(|s| (s - max).exp() / sum).collect(), max + sum.ln())
+    let exponentials: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+    let sum: f64 = exponentials.iter().sum();
+    (exponentials, sum, max + sum.ln())
 }
 
-/// See [`crate::Backend::attention`]; `docs` holds the start and length of each document.
+/// See [`crate::Backend::attention`]; `docs` holds the start and length of each document, `qkv` is
+/// rounded, and `round` is what factors of products go through: exponentials are rounded before
+/// they are divided by their sum.
 pub(super) fn forward(
     qkv: &[f64],
     heads: Heads,
     docs: &[(usize, usize)],
     mask: AttnMask,
+    round: impl Fn(f64) -> f64,
     out: &mut [f64],
     lse: &mut [f64],
 ) {
@@ -66,11 +70,12 @@ pub(super) fn forward(
                 let scores: Vec<f64> = (keys.clone())
                     .map(|j| score(mask, dot(q, &qkv[(start + j) * width + cols.k..][..dim])).0)
                     .collect();
-                let (probs, row_lse) = softmax(&scores);
+                let (exponentials, sum, row_lse) = exponentials(&scores);
                 lse[(start + i) * heads.n_q + h] = row_lse;
                 let row = &mut out[(start + i) * heads.out_width() + h * dim..][..dim];
                 row.fill(0.0);
-                for (j, p) in keys.zip(probs) {
+                for (j, e) in keys.zip(exponentials) {
+                    let p = round(e) / sum;
                     let v = &qkv[(start + j) * width + cols.v..][..dim];
                     row.iter_mut().zip(v).for_each(|(o, v)| *o += p * v);
                 }
@@ -82,6 +87,8 @@ pub(super) fn forward(
 /// The inputs of the backward that are only read.
 pub(super) struct Saved<'a> {
     pub(super) dout: &'a [f64],
+    /// The same as a factor of products; `qkv` is rounded, too.
+    pub(super) dout_rounded: &'a [f64],
     pub(super) qkv: &'a [f64],
     pub(super) out: &'a [f64],
     pub(super) lse: &'a [f64],
@@ -95,6 +102,7 @@ pub(super) fn backward(
     heads: Heads,
     docs: &[(usize, usize)],
     mask: AttnMask,
+    round: impl Fn(f64) -> f64,
     dqkv: &mut [f64],
 ) {
     let (width, dim) = (heads.qkv_width(), heads.dim);
@@ -105,18 +113,19 @@ pub(super) fn backward(
             for i in 0..len {
                 let q_at = (start + i) * width + cols.q;
                 let o_at = (start + i) * heads.out_width() + h * dim;
-                let dout = &saved.dout[o_at..][..dim];
-                let delta = dot(dout, &saved.out[o_at..][..dim]);
+                let delta = dot(&saved.dout[o_at..][..dim], &saved.out[o_at..][..dim]);
+                let dout = &saved.dout_rounded[o_at..][..dim];
                 let lse = saved.lse[(start + i) * heads.n_q + h];
                 for j in first_key(mask, i)..i + 1 {
                     let (k_at, v_at) = ((start + j) * width + cols.k, (start + j) * width + cols.v);
                     let product = dot(&saved.qkv[q_at..][..dim], &saved.qkv[k_at..][..dim]);
                     let (score, slope) = score(mask, product);
                     let p = (score - lse).exp();
-                    let ds = p * (dot(dout, &saved.qkv[v_at..][..dim]) - delta);
+                    let ds = round(slope * p * (dot(dout, &saved.qkv[v_at..][..dim]) - delta));
+                    let p = round(p);
                     for c in 0..dim {
-                        dqkv[q_at + c] += slope * ds * saved.qkv[k_at + c];
-                        dqkv[k_at + c] += slope * ds * saved.qkv[q_at + c];
+                        dqkv[q_at + c] += ds * saved.qkv[k_at + c];
+                        dqkv[k_at + c] += ds * saved.qkv[q_at + c];
                         dqkv[v_at + c] += p * dout[c];
                     }
                 }
@@ -145,10 +154,11 @@ pub(super) fn decode<'a>(
             let scores: Vec<f64> = (keys.clone())
                 .map(|j| score(mask, dot(query, &k_cache[at(j)..][..dim])).0)
                 .collect();
-            let (probs, _) = softmax(&scores);
+            let (exponentials, sum, _) = exponentials(&scores);
             let row = &mut out[b * heads.out_width() + h * dim..][..dim];
             row.fill(0.0);
-            for (j, p) in keys.zip(probs) {
+            for (j, e) in keys.zip(exponentials) {
+                let p = e / sum;
                 row.iter_mut().zip(&v_cache[at(j)..][..dim]).for_each(|(o, v)| *o += p * v);
             }
         }

@@ -535,7 +535,8 @@ impl Backend for Reference {
     ) {
         check_mask(mask);
         let docs = documents(heads, seq_lens, qkv.len(), out.len(), lse.len());
-        attention::forward(qkv, heads, &docs, mask, out, lse);
+        let qkv: Vec<f64> = qkv.iter().map(|&x| self.round(x)).collect();
+        attention::forward(&qkv, heads, &docs, mask, |x| self.round(x), out, lse);
         out.settle();
     }
 
@@ -552,8 +553,10 @@ impl Backend for Reference {
     ) {
         check_mask(mask);
         let docs = documents(heads, seq_lens, qkv.len().min(dqkv.len()), out.len(), lse.len());
-        let saved = attention::Saved { dout, qkv, out, lse };
-        attention::backward(&saved, heads, &docs, mask, dqkv);
+        let rounded = |x: &[f64]| x.iter().map(|&x| self.round(x)).collect::<Vec<_>>();
+        let (qkv, dout_rounded) = (&rounded(qkv)[..], &rounded(dout)[..]);
+        let saved = attention::Saved { dout, dout_rounded, qkv, out, lse };
+        attention::backward(&saved, heads, &docs, mask, |x| self.round(x), dqkv);
         dqkv.settle();
     }
 

@@ -191,18 +191,17 @@ fn nothing_but_products_is_rounded() {
     let (mut n_products, mut n_others) = (0, 0);
     let plain = Reference.with_compute(Compute::Bf16);
     for case in cases::all() {
+        // What attention rounds has its own tests.
+        if matches!(case, Case::Attention(..)) {
+            continue;
+        }
         let is_product = matches!(
             case,
             Case::Gemm(..) | Case::Linear(..) | Case::Tails(..) | Case::Linear4Bit(..)
         );
-        // What is no product does not know the engines. Attention rounds where the machine has the
-        // instruction, which has its own tests; without it, it is that of f32.
+        // What is no product does not know the engines.
         let cpus = Cpu::all_bf16();
-        let cpus = match case {
-            _ if is_product => &cpus[..],
-            Case::Attention(..) => &cpus[cpus.len() - 1..],
-            _ => &cpus[..1],
-        };
+        let cpus = if is_product { &cpus[..] } else { &cpus[..1] };
         for &cpu in cpus {
             let found = case.run(&cpu);
             let wanted = if is_product { case.run(&plain) } else { case.run(&Cpu::new()) };
@@ -221,7 +220,7 @@ fn nothing_but_products_is_rounded() {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
-    assert!(n_products > 90 && n_others > 150, "{n_products}, {n_others}");
+    assert!(n_products > 90 && n_others > 60, "{n_products}, {n_others}");
 }
 
 /// What a case computes, bit by bit, on a pool of so many threads.

@@ -8,9 +8,9 @@ use std::ops::Range;
 use super::pack::{self, Rows, Sides};
 use super::ranges::{Saved, Task, Work, each_task};
 use super::{Plan, soft_cap};
-use crate::Heads;
 use crate::cpu::simd::{Level, Simd, exp, simd_fn};
-use crate::cpu::tile::{Factors, Left, Out, ROWS, Right, Stored, Whole, rows};
+use crate::cpu::tile::{Factors, Left, Out, ROWS, Right, Rounded, Stored, Whole, rows};
+use crate::{Compute, Heads};
 
 /// Queries of a tile, and keys of one: their scores lie in the nearest cache beside what they are
 /// multiplied by. Multiples of every panel.
@@ -417,6 +417,13 @@ fn write_queries<F: Factors, T, O: Stored<F>>(
 }
 
 simd_fn! {
+    /// One task in f32 whose factors are rounded to bf16.
+    fn rounded_task<s>(work: Work<'_, f32, f32>, task: &Task, scratch: &mut Vec<f32>) {
+        run_task(Rounded(s), work, task, scratch);
+    }
+}
+
+simd_fn! {
     /// One task in f32.
     fn whole_task<s>(work: Work<'_, f32, f32>, task: &Task, scratch: &mut Vec<f32>) {
         run_task(Whole(s), work, task, scratch);
@@ -425,15 +432,16 @@ simd_fn! {
 
 /// See [`crate::Backend::attention_backward`].
 pub(in crate::cpu) fn backward(
-    level: Level,
+    (level, compute): (Level, Compute),
     plan: Plan,
     docs: &[(usize, usize)],
     saved: Saved<'_, f32>,
     dqkv: &mut [f32],
 ) {
     let store = |to: &mut f32, sum: f32| *to = sum;
-    let run = |work: Work<'_, f32, f32>, task: &Task, scratch: &mut Vec<f32>| {
-        whole_task(level, work, task, scratch);
+    let run = |work: Work<'_, f32, f32>, task: &Task, scratch: &mut Vec<f32>| match compute {
+        Compute::F32 => whole_task(level, work, task, scratch),
+        Compute::Bf16 => rounded_task(level, work, task, scratch),
     };
     each_task(plan, docs, saved, dqkv, run, store);
 }

@@ -9,9 +9,9 @@ use rayon::prelude::*;
 
 use super::pack::{self, Rows, Sides};
 use super::{Columns, Plan, soft_cap};
-use crate::Heads;
 use crate::cpu::simd::{Level, Simd, exp, simd_fn};
-use crate::cpu::tile::{Factors, Left, Out, ROWS, Right, Stored, Whole, rows};
+use crate::cpu::tile::{Factors, Left, Out, ROWS, Right, Rounded, Stored, Whole, rows};
+use crate::{Compute, Heads};
 
 /// Keys of a tile: their scores with a panel of queries lie in the nearest cache.
 const KEYS: usize = 128;
@@ -330,6 +330,13 @@ fn write<F: Factors, T, O: Stored<F>>(
 }
 
 simd_fn! {
+    /// One task in f32 whose factors are rounded to bf16.
+    fn rounded_task<s>(work: Work<'_, f32, f32>, task: &Task, scratch: &mut Vec<f32>) {
+        run_task(Rounded(s), work, task, scratch);
+    }
+}
+
+simd_fn! {
     /// One task in f32.
     fn whole_task<s>(work: Work<'_, f32, f32>, task: &Task, scratch: &mut Vec<f32>) {
         run_task(Whole(s), work, task, scratch);
@@ -338,15 +345,16 @@ simd_fn! {
 
 /// See [`crate::Backend::attention`].
 pub(in crate::cpu) fn forward(
-    level: Level,
+    (level, compute): (Level, Compute),
     plan: Plan,
     docs: &[(usize, usize)],
     qkv: &[f32],
     out: &mut [f32],
     lse: &mut [f32],
 ) {
-    each_task(plan, docs, qkv, out, lse, |work, task, scratch| {
-        whole_task(level, work, task, scratch);
+    each_task(plan, docs, qkv, out, lse, |work, task, scratch| match compute {
+        Compute::F32 => whole_task(level, work, task, scratch),
+        Compute::Bf16 => rounded_task(level, work, task, scratch),
     });
 }
 

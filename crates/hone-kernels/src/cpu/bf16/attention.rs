@@ -2,13 +2,15 @@
 //!
 //! Queries, keys, values and the gradient of the output are rounded where they are not yet bf16;
 //! so are probabilities and gradients of scores once they are factors. Machines without the
-//! instruction for pairs compute in f32 from the values as they are.
+//! instruction for pairs multiply the rounded values in f32.
 
 use std::borrow::Cow;
 
 use half::bf16;
 
 use super::Engine;
+#[cfg(target_arch = "x86_64")]
+use crate::Compute;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::attention::tasks;
 use crate::cpu::attention::{self, Plan, Saved};
@@ -82,7 +84,7 @@ pub(in crate::cpu) fn forward<T: Value, O: Value>(
     let _ = engine;
     let n_tokens: usize = docs.iter().map(|doc| doc.1).sum();
     let mut wide = vec![0.0; n_tokens * plan.heads.out_width()];
-    attention::forward(level, plan, docs, &T::widened(qkv), &mut wide, lse);
+    attention::forward((level, Compute::Bf16), plan, docs, &T::widened(qkv), &mut wide, lse);
     narrow(&wide, out);
 }
 
@@ -110,7 +112,7 @@ pub(in crate::cpu) fn backward<T: Value, O: Value>(
     let saved = Saved { dout: &dout, qkv: &qkv, out: &out, lse: saved.lse };
     let n_tokens: usize = docs.iter().map(|doc| doc.1).sum();
     let mut wide = vec![0.0; n_tokens * plan.heads.qkv_width()];
-    attention::backward(level, plan, docs, saved, &mut wide);
+    attention::backward((level, Compute::Bf16), plan, docs, saved, &mut wide);
     narrow(&wide, dqkv);
 }
 
