@@ -752,7 +752,6 @@ fn a_directory_that_is_no_model_is_refused() {
                 &gone("base/model.safetensors"),
                 "exit 3\n\
                  train: runs because there is no sealed output yet\n\
-                 train: 17 packs, 855 tokens, 225 of them trained; 180 steps; about 35.1 MiB\n\
                  error: `base` is not a model directory: it has no weights (`*.safetensors`)\n\
                  hint: a model directory has config.json, tokenizer.json and *.safetensors; \
                  `hone-fetch model` makes one\n",
@@ -762,7 +761,6 @@ fn a_directory_that_is_no_model_is_refused() {
                 &is("base/model.safetensors", "weights"),
                 "exit 3\n\
                  train: runs because there is no sealed output yet\n\
-                 train: 17 packs, 855 tokens, 225 of them trained; 180 steps; about 35.1 MiB\n\
                  error: base/model.safetensors: not a valid safetensors file: it has only 7 bytes\n\
                  hint: fetch or copy the model again; the file is not whole, or another kind\n",
             ),

@@ -220,7 +220,13 @@ impl Backend for Reference {
     ) {
         rounded_once(c, |mut c| {
             self.gemm(a, op_a, b, op_b, c.again(), 1.0, beta);
-            add_tails(self, tails, c);
+            for tail in tails {
+                // Scaled before it is rounded.
+                let scaled = tail.u.buf.iter().map(|x| f64::from(tail.scale) * x);
+                let scaled: F64Buf = scaled.collect::<Vec<f64>>().into();
+                let tail = Tail { u: Mat { buf: &scaled, ..tail.u }, scale: 1.0, ..*tail };
+                add_tails(self, &[tail], c.again());
+            }
         });
     }
 
