@@ -83,7 +83,11 @@ fn main() -> std::io::Result<()> {
 /// Time of `n_steps` steps after the warm-up.
 fn train<B: Backend>(backend: B, shape: &Shape, n_steps: usize) -> Duration {
     let config = ModelConfig::from_json(shape.config).expect("the shapes above are valid");
-    let weights = init_weights(&config, 1);
+    let mut weights = init_weights(&config, 1);
+    // Published models hold their embedding in bf16.
+    if let Some(embedding) = weights.get_mut("model.embed_tokens.weight") {
+        embedding.data.iter_mut().for_each(|x| *x = Compute::Bf16.round(*x));
+    }
     let training = if shape.lora_rank.is_some() { Training::Frozen } else { Training::Full };
     let mut decoder = Decoder::load(backend, &config, &weights, training)
         .expect("the weights were made for the configuration");

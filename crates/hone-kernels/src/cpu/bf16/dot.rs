@@ -15,11 +15,13 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use half::bf16;
+use rayon::prelude::*;
 
 use super::super::par::SharedPtr;
 use super::packed::{GROUP, Pairs};
 use super::pairs::{pack, pack_turned, rows_to_pairs};
-use super::{Factor, Frozen, Job, Place, Right, TAILS_MAX, Tail, Values, four, runs};
+use super::{Factor, Frozen, Job, Place, RUN_PACKED_MAX, Right, TAILS_MAX, Tail, Values};
+use super::{four, runs};
 
 pub(super) use tile::{Ends, write};
 use tile::{Groups, Lines, Part, Shape, few_rows, panel_rows};
@@ -186,49 +188,99 @@ fn groups<'a>(
     to: &'a mut Vec<Pairs>,
 ) -> Groups<'a> {
     let n_pairs = run.len().div_ceil(2);
-    match right {
-        Right::Rows(Frozen::Packed(weight)) => {
-            let pitch = weight.n_pairs();
-            let start = cols.start / GROUP * pitch + run.start / 2;
-            Groups { pairs: &weight.groups()[start.min(weight.groups().len())..], pitch, n_pairs }
-        }
-        Right::Rows(Frozen::FourBits(stack)) => {
+    let (pairs, pitch) = match right {
+        Right::Rows(Frozen::Packed(weight)) => (weight.groups(), weight.n_pairs()),
+        Right::Laid(Laid { pairs, pitch, .. }) => (pairs, pitch),
+        _ => {
             let to = room(to, cols.len().div_ceil(GROUP) * n_pairs);
-            let groups = cols.start / GROUP..;
-            for (group, to) in groups.zip(to.chunks_mut(n_pairs.max(1))) {
+            lay(right, cols, run, to);
+            return Groups { pairs: to, pitch: n_pairs, n_pairs };
+        }
+    };
+    let start = cols.start / GROUP * pitch + run.start / 2;
+    Groups { pairs: &pairs[start.min(pairs.len())..], pitch, n_pairs }
+}
+
+/// A right factor that is packed for all blocks of a product.
+#[derive(Clone, Copy)]
+pub(in crate::cpu) struct Laid<'a> {
+    pairs: &'a [Pairs],
+    /// Vectors of a group.
+    pitch: usize,
+    /// Most values of a sum that are added up in registers.
+    pub(super) run_max: usize,
+}
+
+/// Bytes up to which a right factor is packed as a whole: more than that, blocks pack their part of
+/// it in a cache, as often as there are blocks of rows.
+const LAID_BYTES_MAX: usize = 16 << 20;
+
+thread_local! {
+    /// A factor that is packed as a whole, kept from call to call.
+    static LAID: Cell<Vec<Pairs>> = Cell::default();
+}
+
+/// Calls `run` with a right factor (depth, columns) that is packed as a whole where it is not yet
+/// and is small enough.
+pub(super) fn laid(
+    _: Avx512Bf16,
+    right: Right<'_>,
+    (n, k): (usize, usize),
+    run: impl FnOnce(Right<'_>),
+) {
+    let (n_groups, pitch) = (n.div_ceil(GROUP), k.div_ceil(2));
+    let len = n_groups * pitch;
+    if right.is_packed() || len == 0 || len * size_of::<Pairs>() > LAID_BYTES_MAX {
+        return run(right);
+    }
+    // Taken, not borrowed, so that nothing depends on what a thread does in between.
+    let mut laid = LAID.take();
+    let pairs = room(&mut laid, len);
+    let each = |(nth, to): (usize, &mut [Pairs])| {
+        let start = nth * PANEL * GROUP;
+        // SAFETY: the first argument proves that the machine has the instructions.
+        unsafe { lay(right, start..n.min(start + PANEL * GROUP), 0..k, to) };
+    };
+    pairs.par_chunks_mut(PANEL * pitch).enumerate().for_each(each);
+    // The columns of a weight need no rows that come out alike alone and among others.
+    let is_dx = matches!(right, Right::Columns(_));
+    let run_max = if is_dx { RUN_PACKED_MAX } else { right.run_max() };
+    run(Right::Laid(Laid { pairs, pitch, run_max }));
+    LAID.set(laid);
+}
+
+/// Packs columns of a right factor along a run, group after group.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn lay(right: Right<'_>, cols: Range<usize>, run: Range<usize>, to: &mut [Pairs]) {
+    let n_pairs = run.len().div_ceil(2);
+    let each = to.chunks_mut(n_pairs.max(1));
+    match right {
+        Right::Factor(b) => pack_groups(b, cols, run, to),
+        Right::Rows(Frozen::FourBits(stack)) => {
+            for (group, to) in (cols.start / GROUP..).zip(each) {
                 four::unpack_group(stack, group, run.clone(), to);
             }
-            Groups { pairs: to, pitch: n_pairs, n_pairs }
         }
         Right::Columns(Frozen::Packed(weight)) => {
             let groups = &weight.groups()[run.start / GROUP * weight.n_pairs()..];
-            let to = room(to, cols.len().div_ceil(GROUP) * n_pairs);
-            for (start, to) in cols.step_by(GROUP).zip(to.chunks_mut(n_pairs.max(1))) {
+            for (start, to) in cols.step_by(GROUP).zip(each) {
                 pack_turned(groups, weight.n_pairs(), start, to);
             }
-            Groups { pairs: to, pitch: n_pairs, n_pairs }
         }
         Right::Columns(Frozen::FourBits(stack)) => {
             // Dequantised as rows first, from the last column on that is looked up with others.
             let first = cols.start / four::RUN * four::RUN;
             let wide = first..cols.end.next_multiple_of(four::RUN);
             let pitch = wide.len() / 2;
-            let n_groups = run.len().div_ceil(GROUP);
-            let n = cols.len().div_ceil(GROUP) * n_pairs;
-            let (to, rows) = room(to, n + n_groups * pitch).split_at_mut(n);
+            let mut rows = vec![Pairs([0; GROUP]); run.len().div_ceil(GROUP) * pitch];
             for (i, rows) in rows.chunks_exact_mut(pitch).enumerate() {
                 four::unpack_group(stack, run.start / GROUP + i, wide.clone(), rows);
             }
-            for (start, to) in cols.step_by(GROUP).zip(to.chunks_mut(n_pairs.max(1))) {
-                pack_turned(rows, pitch, start - first, to);
+            for (start, to) in cols.step_by(GROUP).zip(each) {
+                pack_turned(&rows, pitch, start - first, to);
             }
-            Groups { pairs: to, pitch: n_pairs, n_pairs }
         }
-        Right::Factor(b) => {
-            let to = room(to, cols.len().div_ceil(GROUP) * n_pairs);
-            pack_groups(b, cols, run, to);
-            Groups { pairs: to, pitch: n_pairs, n_pairs }
-        }
+        Right::Rows(Frozen::Packed(_)) | Right::Laid(_) => unreachable!("read as they lie"),
     }
 }
 

@@ -187,20 +187,32 @@ pub(super) enum Right<'a> {
     Rows(Frozen<'a>),
     /// A frozen weight whose columns are.
     Columns(Frozen<'a>),
+    /// One of those above, packed for all blocks at once.
+    #[cfg(target_arch = "x86_64")]
+    Laid(dot::Laid<'a>),
 }
 
 impl Right<'_> {
     /// Most values of a sum that are added up in registers.
     fn run_max(&self) -> usize {
         match self {
+            Right::Factor(_) => RUN_MAX,
             Right::Rows(weight) => weight.run_max(),
-            _ => RUN_MAX,
+            // Where it cannot be packed as a whole, a block packs so much of it.
+            Right::Columns(_) => RUN_MAX,
+            #[cfg(target_arch = "x86_64")]
+            Right::Laid(laid) => laid.run_max,
         }
     }
 
     /// Whether it lies as products read it.
     fn is_packed(&self) -> bool {
-        matches!(self, Right::Rows(Frozen::Packed(_)))
+        match self {
+            Right::Rows(Frozen::Packed(_)) => true,
+            #[cfg(target_arch = "x86_64")]
+            Right::Laid(_) => true,
+            _ => false,
+        }
     }
 
     /// Checks that it has so many columns of that depth.
@@ -209,6 +221,8 @@ impl Right<'_> {
             Right::Factor(factor) => factor.check(cols, depth),
             Right::Rows(weight) => assert_eq!(weight.sides(), (cols, depth)),
             Right::Columns(weight) => assert_eq!(weight.sides(), (depth, cols)),
+            #[cfg(target_arch = "x86_64")]
+            Right::Laid(_) => {}
         }
     }
 }
@@ -309,10 +323,17 @@ pub(super) fn product(
     {
         return few::product(proof, a, m, weight, (alpha, beta), out);
     }
-    let job = Job { k, a, right, tails, alpha, beta, out };
-    each_block((m, n), block_sides(m, n, k, right), |rows, cols| match engine {
+    let run = |right: Right<'_>| {
+        let job = Job { k, a, right, tails, alpha, beta, out };
+        each_block((m, n), block_sides(m, n, k, right), |rows, cols| match engine {
+            #[cfg(target_arch = "x86_64")]
+            Engine::Dot(proof) => dot::block(proof, &job, rows, cols),
+            Engine::Widened => widened::block(&job, rows, cols),
+        });
+    };
+    match engine {
         #[cfg(target_arch = "x86_64")]
-        Engine::Dot(proof) => dot::block(proof, &job, rows, cols),
-        Engine::Widened => widened::block(&job, rows, cols),
-    });
+        Engine::Dot(proof) if m > 2 * ROWS_MIN => dot::laid(proof, right, (n, k), run),
+        _ => run(right),
+    }
 }

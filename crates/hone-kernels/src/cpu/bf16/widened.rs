@@ -78,9 +78,7 @@ fn add_all(
             Right::Columns(Frozen::Packed(weight)) => {
                 (1, unpack(weight, run, cols.clone(), b_part))
             }
-            Right::Rows(Frozen::FourBits(_)) | Right::Columns(Frozen::FourBits(_)) => {
-                unreachable!("`takes_4bit` says no")
-            }
+            _ => unreachable!("`takes_4bit` says no, and nothing is laid out for this engine"),
         };
         add(sides, (a, b), (job.alpha, beta), (out, stride), parts);
     }
