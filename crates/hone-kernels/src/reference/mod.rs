@@ -35,7 +35,7 @@ impl Reference {
     }
 }
 
-/// A buffer of [`Reference`]: f64, or what is left of it when it is rounded to bf16.
+/// A buffer of [`struct@Reference`]: f64, or what is left of it when it is rounded to bf16.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct F64Buf {
     values: Vec<f64>,

@@ -149,7 +149,9 @@ fn lines<'a>(
 ) -> Lines<'a> {
     let n_pairs = run.len().div_ceil(2);
     match a.values {
-        Values::Bf16(values) if a.depth_stride == 1 && run.len() % 2 == 0 && scale == 1.0 => {
+        Values::Bf16(values)
+            if a.depth_stride == 1 && run.len().is_multiple_of(2) && scale == 1.0 =>
+        {
             let start = (rows.start * a.lane_stride + run.start).min(values.len());
             Lines { values: &values[start..], shape: Shape::Rows(a.lane_stride) }
         }

@@ -141,9 +141,8 @@ fn tile<const ROWS: usize, const VECS: usize>(
         let last = start + (ROWS - 1) * row_step + (n_pairs - 1) * pair_step;
         assert!(last + 1 < part.left.values.len());
         assert!((group + VECS - 1) * pitch + n_pairs <= pairs.len());
-        // SAFETY: both reads below stay inside, by the checks above.
-        let mut left = unsafe { part.left.values.as_ptr().add(start) };
-        let mut right = unsafe { pairs.as_ptr().add(group * pitch) };
+        let mut left = part.left.values[start..].as_ptr();
+        let mut right = pairs[group * pitch..].as_ptr();
         // A copy that only this loop has stays in registers.
         let mut held = sums;
         for _ in 0..n_pairs {
