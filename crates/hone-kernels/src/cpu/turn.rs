@@ -1,4 +1,4 @@
-//! The transpose of a square of vectors.
+//! Transposes of squares of vectors.
 #![cfg(target_arch = "x86_64")]
 
 use std::arch::x86_64::*;
@@ -8,8 +8,6 @@ use std::arch::x86_64::*;
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn square(x: &mut [__m512; 16]) {
-    const EVEN: i32 = 0b10_00_10_00;
-    const ODD: i32 = 0b11_01_11_01;
     let mut two = *x;
     for i in (0..16).step_by(2) {
         two[i] = _mm512_unpacklo_ps(x[i], x[i + 1]);
@@ -25,12 +23,25 @@ pub(super) fn square(x: &mut [__m512; 16]) {
         }
     }
     for j in 0..4 {
-        let [a, b, c, d] = [x[j], x[j + 4], x[j + 8], x[j + 12]];
-        let even = [_mm512_shuffle_f32x4::<EVEN>(a, b), _mm512_shuffle_f32x4::<EVEN>(c, d)];
-        let odd = [_mm512_shuffle_f32x4::<ODD>(a, b), _mm512_shuffle_f32x4::<ODD>(c, d)];
-        x[j] = _mm512_shuffle_f32x4::<EVEN>(even[0], even[1]);
-        x[j + 4] = _mm512_shuffle_f32x4::<EVEN>(odd[0], odd[1]);
-        x[j + 8] = _mm512_shuffle_f32x4::<ODD>(even[0], even[1]);
-        x[j + 12] = _mm512_shuffle_f32x4::<ODD>(odd[0], odd[1]);
+        let columns = quarters([x[j], x[j + 4], x[j + 8], x[j + 12]]);
+        for (k, column) in columns.into_iter().enumerate() {
+            x[j + 4 * k] = column;
+        }
     }
+}
+
+/// Quarter j of vector i becomes quarter i of vector j.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn quarters([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
+    const EVEN: i32 = 0b10_00_10_00;
+    const ODD: i32 = 0b11_01_11_01;
+    let even = [_mm512_shuffle_f32x4::<EVEN>(a, b), _mm512_shuffle_f32x4::<EVEN>(c, d)];
+    let odd = [_mm512_shuffle_f32x4::<ODD>(a, b), _mm512_shuffle_f32x4::<ODD>(c, d)];
+    [
+        _mm512_shuffle_f32x4::<EVEN>(even[0], even[1]),
+        _mm512_shuffle_f32x4::<EVEN>(odd[0], odd[1]),
+        _mm512_shuffle_f32x4::<ODD>(even[0], even[1]),
+        _mm512_shuffle_f32x4::<ODD>(odd[0], odd[1]),
+    ]
 }

@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::super::turn;
 use super::packed::{GROUP, Pairs};
 use super::{Factor, Values};
 
@@ -97,17 +98,8 @@ fn turn_pairs(x: [__m512i; GROUP / 2]) -> [__m512i; GROUP / 2] {
 /// Quarter j of vector i becomes quarter i of vector j.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn turn_quarters([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
-    const EVEN: i32 = 0b10_00_10_00;
-    const ODD: i32 = 0b11_01_11_01;
-    let even = [_mm512_shuffle_i32x4::<EVEN>(a, b), _mm512_shuffle_i32x4::<EVEN>(c, d)];
-    let odd = [_mm512_shuffle_i32x4::<ODD>(a, b), _mm512_shuffle_i32x4::<ODD>(c, d)];
-    [
-        _mm512_shuffle_i32x4::<EVEN>(even[0], even[1]),
-        _mm512_shuffle_i32x4::<EVEN>(odd[0], odd[1]),
-        _mm512_shuffle_i32x4::<ODD>(even[0], even[1]),
-        _mm512_shuffle_i32x4::<ODD>(odd[0], odd[1]),
-    ]
+fn turn_quarters(x: [__m512i; 4]) -> [__m512i; 4] {
+    turn::quarters(x.map(|x| _mm512_castsi512_ps(x))).map(|x| _mm512_castps_si512(x))
 }
 
 /// Asks for what [`square`] will read of these lanes along a run. It reads a cache line of each of
@@ -260,25 +252,7 @@ pub(super) fn interleaving() -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn turn(x: [__m512i; GROUP]) -> [__m512i; GROUP] {
-    let mut two = x;
-    for i in (0..GROUP).step_by(2) {
-        two[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-        two[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-    }
-    // Afterwards quarter q of `four[4 i + j]` is column 4 q + j of rows 4 i to 4 i + 3.
-    let mut four = two;
-    for i in (0..GROUP).step_by(4) {
-        four[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
-        four[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
-        four[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
-        four[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
-    }
-    let mut turned = four;
-    for j in 0..4 {
-        let quarters = turn_quarters([four[j], four[j + 4], four[j + 8], four[j + 12]]);
-        for (k, quarters) in quarters.into_iter().enumerate() {
-            turned[j + 4 * k] = quarters;
-        }
-    }
-    turned
+    let mut square = x.map(|x| _mm512_castsi512_ps(x));
+    turn::square(&mut square);
+    square.map(|x| _mm512_castps_si512(x))
 }
