@@ -198,13 +198,6 @@ pub(super) fn dropout<X: Value, Y: Value>(
     p: f32,
     seed: u64,
 ) {
-    if p == 0.0 {
-        // Nothing is dropped: a copy from view to view.
-        return rows_mut(ly, y, |i, row| {
-            let pairs = row.iter_mut().zip(&x[lx.row(i)..][..lx.cols]);
-            pairs.for_each(|(y, x)| *y = Y::of(x.get()));
-        });
-    }
     let (stream, below, factor) = (rng::stream(seed), rng::drop_below(p), 1.0 / (1.0 - p));
     rows_mut(ly, y, |i, row| {
         let first = (i * lx.cols) as u64;

@@ -261,7 +261,7 @@ fn a_row_alone_is_the_row_among_others() {
     if !Cpu::has_bf16() {
         return;
     }
-    for (m, out, inp) in [(17, 70, 33), (37, 100, 1800), (600, 1152, 576)] {
+    for (m, out, inp) in [(17, 70, 33), (37, 100, 1800), (600, 1152, 576), (21, 40, 4224)] {
         check_alone(&cpu, &cpu.freeze(&data(1, out * inp, 1.0), out, inp), (m, out, inp));
     }
     for (m, out, inp) in [(17, 70, 33), (37, 100, 1824), (300, 1152, 576)] {
@@ -276,18 +276,22 @@ fn a_row_alone_is_the_row_among_others() {
     }
 }
 
-/// Some rows of a product with a weight are those of the product of all.
+/// Some rows of a product with a weight are those of the product of all, exact and rounded.
 fn check_alone(cpu: &Cpu, weight: &crate::CpuFrozen, (m, out, inp): (usize, usize, usize)) {
     let x = data(2, m * inp, 1.0);
-    let all = cpu.upload(&x);
-    let mut y = cpu.zeros(m * out);
-    cpu.linear(Mat::new(&all, m, inp), weight, MatMut::new(&mut y, m, out), 0.0);
-    let some = [(0, 1), (1, 1), (m - 1, 1), (2, 2), (0, 3), (m - 4, 4), (0, 5), (1, 9), (0, 16)];
-    for (i, n) in some {
-        let rows = cpu.upload(&x[i * inp..(i + n) * inp]);
-        let mut alone = cpu.zeros(n * out);
-        cpu.linear(Mat::new(&rows, n, inp), weight, MatMut::new(&mut alone, n, out), 0.0);
-        assert_eq!(alone[..], y[i * out..(i + n) * out], "rows {i} to {} of {m}", i + n);
+    let some =
+        [(0, m), (0, 1), (1, 1), (m - 1, 1), (2, 2), (0, 3), (m - 4, 4), (0, 5), (1, 9), (0, 16)];
+    for zeros in [Cpu::zeros, Cpu::zeros_rounded] {
+        let product = |i: usize, n: usize| {
+            let rows = cpu.upload(&x[i * inp..(i + n) * inp]);
+            let mut y = zeros(cpu, n * out);
+            cpu.linear(Mat::new(&rows, n, inp), weight, MatMut::new(&mut y, n, out), 0.0);
+            cpu.download(&y)
+        };
+        let all = product(0, m);
+        for (i, n) in some {
+            assert_eq!(product(i, n), all[i * out..(i + n) * out], "rows {i} to {} of {m}", i + n);
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Blocks of a product on the dot product of bf16 pairs, VDPBF16PS.
 //!
 //! The right factor of a block is a panel of groups of 16 columns, packed pair by pair ([`Pairs`]):
-//! a frozen weight lies so in memory, anything else is packed here, a run of the sums at a time. The
+//! a frozen weight lies so in memory, anything else is packed here, as a whole where it is small and
+//! otherwise a run of the sums at a time. The
 //! left factor is read pair by pair: values of bf16 that lie side by side along the sums are read
 //! where they are, others are rounded or turned first, a strip of rows at a time. A tile of the
 //! result is held in registers, and the low-rank parts that are added to it are further pairs of

@@ -1,7 +1,7 @@
 //! Matrix products whose factors are rounded to bf16 and whose sums are f32.
 //!
-//! A factor may be f32 or bf16, in either layout; it is rounded and packed as it is multiplied, a
-//! part at a time, so that nothing but the weights themselves stays in memory. The result is cut
+//! A factor may be f32 or bf16, in either layout; what is not yet rounded and packed is so as it is
+//! multiplied, a part at a time, or as a whole where it is small. The result is cut
 //! into blocks by its shape and the sums into runs by their length, so that the bytes do not depend
 //! on the number of threads.
 //!
@@ -9,7 +9,8 @@
 //! their sum into each of 16 lanes, twice the rate of f32. It takes denormal factors for zero and
 //! makes denormal sums zero (whatever lies below 2^-126); products of bf16 are exact in f32, and
 //! Intel's manual as well as an AMD of the fifth Zen generation round after each of the two sums. A
-//! row of the result has the same bytes whatever rows lie beside it. [`Engine::Widened`] rounds,
+//! row of the result has the same bytes whatever rows lie beside it, but for products with the columns
+//! of a frozen weight, which is what a backward makes. [`Engine::Widened`] rounds,
 //! widens to f32 again, and multiplies as f32 is multiplied.
 
 pub(super) mod attention;
@@ -162,10 +163,7 @@ impl Frozen<'_> {
 
     /// Most values of a sum along its columns that are added up in registers.
     fn run_max(&self) -> usize {
-        match self {
-            Frozen::Packed(_) => RUN_PACKED_MAX,
-            Frozen::FourBits(_) => RUN_MAX,
-        }
+        RUN_PACKED_MAX
     }
 }
 
@@ -320,6 +318,8 @@ pub(super) fn product(
     if let (Engine::Dot(proof), Right::Rows(weight), []) = (engine, right, tails)
         && m <= few::ROWS_MAX
         && a.depth_stride == 1
+        // Between runs it holds sums in the result, where bf16 would round them.
+        && (matches!(out, Place::F32 { .. }) || k <= weight.run_max())
     {
         return few::product(proof, a, m, weight, (alpha, beta), out);
     }
