@@ -324,7 +324,7 @@ impl<B: Backend> Head<B> {
         }
         if let Some(lora) = &self.lora {
             let seed = acts.chunk_seed(start);
-            lora.forward(backend, x, (&mut acts.logits, 1.0), &mut acts.lora, seed);
+            lora.forward(backend, x, &mut acts.logits, &mut acts.lora, seed);
         }
         if let Some(factor) = dims.logit_factor {
             backend.scale(&mut acts.logits, factor, rows * dims.v);

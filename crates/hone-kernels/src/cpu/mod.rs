@@ -227,8 +227,8 @@ impl Cpu {
     }
 }
 
-/// What attention writes, through f32 where it is rounded: its kernels compute in f32, and so do its
-/// arguments ([`CpuBuf::widened`]).
+/// What attention in f32 writes, through f32 where that is rounded; its arguments are widened alike
+/// ([`CpuBuf::widened`]).
 fn rounded_result(buf: &mut CpuBuf, run: impl FnOnce(&mut [f32])) {
     if let ValuesMut::F32(values) = buf.values_mut() {
         return run(values);

@@ -287,20 +287,20 @@ impl<B: Backend> LoraGroup<B> {
         })
     }
 
-    /// Y <- adapters + beta Y, Y (T, out of the map) being at the start of `y`; only the columns of
-    /// modules that have adapters. Without DoRA.
+    /// Y <- Y + adapters, Y (T, out of the map) being at the start of `y`; only the columns of modules
+    /// that have adapters. Without DoRA.
     pub(crate) fn forward(
         &self,
         backend: &B,
         x: Mat<'_, B>,
-        (y, beta): (&mut B::Buf, f32),
+        y: &mut B::Buf,
         scratch: &mut LoraScratch<B>,
         seed: Option<u64>,
     ) {
         self.project(backend, x, scratch, seed);
         for m in &self.members {
             let y = MatMut::columns(y, x.rows, m.out_start, m.out, self.out);
-            m.add(backend, &scratch.u, self.rank, y, beta);
+            m.add(backend, &scratch.u, self.rank, y, 1.0);
         }
     }
 

@@ -17,6 +17,7 @@ use crate::cpu::attention::{self, Plan, Saved};
 use crate::cpu::simd::Level;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::tile::Stored;
+use crate::cpu::value;
 #[cfg(target_arch = "x86_64")]
 use pairs::Pairs;
 
@@ -36,28 +37,20 @@ pub(in crate::cpu) trait Tiled: Copy + Send + Sync {}
 impl<T: Copy + Send + Sync> Tiled for T {}
 
 /// A type in which what attention reads and writes is stored: f32 or bf16.
-pub(in crate::cpu) trait Value: Tiled {
+pub(in crate::cpu) trait Value: value::Value + Tiled {
     /// The values in f32.
     fn widened(values: &[Self]) -> Cow<'_, [f32]>;
-    /// `x`, rounded to it.
-    fn of(x: f32) -> Self;
 }
 
 impl Value for f32 {
     fn widened(values: &[f32]) -> Cow<'_, [f32]> {
         Cow::Borrowed(values)
     }
-    fn of(x: f32) -> f32 {
-        x
-    }
 }
 
 impl Value for bf16 {
     fn widened(values: &[bf16]) -> Cow<'_, [f32]> {
         Cow::Owned(values.iter().map(|x| x.to_f32()).collect())
-    }
-    fn of(x: f32) -> bf16 {
-        bf16::from_f32(x)
     }
 }
 

@@ -9,7 +9,7 @@ use half::bf16;
 
 use super::super::Engine;
 use super::super::dot::Avx512Bf16;
-use super::super::pairs::interleaving;
+use super::super::pairs::{first, interleaving};
 use super::Value;
 use crate::cpu::attention::tasks::{self, BackwardTask, BackwardWork, ForwardTask, ForwardWork};
 use crate::cpu::simd::{Avx512, Level};
@@ -68,19 +68,13 @@ impl Factors for Pairs {
     }
 }
 
-/// The mask of the first `n` lanes, of all from 16 on.
-#[inline(always)]
-fn first(n: usize) -> u16 {
-    if n >= 16 { u16::MAX } else { (1 << n) - 1 }
-}
-
 impl Stored<Pairs> for bf16 {
     #[inline(always)]
     fn load(_: Pairs, from: &[bf16]) -> __m512 {
         // SAFETY: the first argument proves that the machine has the instructions; the mask keeps
         // to the slice, and a bf16 is its 16 bits, the upper ones of an f32.
         unsafe {
-            let bits = _mm256_maskz_loadu_epi16(first(from.len()), from.as_ptr().cast());
+            let bits = _mm256_maskz_loadu_epi16(first(from.len()) as u16, from.as_ptr().cast());
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
         }
     }
@@ -89,7 +83,7 @@ impl Stored<Pairs> for bf16 {
         // SAFETY: as above; two names for 256 bits.
         unsafe {
             let bits = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
-            _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), first(to.len()), bits);
+            _mm256_mask_storeu_epi16(to.as_mut_ptr().cast(), first(to.len()) as u16, bits);
         }
     }
 }
