@@ -12,8 +12,9 @@ use hone_kernels::{
     Op, RmsNorm, SecondMoment, Sgd, Tail,
 };
 
-/// Calls and seconds by operator.
-type Times = BTreeMap<&'static str, (i64, f64)>;
+/// Calls, seconds and multiplications with their sums by operator; products by their
+/// sizes m, k, n.
+type Times = BTreeMap<String, (i64, f64, f64)>;
 
 thread_local! {
     /// Calls and time of each operator. Operators are called from one thread; what they do inside
@@ -30,7 +31,9 @@ pub(crate) fn clear() {
 #[allow(dead_code, reason = "not every example has something to take off")]
 pub(crate) fn negate() {
     TIMES.with_borrow_mut(|times| {
-        times.values_mut().for_each(|(calls, time)| (*calls, *time) = (-*calls, -*time));
+        for (calls, time, work) in times.values_mut() {
+            (*calls, *time, *work) = (-*calls, -*time, -*work);
+        }
     });
 }
 
@@ -39,16 +42,22 @@ pub(crate) fn report(out: &mut dyn Write, total: Duration, n_steps: usize) -> io
     TIMES.with_borrow(|times| {
         let total = total.as_secs_f64();
         let mut rows: Vec<_> = times.iter().collect();
-        rows.sort_by(|(_, (_, a)), (_, (_, b))| b.total_cmp(a));
-        writeln!(out, "{:<20} {:>8} {:>10} {:>7}", "operator", "calls", "ms a step", "share")?;
-        let inside: f64 = rows.iter().map(|(_, (_, time))| time).sum();
+        rows.sort_by(|(_, (_, a, _)), (_, (_, b, _))| b.total_cmp(a));
+        let head = ["operator", "calls", "ms a step", "share", "GFLOP/s"];
+        let [name, calls, ms, share, rate] = head;
+        writeln!(out, "{name:<28} {calls:>8} {ms:>10} {share:>7} {rate:>8}")?;
+        let inside: f64 = rows.iter().map(|(_, (_, time, _))| time).sum();
         let line = |time: f64| (time * 1e3 / n_steps as f64, 100.0 * time / total);
-        for (name, (calls, time)) in rows {
+        for (name, (calls, time, work)) in rows {
             let ((ms, share), calls) = (line(*time), *calls as f64 / n_steps as f64);
-            writeln!(out, "{name:<20} {calls:>8.0} {ms:>10.3} {share:>6.1}%")?;
+            write!(out, "{name:<28} {calls:>8.0} {ms:>10.3} {share:>6.1}%")?;
+            match *work {
+                0.0 => writeln!(out)?,
+                work => writeln!(out, " {:>8.0}", 2.0 * work / time / 1e9)?,
+            }
         }
         let (ms, share) = line(total - inside);
-        writeln!(out, "{:<20} {:>8} {ms:>10.3} {share:>6.1}%", "between operators", "")
+        writeln!(out, "{:<28} {:>8} {ms:>10.3} {share:>6.1}%", "between operators", "")
     })
 }
 
@@ -56,7 +65,16 @@ pub(crate) fn report(out: &mut dyn Write, total: Duration, n_steps: usize) -> io
 #[derive(Clone)]
 pub(crate) struct Timed<B>(pub(crate) B);
 
-fn timed<R>(name: &'static str, call: impl FnOnce() -> R) -> R {
+fn timed<R>(name: &str, call: impl FnOnce() -> R) -> R {
+    counted(name.to_owned(), 0.0, call)
+}
+
+/// A product of (m, k) by (k, n).
+fn product<R>(name: &str, [m, k, n]: [usize; 3], call: impl FnOnce() -> R) -> R {
+    counted(format!("{name} {m} {k} {n}"), (m * k * n) as f64, call)
+}
+
+fn counted<R>(name: String, work: f64, call: impl FnOnce() -> R) -> R {
     let start = Instant::now();
     let result = call();
     let time = start.elapsed();
@@ -64,6 +82,7 @@ fn timed<R>(name: &'static str, call: impl FnOnce() -> R) -> R {
         let entry = times.entry(name).or_default();
         entry.0 += 1;
         entry.1 += time.as_secs_f64();
+        entry.2 += work;
     });
     result
 }
@@ -139,7 +158,8 @@ impl<B: Backend> Backend for Timed<B> {
             _ => "gemm dyt x",
         };
         let (a, b, c) = (Self::mat(a), Self::mat(b), Self::mat_mut(c));
-        timed(name, || self.0.gemm(a, op_a, b, op_b, c, alpha, beta));
+        let k = if op_a == Op::N { a.cols } else { a.rows };
+        product(name, [c.rows, k, c.cols], || self.0.gemm(a, op_a, b, op_b, c, alpha, beta));
     }
     fn freeze(&self, weight: &[f32], out: usize, inp: usize) -> B::Frozen {
         self.0.freeze(weight, out, inp)
@@ -149,11 +169,11 @@ impl<B: Backend> Backend for Timed<B> {
     }
     fn linear(&self, x: Mat<'_, Self>, w: &B::Frozen, y: MatMut<'_, Self>, beta: f32) {
         let (x, y) = (Self::mat(x), Self::mat_mut(y));
-        timed("linear", || self.0.linear(x, w, y, beta));
+        product("linear", [x.rows, x.cols, y.cols], || self.0.linear(x, w, y, beta));
     }
     fn linear_dx(&self, dy: Mat<'_, Self>, w: &B::Frozen, dx: MatMut<'_, Self>, beta: f32) {
         let (dy, dx) = (Self::mat(dy), Self::mat_mut(dx));
-        timed("linear_dx", || self.0.linear_dx(dy, w, dx, beta));
+        product("linear_dx", [dy.rows, dy.cols, dx.cols], || self.0.linear_dx(dy, w, dx, beta));
     }
     fn gemm_with(
         &self,
@@ -163,9 +183,10 @@ impl<B: Backend> Backend for Timed<B> {
         c: MatMut<'_, Self>,
         beta: f32,
     ) {
-        let (a, b) = ((Self::mat(a), op_a), (Self::mat(b), op_b));
+        let (a, b) = (Self::mat(a), Self::mat(b));
         let (tails, c) = (Self::tails(tails), Self::mat_mut(c));
-        timed("gemm_with", || self.0.gemm_with(a, b, &tails, c, beta));
+        let k = if op_a == Op::N { a.cols } else { a.rows };
+        product("gemm_with", [c.rows, k, c.cols], || self.0.gemm_with((a, op_a), (b, op_b), &tails, c, beta));
     }
     fn linear_with(
         &self,
@@ -176,7 +197,7 @@ impl<B: Backend> Backend for Timed<B> {
         beta: f32,
     ) {
         let (x, tails, y) = (Self::mat(x), Self::tails(tails), Self::mat_mut(y));
-        timed("linear", || self.0.linear_with(x, w, &tails, y, beta));
+        product("linear", [x.rows, x.cols, y.cols], || self.0.linear_with(x, w, &tails, y, beta));
     }
     fn linear_dx_with(
         &self,
@@ -187,7 +208,7 @@ impl<B: Backend> Backend for Timed<B> {
         beta: f32,
     ) {
         let (dy, tails, dx) = (Self::mat(dy), Self::tails(tails), Self::mat_mut(dx));
-        timed("linear_dx", || self.0.linear_dx_with(dy, w, &tails, dx, beta));
+        product("linear_dx", [dy.rows, dy.cols, dx.cols], || self.0.linear_dx_with(dy, w, &tails, dx, beta));
     }
     fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> B::Frozen {
         self.0.freeze_4bit(parts, inp)

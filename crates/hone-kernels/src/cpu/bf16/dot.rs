@@ -10,6 +10,7 @@
 #![cfg(target_arch = "x86_64")]
 #![allow(unsafe_code, reason = "vector instructions are unsafe to call without a proof")]
 
+mod ahead;
 mod tile;
 
 use std::cell::Cell;
@@ -24,6 +25,7 @@ use super::pairs::{pack, pack_turned, rows_to_pairs};
 use super::{Factor, Frozen, Job, Place, RUN_PACKED_MAX, Right, TAILS_MAX, Tail, Values};
 use super::{four, runs};
 
+use ahead::Ahead;
 pub(super) use tile::{Ends, write};
 use tile::{Groups, Lines, Part, Shape, few_rows, panel_rows};
 
@@ -214,42 +216,59 @@ pub(in crate::cpu) struct Laid<'a> {
     pub(super) run_max: usize,
 }
 
-/// Bytes up to which a right factor is packed as a whole: more than that, blocks pack their part of
-/// it in a cache, as often as there are blocks of rows.
+/// Bytes up to which a right factor is packed for all blocks at once: a part of the cache that cores
+/// share.
 const LAID_BYTES_MAX: usize = 16 << 20;
 
+/// Pairs along the sums of a factor that is too large for that: it is packed by slices, whose sums meet
+/// in the result.
+const SLICE_PAIRS: usize = 1024;
+
 thread_local! {
-    /// A factor that is packed as a whole, kept from call to call.
+    /// What is packed for all blocks, kept from call to call.
     static LAID: Cell<Vec<Pairs>> = Cell::default();
 }
 
-/// Calls `run` with a right factor (depth, columns) that is packed as a whole where it is not yet
-/// and is small enough.
+/// Calls `run` with a right factor (depth, columns) and its depth: packed, where it is not yet, for all
+/// blocks at once; in slices of the depth, one after the other, where it is too large for that and the
+/// result `may_slice`. Otherwise blocks pack their part of it in a cache, as often as there are blocks
+/// of rows.
 pub(super) fn laid(
-    _: Avx512Bf16,
+    proof: Avx512Bf16,
     right: Right<'_>,
     (n, k): (usize, usize),
-    run: impl FnOnce(Right<'_>),
+    may_slice: bool,
+    run: impl Fn(Right<'_>, Range<usize>),
 ) {
-    let (n_groups, pitch) = (n.div_ceil(GROUP), k.div_ceil(2));
-    let len = n_groups * pitch;
-    if right.is_packed() || len == 0 || len * size_of::<Pairs>() > LAID_BYTES_MAX {
-        return run(right);
+    let (n_groups, n_pairs) = (n.div_ceil(GROUP), k.div_ceil(2));
+    let pairs_max = LAID_BYTES_MAX / size_of::<Pairs>() / n_groups;
+    let pitch = if n_pairs <= pairs_max { n_pairs } else { SLICE_PAIRS };
+    if right.is_packed() || k == 0 || pitch > pairs_max || (pitch < n_pairs && !may_slice) {
+        return run(right, 0..k);
     }
-    // Taken, not borrowed, so that nothing depends on what a thread does in between.
-    let mut laid = LAID.take();
-    let pairs = room(&mut laid, len);
-    let each = |(nth, to): (usize, &mut [Pairs])| {
-        let start = nth * PANEL * GROUP;
-        // SAFETY: the first argument proves that the machine has the instructions.
-        unsafe { lay(right, start..n.min(start + PANEL * GROUP), 0..k, to) };
-    };
-    pairs.par_chunks_mut(PANEL * pitch).enumerate().for_each(each);
     // The columns of a weight need no rows that come out alike alone and among others.
     let is_dx = matches!(right, Right::Columns(_));
     let run_max = if is_dx { RUN_PACKED_MAX } else { right.run_max() };
-    run(Right::Laid(Laid { pairs, pitch, run_max }));
+    // Taken, not borrowed, so that nothing depends on what a thread does in between.
+    let mut laid = LAID.take();
+    for start in (0..k).step_by(2 * pitch) {
+        let depth = start..k.min(start + 2 * pitch);
+        let pitch = depth.len().div_ceil(2);
+        let pairs = room(&mut laid, n_groups * pitch);
+        lay_all(proof, right, n, depth.clone(), pairs);
+        run(Right::Laid(Laid { pairs, pitch, run_max }), depth);
+    }
     LAID.set(laid);
+}
+
+/// Packs all columns of a right factor along a run.
+fn lay_all(_: Avx512Bf16, right: Right<'_>, n: usize, run: Range<usize>, pairs: &mut [Pairs]) {
+    let pitch = run.len().div_ceil(2);
+    pairs.par_chunks_mut(PANEL * pitch).enumerate().for_each(|(nth, to)| {
+        let start = nth * PANEL * GROUP;
+        // SAFETY: the first argument proves that the machine has the instructions.
+        unsafe { lay(right, start..n.min(start + PANEL * GROUP), run.clone(), to) };
+    });
 }
 
 /// Packs columns of a right factor along a run, group after group.
@@ -303,9 +322,12 @@ fn add_run(
     for ((tail, to), groups) in tails.iter().zip(tail_right).zip(&mut tail_groups) {
         *groups = tail_columns(tail, cols, to);
     }
-    let strip = (STRIP_BYTES / (2 * run.len().max(1))).max(GROUP) / GROUP * GROUP;
-    for start in rows.clone().step_by(strip) {
-        let strip = start..rows.end.min(start + strip);
+    let height = (STRIP_BYTES / (2 * run.len().max(1))).max(GROUP) / GROUP * GROUP;
+    let n_panels = cols.len().div_ceil(PANEL * GROUP);
+    for start in rows.clone().step_by(height) {
+        let strip = start..rows.end.min(start + height);
+        let next = strip.end..rows.end.min(strip.end + height);
+        let mut next = Ahead::rows(job.a, next, run.clone());
         let left = lines(job.a, strip.clone(), run.clone(), 1.0, left);
         let mut tail_lines = [left; TAILS_MAX];
         for ((tail, to), at) in tails.iter().zip(&mut *tail_left).zip(&mut tail_lines) {
@@ -322,7 +344,11 @@ fn add_run(
                     n_parts += 1;
                 }
             }
-            panel_rows(&parts[..n_parts], panel * PANEL, &strip, panel_cols, ends);
+            let ahead = [
+                Ahead::groups(right, (panel + 1) % n_panels * PANEL),
+                next.share(n_panels - panel),
+            ];
+            panel_rows(&parts[..n_parts], panel * PANEL, &strip, panel_cols, ends, ahead);
         }
     }
 }

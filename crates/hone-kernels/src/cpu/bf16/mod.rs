@@ -49,6 +49,11 @@ const ROWS_MAX: usize = 512;
 /// Rows of a block when there are too few blocks to go round.
 const ROWS_MIN: usize = 128;
 
+/// Columns up to which a block with a packed right factor has all of them, when its left one must be
+/// rounded or turned, and the fewest rows of such a block.
+const COLS_CONVERTED_MAX: usize = 2048;
+const ROWS_CONVERTED_MIN: usize = 64;
+
 /// Blocks that are enough to go round, unevenly, among the usual numbers of cores.
 const BLOCKS_ENOUGH: usize = 16;
 
@@ -130,7 +135,17 @@ pub(super) struct Factor<'a> {
     pub(super) depth_stride: usize,
 }
 
-impl Factor<'_> {
+impl<'a> Factor<'a> {
+    /// The same lanes from `depth` on.
+    fn from(self, depth: usize) -> Factor<'a> {
+        let at = depth * self.depth_stride;
+        let values = match self.values {
+            Values::F32(values) => Values::F32(&values[at.min(values.len())..]),
+            Values::Bf16(values) => Values::Bf16(&values[at.min(values.len())..]),
+        };
+        Factor { values, ..self }
+    }
+
     /// Checks that it has so many lanes of that depth.
     fn check(&self, lanes: usize, depth: usize) {
         assert!(
@@ -262,17 +277,15 @@ fn even(len: usize, max: usize, align: usize) -> usize {
     len.div_ceil(len.div_ceil(max).max(1)).next_multiple_of(align).max(align)
 }
 
-/// Sides of the blocks into which an (m, n) result of depth `k` is cut.
-fn block_sides(m: usize, n: usize, k: usize, right: Right<'_>) -> (usize, usize) {
+/// Sides of the blocks into which an (m, n) result of depth `k` is cut. They do not change its bytes.
+fn block_sides((m, n, k): (usize, usize, usize), a: Factor<'_>, right: Right<'_>) -> (usize, usize) {
     if m * n * k <= SERIAL_WORK {
         return (m, n);
     }
-    let (mut rows, mut cols) = (ROWS_MAX, even(n, COLS_MAX, COLS_ALIGN));
     if right.is_packed() {
-        // Nothing is packed again in a narrow block, and the strips of a low one are as high.
-        rows = ROWS_MAX / 2;
-        cols = even(n, n.div_ceil(2), COLS_ALIGN);
+        return packed_block_sides((m, n), a);
     }
+    let (mut rows, mut cols) = (ROWS_MAX, even(n, COLS_MAX, COLS_ALIGN));
     while rows > ROWS_MIN && m.div_ceil(rows) * n.div_ceil(cols) < BLOCKS_ENOUGH {
         rows /= 2;
     }
@@ -281,6 +294,23 @@ fn block_sides(m: usize, n: usize, k: usize, right: Right<'_>) -> (usize, usize)
         cols = even(n, n.div_ceil(BLOCKS_ENOUGH / n_down), COLS_ALIGN).min(cols);
     }
     (even(m, rows, ROWS_ALIGN), cols)
+}
+
+/// The same, where nothing of the right factor is packed again in a narrow or a low block. What is
+/// rounded or turned of the left one is so in each block across.
+fn packed_block_sides((m, n): (usize, usize), a: Factor<'_>) -> (usize, usize) {
+    let reads = a.depth_stride == 1 && matches!(a.values, Values::Bf16(_));
+    if !reads && n <= COLS_CONVERTED_MAX {
+        let rows = m.div_ceil(BLOCKS_ENOUGH).clamp(ROWS_CONVERTED_MIN, ROWS_MIN);
+        return (even(m, rows, ROWS_ALIGN), n);
+    }
+    let rows = if m >= ROWS_MIN * BLOCKS_ENOUGH && n <= COLS_CONVERTED_MAX {
+        ROWS_MIN
+    } else {
+        ROWS_MAX / 2
+    };
+    let n_across = BLOCKS_ENOUGH.div_ceil(m.div_ceil(rows));
+    (even(m, rows, ROWS_ALIGN), even(n, n.div_ceil(n_across), COLS_ALIGN))
 }
 
 /// The runs into which sums of `k` terms are cut; one without terms where `k` is 0.
@@ -323,9 +353,13 @@ pub(super) fn product(
     {
         return few::product(proof, a, m, weight, (alpha, beta), out);
     }
-    let run = |right: Right<'_>| {
-        let job = Job { k, a, right, tails, alpha, beta, out };
-        each_block((m, n), block_sides(m, n, k, right), |rows, cols| match engine {
+    // The part of all sums over `depth`; parts are made one after the other.
+    let run = |right: Right<'_>, depth: Range<usize>| {
+        let (is_first, is_last) = (depth.start == 0, depth.end == k);
+        let a = a.from(depth.start);
+        let (beta, tails) = (if is_first { beta } else { 1.0 }, if is_last { tails } else { &[] });
+        let job = Job { k: depth.len(), a, right, tails, alpha, beta, out };
+        each_block((m, n), block_sides((m, n, job.k), a, right), |rows, cols| match engine {
             #[cfg(target_arch = "x86_64")]
             Engine::Dot(proof) => dot::block(proof, &job, rows, cols),
             Engine::Widened => widened::block(&job, rows, cols),
@@ -333,7 +367,10 @@ pub(super) fn product(
     };
     match engine {
         #[cfg(target_arch = "x86_64")]
-        Engine::Dot(proof) if m > 2 * ROWS_MIN => dot::laid(proof, right, (n, k), run),
-        _ => run(right),
+        Engine::Dot(proof) if m > ROWS_MIN => {
+            let may_slice = matches!(out, Place::F32 { .. });
+            dot::laid(proof, right, (n, k), may_slice, run);
+        }
+        _ => run(right, 0..k),
     }
 }

@@ -60,16 +60,26 @@ pub(super) fn rows_to_pairs(
 pub(super) fn pack_turned(groups: &[Pairs], pitch: usize, column: usize, to: &mut [Pairs]) {
     assert!(column.is_multiple_of(GROUP));
     let pairs = column / 2..pitch.min(column / 2 + GROUP / 2);
-    for (to, group) in to.chunks_mut(GROUP / 2).zip(groups.chunks_exact(pitch)) {
+    for (i, (to, group)) in to.chunks_mut(GROUP / 2).zip(groups.chunks_exact(pitch)).enumerate() {
         let mut vectors = [_mm512_setzero_si512(); GROUP / 2];
-        for (vector, pairs) in vectors.iter_mut().zip(&group[pairs.clone()]) {
-            *vector = load(pairs);
+        let next = (i + AHEAD) * pitch + pairs.start;
+        for (p, vector) in vectors.iter_mut().enumerate() {
+            // An address is named, and nothing read: it may be any.
+            _mm_prefetch::<_MM_HINT_T0>(groups.as_ptr().wrapping_add(next + p).cast());
+            if let Some(pairs) = group.get(pairs.start + p) {
+                *vector = load(pairs);
+            }
         }
-        for (to, vector) in to.iter_mut().zip(turn_pairs(vectors)) {
+        let turned = turn_pairs(vectors);
+        for (to, vector) in to.iter_mut().zip(turned) {
             store(to, vector);
         }
     }
 }
+
+/// Groups of a weight that are on their way from memory while one is turned: each lies further off
+/// than a processor looks ahead.
+const AHEAD: usize = 6;
 
 /// Pairs along the input of 16 rows, made pairs of rows: vector p holds columns 2 p and 2 p + 1 of
 /// each row before, and vector j rows 2 j and 2 j + 1 of each of 16 columns afterwards.
@@ -85,21 +95,20 @@ fn turn_pairs(x: [__m512i; GROUP / 2]) -> [__m512i; GROUP / 2] {
         ORDER + 0x0808_0808_0808_0808,
         ORDER,
     );
-    let x = x.map(|x| _mm512_shuffle_epi8(x, order));
-    let (mut even, mut odd) = ([x[0]; 4], [x[0]; 4]);
+    let (mut even, mut odd) = ([_mm512_setzero_ps(); 4], [_mm512_setzero_ps(); 4]);
     for k in 0..4 {
-        even[k] = _mm512_unpacklo_epi64(x[2 * k], x[2 * k + 1]);
-        odd[k] = _mm512_unpackhi_epi64(x[2 * k], x[2 * k + 1]);
+        let first = _mm512_shuffle_epi8(x[2 * k], order);
+        let second = _mm512_shuffle_epi8(x[2 * k + 1], order);
+        even[k] = _mm512_castsi512_ps(_mm512_unpacklo_epi64(first, second));
+        odd[k] = _mm512_castsi512_ps(_mm512_unpackhi_epi64(first, second));
     }
-    let (even, odd) = (turn_quarters(even), turn_quarters(odd));
-    std::array::from_fn(|j| if j % 2 == 0 { even[j / 2] } else { odd[j / 2] })
-}
-
-/// Quarter j of vector i becomes quarter i of vector j.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn turn_quarters(x: [__m512i; 4]) -> [__m512i; 4] {
-    turn::quarters(x.map(|x| _mm512_castsi512_ps(x))).map(|x| _mm512_castps_si512(x))
+    let (even, odd) = (turn::quarters(even), turn::quarters(odd));
+    let mut turned = x;
+    for k in 0..4 {
+        turned[2 * k] = _mm512_castps_si512(even[k]);
+        turned[2 * k + 1] = _mm512_castps_si512(odd[k]);
+    }
+    turned
 }
 
 /// Asks for what [`square`] will read of these lanes along a run. It reads a cache line of each of
@@ -248,11 +257,19 @@ pub(super) fn interleaving() -> __m512i {
     unsafe { std::mem::transmute(order) }
 }
 
-/// The transpose of a square of 32-bit values.
+/// The transpose of a square of 32-bit values. (In loops: what `map` of an array calls has no vector
+/// instructions, so that each vector would go through memory.)
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn turn(x: [__m512i; GROUP]) -> [__m512i; GROUP] {
-    let mut square = x.map(|x| _mm512_castsi512_ps(x));
+    let mut square = [_mm512_setzero_ps(); GROUP];
+    for (to, x) in square.iter_mut().zip(x) {
+        *to = _mm512_castsi512_ps(x);
+    }
     turn::square(&mut square);
-    square.map(|x| _mm512_castps_si512(x))
+    let mut turned = x;
+    for (to, x) in turned.iter_mut().zip(square) {
+        *to = _mm512_castps_si512(x);
+    }
+    turned
 }

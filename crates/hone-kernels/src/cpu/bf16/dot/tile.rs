@@ -10,6 +10,7 @@ use super::super::packed::{GROUP, Pairs};
 use super::super::pairs::{ask_for, bf16_lanes, first, square};
 use super::super::{Factor, Place};
 use super::PANEL;
+use super::ahead::Ahead;
 
 /// Where sums go and what they are added to.
 #[derive(Clone, Copy)]
@@ -66,7 +67,8 @@ pub(super) struct Part<'a> {
     pub(super) right: Groups<'a>,
 }
 
-/// All tiles of a panel, whose groups start at `group`, in a strip of rows.
+/// All tiles of a panel, whose groups start at `group`, in a strip of rows; `ahead` is asked for
+/// meanwhile.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
 pub(super) fn panel_rows(
     parts: &[Part<'_>],
@@ -74,11 +76,12 @@ pub(super) fn panel_rows(
     strip: &Range<usize>,
     cols: Range<usize>,
     ends: Ends,
+    ahead: [Ahead; 2],
 ) {
     match cols.len().div_ceil(GROUP) {
-        1 => tiles::<1>(parts, group, strip, &cols, ends),
-        2 => tiles::<2>(parts, group, strip, &cols, ends),
-        _ => tiles::<PANEL>(parts, group, strip, &cols, ends),
+        1 => tiles::<1>(parts, group, strip, &cols, ends, ahead),
+        2 => tiles::<2>(parts, group, strip, &cols, ends, ahead),
+        _ => tiles::<PANEL>(parts, group, strip, &cols, ends, ahead),
     }
 }
 
@@ -91,9 +94,15 @@ fn tiles<const VECS: usize>(
     strip: &Range<usize>,
     cols: &Range<usize>,
     ends: Ends,
+    mut ahead: [Ahead; 2],
 ) {
     let mut row = strip.start;
+    let n_tiles = strip.len().div_ceil(if VECS == 1 { 16 } else { 8 });
+    let quotas = [ahead[0].quota(n_tiles), ahead[1].quota(n_tiles)];
     while row < strip.end {
+        for (ahead, quota) in ahead.iter_mut().zip(quotas) {
+            ahead.ask(quota);
+        }
         let at = (group, row - strip.start);
         match strip.end - row {
             16.. if VECS == 1 => {
