@@ -124,6 +124,46 @@ impl<B: Backend> Clone for Tail<'_, B> {
 
 impl<B: Backend> Copy for Tail<'_, B> {}
 
+/// What a product is added to.
+pub enum Onto<'a, B: Backend> {
+    /// The result's old values, times this; with 0 they may be anything (NaN too).
+    Old(f32),
+    /// As many values of another buffer as the result has, f32. The result lies dense at the start of
+    /// its own, and so do they.
+    Buf(&'a B::Buf),
+}
+
+impl<B: Backend> Clone for Onto<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Onto<'_, B> {}
+
+impl<B: Backend> Onto<'_, B> {
+    /// The factor of the result's old values.
+    pub(crate) fn beta(&self) -> f32 {
+        match self {
+            Onto::Old(beta) => *beta,
+            Onto::Buf(_) => 0.0,
+        }
+    }
+
+    /// Brings what lies in another buffer into the result, and returns the factor of the old values
+    /// that a product has then.
+    pub(crate) fn settle(self, backend: &B, y: &mut MatMut<'_, B>) -> f32 {
+        match self {
+            Onto::Old(beta) => beta,
+            Onto::Buf(x) => {
+                assert!(y.offset == 0 && y.stride == y.cols, "the result lies dense");
+                backend.copy(x, y.buf, y.rows * y.cols);
+                1.0
+            }
+        }
+    }
+}
+
 /// `Y <- Y + tails`, one product each.
 pub(crate) fn add_tails<B: Backend>(backend: &B, tails: &[Tail<'_, B>], mut y: MatMut<'_, B>) {
     for tail in tails {
@@ -312,19 +352,20 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// `dX (T, in) <- dY (T, out) W + beta * dX`.
     fn linear_dx(&self, dy: Mat<'_, Self>, w: &Self::Frozen, dx: MatMut<'_, Self>, beta: f32);
     /// [`Backend::gemm`] with alpha = 1, and low-rank parts added in the same pass: `C <- op(A) op(B) +
-    /// tails + beta C`. At most four of them.
+    /// tails + onto`. At most four of them.
     fn gemm_with(
         &self,
         (a, op_a): (Mat<'_, Self>, Op),
         (b, op_b): (Mat<'_, Self>, Op),
         tails: &[Tail<'_, Self>],
         mut c: MatMut<'_, Self>,
-        beta: f32,
+        onto: Onto<'_, Self>,
     ) {
+        let beta = onto.settle(self, &mut c);
         self.gemm(a, op_a, b, op_b, c.again(), 1.0, beta);
         add_tails(self, tails, c);
     }
-    /// [`Backend::linear`], and low-rank parts added in the same pass: `Y <- X Wt + tails + beta Y`. At
+    /// [`Backend::linear`], and low-rank parts added in the same pass: `Y <- X Wt + tails + onto`. At
     /// most four of them.
     fn linear_with(
         &self,
@@ -332,8 +373,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
         w: &Self::Frozen,
         tails: &[Tail<'_, Self>],
         mut y: MatMut<'_, Self>,
-        beta: f32,
+        onto: Onto<'_, Self>,
     ) {
+        let beta = onto.settle(self, &mut y);
         self.linear(x, w, y.again(), beta);
         add_tails(self, tails, y);
     }
@@ -484,14 +526,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// SwiGLU (Shazeer 2020): rows of `gate_up` are I gates, then I ups; `h = gate * sigmoid(gate)
     /// * up`, (T, I). `rows_i` is (T, I).
     fn swiglu(&self, gate_up: &Self::Buf, rows_i: (usize, usize), h: &mut Self::Buf);
-    /// Overwrites `gate_up` with its gradient, given `dh` (T, I); `rows_i` is (T, I).
-    fn swiglu_backward(&self, dh: &Self::Buf, rows_i: (usize, usize), gate_up: &mut Self::Buf);
+    /// Overwrites `gate_up` with its gradient, given the gradient `h` (T, I) at the output, and `h` with
+    /// that output, as [`Backend::swiglu`] makes it. `rows_i` is (T, I).
+    fn swiglu_backward(&self, h: &mut Self::Buf, rows_i: (usize, usize), gate_up: &mut Self::Buf);
     /// GeGLU (Shazeer 2020) with the tanh formula of GELU (Hendrycks and Gimpel 2016): `h = gate *
     /// (1 + tanh(u)) / 2 * up`, `u = sqrt(2 / pi) (gate + 0.044715 gate^3)`. Layout as
     /// [`Backend::swiglu`].
     fn geglu(&self, gate_up: &Self::Buf, rows_i: (usize, usize), h: &mut Self::Buf);
-    /// Overwrites `gate_up` with its gradient, given `dh` (T, I); `rows_i` is (T, I).
-    fn geglu_backward(&self, dh: &Self::Buf, rows_i: (usize, usize), gate_up: &mut Self::Buf);
+    /// The backward of [`Backend::geglu`], as [`Backend::swiglu_backward`].
+    fn geglu_backward(&self, h: &mut Self::Buf, rows_i: (usize, usize), gate_up: &mut Self::Buf);
     /// `x <- cap * tanh(x / cap)`, the first `n` values; the loss caps by itself, with its gradient.
     fn soft_cap(&self, x: &mut Self::Buf, cap: f32, n: usize);
 

@@ -456,6 +456,7 @@ impl<B: Backend> Head<B> {
         }
         if let Some(lora) = &mut self.lora {
             let seed = acts.chunk_seed(start);
+            lora.inner_grad(backend, dlogits, &mut acts.lora);
             lora.grads(backend, x, dlogits, &mut acts.lora, seed);
             lora.add_dx(backend, dnormed, &mut acts.lora, seed);
         }

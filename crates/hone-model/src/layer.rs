@@ -168,7 +168,7 @@ impl<B: Backend> Layer<B> {
         let HalfActs { r1, qkv, raw, .. } = &mut *acts.half;
         let Scratch { normed: y, lora, .. } = scratch;
         let input = normed(pass, (x, r1), self.norms[0].as_ref(), y);
-        self.qkv.forward(b, (input, t), (qkv, 0.0), lora, self.seed(pass, 0));
+        self.qkv.forward(b, (input, t), (qkv, None), lora, self.seed(pass, 0));
         let (mut start, stride) = (0, dims.heads.qkv_width());
         for ((w, width), raw) in self.qk_norms.iter().zip(dims.qk_widths()).zip(raw) {
             if let Some(w) = w {
@@ -221,7 +221,13 @@ impl<B: Backend> Layer<B> {
         let CoreActs { r2, gate_up: to, .. } = &mut *acts.core;
         let Scratch { normed: y, lora, .. } = scratch;
         let input = normed(pass, (&acts.half.mid, r2), self.norms[2].as_ref(), y);
-        self.gate_up.forward(pass.backend, (input, pass.rows), (to, 0.0), lora, self.seed(pass, 2));
+        self.gate_up.forward(
+            pass.backend,
+            (input, pass.rows),
+            (to, None),
+            lora,
+            self.seed(pass, 2),
+        );
     }
 
     /// `out` <- `acts.half.mid` + the feed-forward's part.
@@ -261,15 +267,9 @@ impl<B: Backend> Layer<B> {
         let HalfActs { r1, qkv, raw, end, mid } = &mut *acts.half;
         let CoreActs { attn, lse, r2, gate_up, ffn_end } = &mut *acts.core;
 
-        if self.down.needs_input() {
-            glu(pass, gate_up, h);
-        }
         let dy = part(pass, dx, ffn_out.as_mut(), ffn_end, dnormed, dend);
-        self.down.backward(b, (h, dy, t), Some(dh), lora, seeds[3]);
-        match dims.activation {
-            Activation::Silu => b.swiglu_backward(dh, (t, dims.i), gate_up),
-            Activation::GeluTanh => b.geglu_backward(dh, (t, dims.i), gate_up),
-        }
+        let down = (&mut self.down, seeds[3]);
+        glu_backward(pass, down, dy, gate_up, (h, dh), lora);
         // A norm's output costs next to nothing, so it is made again where a gradient reads it.
         let norm = ffn_in.as_ref().filter(|_| self.gate_up.needs_input());
         let input = normed(pass, (mid, r2), norm, y);
@@ -358,6 +358,32 @@ fn glu<B: Backend>(pass: &Pass<'_, B>, gate_up: &B::Buf, h: &mut B::Buf) {
     }
 }
 
+/// The backward of the gated activation and of the map behind it: gates and ups become their gradient,
+/// given `dy` (T, D) at the map's output. `h` and `dh` (T, I) are written over.
+fn glu_backward<B: Backend>(
+    pass: &Pass<'_, B>,
+    (down, seed): (&mut Linear<B>, Option<u64>),
+    dy: &B::Buf,
+    gate_up: &mut B::Buf,
+    (h, dh): (&mut B::Buf, &mut B::Buf),
+    lora: &mut LoraScratch<B>,
+) {
+    let (b, t, size) = (pass.backend, pass.rows, (pass.rows, pass.dims.i));
+    let back = |dh: &mut B::Buf, gate_up: &mut B::Buf| match pass.dims.activation {
+        Activation::Silu => b.swiglu_backward(dh, size, gate_up),
+        Activation::GeluTanh => b.geglu_backward(dh, size, gate_up),
+    };
+    if down.is_whole() {
+        glu(pass, gate_up, h);
+        down.backward(b, (h, dy, t), Some(dh), lora, seed);
+        return back(dh, gate_up);
+    }
+    down.backward_input(b, (dy, t), Some(dh), lora, seed);
+    back(dh, gate_up);
+    // It is the activation's output now.
+    down.backward_weights(b, (dh, dy, t), lora, seed);
+}
+
 /// Ends a half: `to` (T, D) <- x + s norm(map(h)). With a norm, its input and scales stay in `end`.
 fn join<B: Backend>(
     pass: &Pass<'_, B>,
@@ -371,12 +397,11 @@ fn join<B: Backend>(
     let n = t * dims.d;
     match norm {
         None if dims.residual.is_none() => {
-            b.copy(x, to, n);
-            return map.forward(b, (h, t), (to, 1.0), lora, seed);
+            return map.forward(b, (h, t), (to, Some(x)), lora, seed);
         }
-        None => map.forward(b, (h, t), (to, 0.0), lora, seed),
+        None => map.forward(b, (h, t), (to, None), lora, seed),
         Some(w) => {
-            map.forward(b, (h, t), (&mut end.input, 0.0), lora, seed);
+            map.forward(b, (h, t), (&mut end.input, None), lora, seed);
             b.rms_norm(&end.input, &w.value, dims.norm, (t, dims.d), to, &mut end.r);
         }
     }

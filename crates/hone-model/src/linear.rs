@@ -5,7 +5,7 @@
 //! other, and their adapters share one product with X. A frozen W gets no gradient.
 
 use hone_kernels::quant::{Quantized, ValueType};
-use hone_kernels::{Backend, Mat, MatMut, Op, Tail};
+use hone_kernels::{Backend, Mat, MatMut, Onto, Op, Tail};
 
 use crate::ModelError;
 use crate::held::VALUE_BYTES;
@@ -24,7 +24,7 @@ pub(crate) enum Weight<B: Backend> {
 impl<B: Backend> Weight<B> {
     /// Y <- X Wt + beta Y.
     pub(crate) fn linear(&self, backend: &B, x: Mat<'_, B>, y: MatMut<'_, B>, beta: f32) {
-        self.linear_with(backend, x, &[], y, beta);
+        self.linear_with(backend, x, &[], y, Onto::Old(beta));
     }
 
     /// dX <- dY W + beta dX.
@@ -32,20 +32,20 @@ impl<B: Backend> Weight<B> {
         self.linear_dx_with(backend, dy, &[], dx, beta);
     }
 
-    /// Y <- X Wt + tails + beta Y.
+    /// Y <- X Wt + tails + onto.
     fn linear_with(
         &self,
         backend: &B,
         x: Mat<'_, B>,
         tails: &[Tail<'_, B>],
         y: MatMut<'_, B>,
-        beta: f32,
+        onto: Onto<'_, B>,
     ) {
         match self {
-            Weight::Frozen(w) => backend.linear_with(x, w, tails, y, beta),
+            Weight::Frozen(w) => backend.linear_with(x, w, tails, y, onto),
             Weight::Trained(w) => {
                 let w = Mat::new(&w.value, y.cols, x.cols);
-                backend.gemm_with((x, Op::N), (w, Op::T), tails, y, beta);
+                backend.gemm_with((x, Op::N), (w, Op::T), tails, y, onto);
             }
         }
     }
@@ -63,7 +63,7 @@ impl<B: Backend> Weight<B> {
             Weight::Frozen(w) => backend.linear_dx_with(dy, w, tails, dx, beta),
             Weight::Trained(w) => {
                 let w = Mat::new(&w.value, dy.cols, dx.cols);
-                backend.gemm_with((dy, Op::N), (w, Op::N), tails, dx, beta);
+                backend.gemm_with((dy, Op::N), (w, Op::N), tails, dx, Onto::Old(beta));
             }
         }
     }
@@ -153,24 +153,30 @@ impl<B: Backend> Linear<B> {
         columns.collect::<Vec<_>>().into_iter()
     }
 
-    /// Y (rows, out) <- X Wt + b + adapter + beta Y. `seed` turns dropout on.
+    /// Y (rows, out) <- X Wt + b + adapter, and `onto`, as many values of another buffer. `seed` turns
+    /// dropout on.
     pub(crate) fn forward(
         &self,
         backend: &B,
         (x, rows): (&B::Buf, usize),
-        (y, beta): (&mut B::Buf, f32),
+        (y, onto): (&mut B::Buf, Option<&B::Buf>),
         scratch: &mut LoraScratch<B>,
         seed: Option<u64>,
     ) {
         let input = Mat::new(x, rows, self.inp);
         match &self.lora {
             Some(lora) if lora.has_dora() => {
+                if let Some(onto) = onto {
+                    backend.copy(onto, y, rows * self.out);
+                }
+                let beta = if onto.is_some() { 1.0 } else { 0.0 };
                 lora.forward_dora(backend, &self.weight, input, (y, beta), scratch, seed);
             }
             lora => {
                 let tails = lora.as_ref().map(|lora| lora.tails(backend, input, scratch, seed));
                 let (y, tails) = (MatMut::new(y, rows, self.out), tails.unwrap_or_default());
-                self.weight.linear_with(backend, input, &tails, y, beta);
+                let onto = onto.map_or(Onto::Old(0.0), Onto::Buf);
+                self.weight.linear_with(backend, input, &tails, y, onto);
             }
         }
         for (bias, (start, out)) in self.biases.iter().zip(self.bias_columns()) {
@@ -178,13 +184,62 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// Adds to the gradients of what is trained, and overwrites `dx` (rows, in) when it is asked
-    /// for. `x` and `seed` are those of the forward.
+    /// Whether [`Linear::backward_input`] needs the input, so that [`Linear::backward`] has to do for
+    /// both: a trained length of rows scales what comes back through them.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.lora.as_ref().is_some_and(LoraGroup::has_dora)
+    }
+
+    /// [`Linear::backward_input`] and [`Linear::backward_weights`]. Adds to the gradients of what is
+    /// trained, and overwrites `dx` (rows, in) when it is asked for. `x` and `seed` are those of the
+    /// forward.
     pub(crate) fn backward(
         &mut self,
         backend: &B,
         (x, dy, rows): (&B::Buf, &B::Buf, usize),
         dx: Option<&mut B::Buf>,
+        scratch: &mut LoraScratch<B>,
+        seed: Option<u64>,
+    ) {
+        if let Some(lora) = self.lora.as_mut().filter(|lora| lora.has_dora()) {
+            let both = (Mat::new(x, rows, self.inp), Mat::new(dy, rows, self.out));
+            let dx = dx.map(|dx| MatMut::new(dx, rows, self.inp));
+            lora.backward_dora(backend, &self.weight, both, dx, scratch, seed);
+            return self.bias_grads(backend, (dy, rows));
+        }
+        self.backward_input(backend, (dy, rows), dx, scratch, seed);
+        self.backward_weights(backend, (x, dy, rows), scratch, seed);
+    }
+
+    /// The first half of a backward: overwrites `dx` (rows, in) when it is asked for. Where rows have no
+    /// trained lengths.
+    pub(crate) fn backward_input(
+        &self,
+        backend: &B,
+        (dy, rows): (&B::Buf, usize),
+        dx: Option<&mut B::Buf>,
+        scratch: &mut LoraScratch<B>,
+        seed: Option<u64>,
+    ) {
+        let dy = Mat::new(dy, rows, self.out);
+        if let Some(lora) = &self.lora {
+            lora.inner_grad(backend, dy, scratch);
+        }
+        let Some(dx) = dx else { return };
+        let (mut dx, lora) = (MatMut::new(dx, rows, self.inp), self.lora.as_ref());
+        let tail = lora.and_then(|lora| lora.dx_tail((rows, self.inp), scratch, seed));
+        self.weight.linear_dx_with(backend, dy, tail.as_slice(), dx.again(), 0.0);
+        if let Some(lora) = lora.filter(|_| tail.is_none()) {
+            lora.add_dx(backend, dx, scratch, seed);
+        }
+    }
+
+    /// The second half: adds to the gradients of what is trained. After [`Linear::backward_input`], with
+    /// the same `dy` and `scratch`; `x` and `seed` are those of the forward.
+    pub(crate) fn backward_weights(
+        &mut self,
+        backend: &B,
+        (x, dy, rows): (&B::Buf, &B::Buf, usize),
         scratch: &mut LoraScratch<B>,
         seed: Option<u64>,
     ) {
@@ -194,29 +249,18 @@ impl<B: Backend> Linear<B> {
             let dw = MatMut::new(grad, out, inp);
             backend.gemm(dy_mat, Op::T, input, Op::N, dw, 1.0, 1.0);
         }
+        if let Some(lora) = &mut self.lora {
+            lora.grads(backend, input, dy_mat, scratch, seed);
+        }
+        self.bias_grads(backend, (dy, rows));
+    }
+
+    /// Adds to the gradients of trained biases.
+    fn bias_grads(&mut self, backend: &B, (dy, rows): (&B::Buf, usize)) {
         let columns = self.bias_columns();
         for (bias, (start, n)) in self.biases.iter_mut().zip(columns) {
             if let Some(grad) = &mut bias.grad {
-                backend.bias_grad(Mat::columns(dy, rows, start, n, out), grad);
-            }
-        }
-        let dx = dx.map(|dx| MatMut::new(dx, rows, inp));
-        match &mut self.lora {
-            Some(lora) if lora.has_dora() => {
-                let (weight, both) = (&self.weight, (input, dy_mat));
-                lora.backward_dora(backend, weight, both, dx, scratch, seed);
-            }
-            lora => {
-                if let Some(lora) = lora {
-                    lora.grads(backend, input, dy_mat, scratch, seed);
-                }
-                let Some(mut dx) = dx else { return };
-                let lora = lora.as_ref();
-                let tail = lora.and_then(|lora| lora.dx_tail((rows, inp), scratch, seed));
-                self.weight.linear_dx_with(backend, dy_mat, tail.as_slice(), dx.again(), 0.0);
-                if let Some(lora) = lora.filter(|_| tail.is_none()) {
-                    lora.add_dx(backend, dx, scratch, seed);
-                }
+                backend.bias_grad(Mat::columns(dy, rows, start, n, self.out), grad);
             }
         }
     }

@@ -6,6 +6,7 @@
 //! waking a thread for each.
 
 mod adapter;
+mod ahead;
 mod attention;
 mod bf16;
 mod buffer;
@@ -38,7 +39,9 @@ use simd::Level;
 use crate::quant::Quantized;
 use crate::shape::{Layout, check_heads, check_mask, check_rotary, documents, layout, layout_mut};
 use crate::{Adafactor, AdamW, AttnMask, Backend, CODE_BLOCK, Compute, Heads, Lion};
-use crate::{LossOptions, LossSums, Mat, MatMut, Op, RmsNorm, SecondMoment, Sgd, Tail, add_tails};
+use crate::{
+    LossOptions, LossSums, Mat, MatMut, Onto, Op, RmsNorm, SecondMoment, Sgd, Tail, add_tails,
+};
 
 /// The fast backend on the processor; see the module.
 #[derive(Clone, Copy, Debug)]
@@ -170,15 +173,22 @@ impl Cpu {
         SUMS.set(sums);
     }
 
-    /// `C <- alpha A B + tails + beta C` with factors rounded to bf16; B has so many rows and columns.
+    /// `C <- alpha A B + tails + onto` with factors rounded to bf16; B has so many rows and columns.
     fn product_bf16(
         &self,
         (a, m, k): (bf16::Factor<'_>, usize, usize),
         (b, k_b, n): (Right<'_>, usize, usize),
         tails: &[Tail<'_, Self>],
-        c: MatMut<'_, Self>,
-        (alpha, beta): (f32, f32),
+        mut c: MatMut<'_, Self>,
+        (alpha, onto): (f32, Onto<'_, Self>),
     ) {
+        let (beta, old) = match onto {
+            Onto::Buf(old) if bf16::adds_others(self.engine, m) => {
+                assert!(c.offset == 0 && c.stride == c.cols, "the result lies dense");
+                (1.0, Some(&old[..m * n]))
+            }
+            onto => (onto.settle(self, &mut c), None),
+        };
         let lc = layout_mut(self, &c);
         assert!(k == k_b && m == lc.rows && n == lc.cols, "({m}, {k}) by ({k_b}, {n}) into {lc:?}");
         let at = lc.offset.min(c.buf.len());
@@ -186,7 +196,7 @@ impl Cpu {
             ValuesMut::F32(values) => ValuesMut::F32(&mut values[at..]),
             ValuesMut::Bf16(values) => ValuesMut::Bf16(&mut values[at..]),
         };
-        let target = bf16::Target { values, stride: lc.stride, alpha, beta };
+        let target = bf16::Target { values, stride: lc.stride, alpha, beta, old };
         let tails: Vec<_> = tails.iter().map(|tail| self.low_rank(tail)).collect();
         bf16::product(self.engine, (m, n, k), a, b, &tails, target);
     }
@@ -198,7 +208,7 @@ impl Cpu {
         (b, op_b): (Mat<'_, Self>, Op),
         tails: &[Tail<'_, Self>],
         c: MatMut<'_, Self>,
-        factors: (f32, f32),
+        factors: (f32, Onto<'_, Self>),
     ) {
         let a = rounded(layout(self, &a), a.buf.values(), op_a == Op::N);
         let (b, n, k) = rounded(layout(self, &b), b.buf.values(), op_b == Op::T);
@@ -302,7 +312,7 @@ impl Backend for Cpu {
         beta: f32,
     ) {
         if self.compute == Compute::Bf16 {
-            return self.gemm_bf16((a, op_a), (b, op_b), &[], c, (alpha, beta));
+            return self.gemm_bf16((a, op_a), (b, op_b), &[], c, (alpha, Onto::Old(beta)));
         }
         if c.buf.is_rounded() {
             return self.through_f32(c, beta, |c| self.gemm(a, op_a, b, op_b, c, alpha, beta));
@@ -321,14 +331,15 @@ impl Backend for Cpu {
         b: (Mat<'_, Self>, Op),
         tails: &[Tail<'_, Self>],
         mut c: MatMut<'_, Self>,
-        beta: f32,
+        onto: Onto<'_, Self>,
     ) {
         if self.compute == Compute::Bf16 {
-            return self.gemm_bf16(a, b, tails, c, (1.0, beta));
+            return self.gemm_bf16(a, b, tails, c, (1.0, onto));
         }
         if c.buf.is_rounded() {
-            return self.through_f32(c, beta, |c| self.gemm_with(a, b, tails, c, beta));
+            return self.through_f32(c, onto.beta(), |c| self.gemm_with(a, b, tails, c, onto));
         }
+        let beta = onto.settle(self, &mut c);
         self.gemm(a.0, a.1, b.0, b.1, c.again(), 1.0, beta);
         add_tails(self, tails, c);
     }
@@ -355,7 +366,7 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, x: Mat<'_, Self>, w: &CpuFrozen, y: MatMut<'_, Self>, beta: f32) {
-        self.linear_with(x, w, &[], y, beta);
+        self.linear_with(x, w, &[], y, Onto::Old(beta));
     }
 
     fn linear_dx(&self, dy: Mat<'_, Self>, w: &CpuFrozen, dx: MatMut<'_, Self>, beta: f32) {
@@ -368,16 +379,17 @@ impl Backend for Cpu {
         w: &CpuFrozen,
         tails: &[Tail<'_, Self>],
         mut y: MatMut<'_, Self>,
-        beta: f32,
+        onto: Onto<'_, Self>,
     ) {
         if let Some(weight) = self.in_bf16(w) {
             let a = rounded(layout(self, &x), x.buf.values(), true);
             let right = (Right::Rows(weight), w.inp, w.out);
-            return self.product_bf16(a, right, tails, y, (1.0, beta));
+            return self.product_bf16(a, right, tails, y, (1.0, onto));
         }
         if y.buf.is_rounded() {
-            return self.through_f32(y, beta, |y| self.linear_with(x, w, tails, y, beta));
+            return self.through_f32(y, onto.beta(), |y| self.linear_with(x, w, tails, y, onto));
         }
+        let beta = onto.settle(self, &mut y);
         match &w.weight {
             Weight::Dense(dense) => {
                 let w = Mat::new(dense, w.out, w.inp);
@@ -400,7 +412,7 @@ impl Backend for Cpu {
         if let Some(weight) = self.in_bf16(w) {
             let a = rounded(layout(self, &dy), dy.buf.values(), true);
             let right = (Right::Columns(weight), w.out, w.inp);
-            return self.product_bf16(a, right, tails, dx, (1.0, beta));
+            return self.product_bf16(a, right, tails, dx, (1.0, Onto::Old(beta)));
         }
         if dx.buf.is_rounded() {
             return self.through_f32(dx, beta, |dx| self.linear_dx_with(dy, w, tails, dx, beta));
@@ -620,10 +632,10 @@ impl Backend for Cpu {
         });
     }
 
-    fn swiglu_backward(&self, dh: &CpuBuf, (rows, i): (usize, usize), gate_up: &mut CpuBuf) {
-        with_values!([dh: dh] [gate_up: gate_up] {
+    fn swiglu_backward(&self, h: &mut CpuBuf, (rows, i): (usize, usize), gate_up: &mut CpuBuf) {
+        with_values!([] [h: h, gate_up: gate_up] {
             let gate_up = &mut gate_up[..rows * 2 * i];
-            pointwise::swiglu_backward(self.level, &dh[..rows * i], i, gate_up);
+            pointwise::swiglu_backward(self.level, &mut h[..rows * i], i, gate_up);
         });
     }
 
@@ -633,10 +645,10 @@ impl Backend for Cpu {
         });
     }
 
-    fn geglu_backward(&self, dh: &CpuBuf, (rows, i): (usize, usize), gate_up: &mut CpuBuf) {
-        with_values!([dh: dh] [gate_up: gate_up] {
+    fn geglu_backward(&self, h: &mut CpuBuf, (rows, i): (usize, usize), gate_up: &mut CpuBuf) {
+        with_values!([] [h: h, gate_up: gate_up] {
             let gate_up = &mut gate_up[..rows * 2 * i];
-            pointwise::geglu_backward(self.level, &dh[..rows * i], i, gate_up);
+            pointwise::geglu_backward(self.level, &mut h[..rows * i], i, gate_up);
         });
     }
 

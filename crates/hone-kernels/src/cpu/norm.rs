@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use rayon::prelude::*;
 
+use super::ahead;
 use super::par::{self, task_rows};
 use super::pointwise::extent;
 use super::simd::{Level, simd_fn};
@@ -123,6 +124,8 @@ pub(super) fn forward<Y: Value>(
     y.par_chunks_mut(rows * d).zip(r.par_chunks_mut(rows)).enumerate().for_each(|(t, (y, r))| {
         let x = &x[t * rows * d..];
         for ((y, x), r) in y.chunks_mut(d).zip(x.chunks(d)).zip(r) {
+            ahead::ask(x, d);
+            ahead::ask(y, d);
             *r = inverse_root(level, x, norm.eps);
             scale_row(level, x, w, *r, y);
         }
@@ -148,6 +151,9 @@ pub(super) fn backward(
             let at = t * rows * d;
             let inputs = dy[at..].chunks(d).zip(x[at..].chunks(d)).zip(&r[t * rows..]);
             for (dx, ((dy, x), &r)) in dx.chunks_mut(d).zip(inputs) {
+                ahead::ask(dy, d);
+                ahead::ask(x, d);
+                ahead::ask(dx, d);
                 backward_row(level, dy, x, w, r, dx, &mut sum);
             }
             sum
@@ -235,6 +241,7 @@ pub(super) fn rope<X: Value>(
     par::pieces(qkv, rows * width, |t, piece| {
         for (row, &p) in piece.chunks_mut(width).zip(&positions[t * rows..]) {
             let (cos, sin) = cos_sin[p as usize * rotary..][..rotary].split_at(rotary / 2);
+            ahead::ask(row, width);
             rotate(level, &mut row[..(heads.n_q + heads.n_kv) * dim], dim, cos, sin, sign);
         }
     });

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::ahead;
 use super::par::{self, TASK_VALUES, task_rows};
 use super::simd::{Level, Simd, exp, simd_fn, tanh};
 use super::value::Value;
@@ -52,16 +53,19 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// A row of SwiGLU's backward: gates and ups become their gradients.
-    fn swiglu_backward_row<s, H: Value, G: Value>(dh: &[H], gate: &mut [G], up: &mut [G]) {
-        let one = s.splat(1.0);
-        let rows = dh.chunks(S::LANES).zip(gate.chunks_mut(S::LANES)).zip(up.chunks_mut(S::LANES));
-        for ((dh, gate_at), up_at) in rows {
-            let (dh, gate, up) = (H::load(s, dh), G::load(s, gate_at), G::load(s, up_at));
+    /// A row of SwiGLU's backward: gates and ups become their gradients, and the output's gradient the
+    /// output.
+    fn swiglu_backward_row<s, H: Value, G: Value>(h: &mut [H], gate: &mut [G], up: &mut [G]) {
+        let (one, lanes) = (s.splat(1.0), S::LANES);
+        let rows = h.chunks_mut(lanes).zip(gate.chunks_mut(lanes)).zip(up.chunks_mut(lanes));
+        for ((h_at, gate_at), up_at) in rows {
+            let (dh, gate, up) = (H::load(s, h_at), G::load(s, gate_at), G::load(s, up_at));
             let sigmoid = s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), gate))));
             let slope = s.mul(sigmoid, s.fma(gate, s.sub(one, sigmoid), one));
+            let gated = s.mul(gate, sigmoid);
             G::store(s, gate_at, s.mul(s.mul(dh, up), slope));
-            G::store(s, up_at, s.mul(dh, s.mul(gate, sigmoid)));
+            G::store(s, up_at, s.mul(dh, gated));
+            H::store(s, h_at, s.mul(gated, up));
         }
     }
 }
@@ -99,12 +103,13 @@ simd_fn! {
 }
 
 simd_fn! {
-    /// A row of GeGLU's backward: gates and ups become their gradients.
-    fn geglu_backward_row<s, H: Value, G: Value>(dh: &[H], gate: &mut [G], up: &mut [G]) {
-        let (one, half) = (s.splat(1.0), s.splat(0.5));
-        let rows = dh.chunks(S::LANES).zip(gate.chunks_mut(S::LANES)).zip(up.chunks_mut(S::LANES));
-        for ((dh, gate_at), up_at) in rows {
-            let (dh, gate, up) = (H::load(s, dh), G::load(s, gate_at), G::load(s, up_at));
+    /// A row of GeGLU's backward: gates and ups become their gradients, and the output's gradient the
+    /// output.
+    fn geglu_backward_row<s, H: Value, G: Value>(h: &mut [H], gate: &mut [G], up: &mut [G]) {
+        let (one, half, lanes) = (s.splat(1.0), s.splat(0.5), S::LANES);
+        let rows = h.chunks_mut(lanes).zip(gate.chunks_mut(lanes)).zip(up.chunks_mut(lanes));
+        for ((h_at, gate_at), up_at) in rows {
+            let (dh, gate, up) = (H::load(s, h_at), G::load(s, gate_at), G::load(s, up_at));
             let (x, t) = gelu_tanh(s, gate);
             let share = s.mul(half, s.add(one, t));
             let rise = s.fma(s.splat(3.0 * GELU_CUBIC), s.mul(x, x), one);
@@ -112,7 +117,9 @@ simd_fn! {
             let bend = s.mul(s.sub(one, t), s.add(one, t));
             let slope = s.fma(s.mul(s.mul(half, x), bend), du, share);
             G::store(s, gate_at, s.mul(s.mul(dh, up), slope));
-            G::store(s, up_at, s.mul(dh, s.mul(gate, share)));
+            let gated = s.mul(gate, share);
+            G::store(s, up_at, s.mul(dh, gated));
+            H::store(s, h_at, s.mul(gated, up));
         }
     }
 }
@@ -208,56 +215,82 @@ pub(super) fn dropout<X: Value, Y: Value>(
     });
 }
 
-/// See [`crate::Backend::swiglu`].
-pub(super) fn swiglu<G: Value, H: Value>(level: Level, gate_up: &[G], i: usize, h: &mut [H]) {
+/// Values of a row of gates that are handled at a time, while those of the next row are asked for.
+const GATE_VALUES: usize = 256;
+
+/// Calls `row(gate, up, h)` with pieces of each row of gates and ups and of the (T, i) values `h`. The
+/// ones below them are on their way from memory meanwhile.
+fn each_gate<G: Value, H: Value>(
+    gate_up: &[G],
+    i: usize,
+    h: &mut [H],
+    row: impl Fn(&[G], &[G], &mut [H]) + Sync + Send,
+) {
     let rows = task_rows(i);
     par::pieces(h, rows * i, |t, piece| {
         for (h, gate_up) in piece.chunks_mut(i).zip(gate_up[t * rows * 2 * i..].chunks(2 * i)) {
-            swiglu_row(level, &gate_up[..i], &gate_up[i..], h);
+            let (gate, up) = gate_up.split_at(i);
+            let pieces = gate.chunks(GATE_VALUES).zip(up.chunks(GATE_VALUES));
+            for ((gate, up), h) in pieces.zip(h.chunks_mut(GATE_VALUES)) {
+                ahead::ask(gate, 2 * i);
+                ahead::ask(up, 2 * i);
+                row(gate, up, h);
+            }
         }
     });
+}
+
+/// Calls `row(h, gate, up)` as [`each_gate`] does, to change all three.
+fn each_gate_mut<G: Value, H: Value>(
+    h: &mut [H],
+    i: usize,
+    gate_up: &mut [G],
+    row: impl Fn(&mut [H], &mut [G], &mut [G]) + Sync + Send,
+) {
+    let rows = task_rows(i);
+    let tasks = h.par_chunks_mut(rows * i).zip(gate_up.par_chunks_mut(rows * 2 * i));
+    tasks.for_each(|(h, gate_up)| {
+        for (h, gate_up) in h.chunks_mut(i).zip(gate_up.chunks_mut(2 * i)) {
+            let (gate, up) = gate_up.split_at_mut(i);
+            let pieces = gate.chunks_mut(GATE_VALUES).zip(up.chunks_mut(GATE_VALUES));
+            for ((gate, up), h) in pieces.zip(h.chunks_mut(GATE_VALUES)) {
+                ahead::ask(gate, 2 * i);
+                ahead::ask(up, 2 * i);
+                ahead::ask(h, i);
+                row(h, gate, up);
+            }
+        }
+    });
+}
+
+/// See [`crate::Backend::swiglu`].
+pub(super) fn swiglu<G: Value, H: Value>(level: Level, gate_up: &[G], i: usize, h: &mut [H]) {
+    each_gate(gate_up, i, h, |gate, up, h| swiglu_row(level, gate, up, h));
 }
 
 /// See [`crate::Backend::swiglu_backward`].
 pub(super) fn swiglu_backward<H: Value, G: Value>(
     level: Level,
-    dh: &[H],
+    h: &mut [H],
     i: usize,
     gate_up: &mut [G],
 ) {
-    let rows = task_rows(i);
-    par::pieces(gate_up, rows * 2 * i, |t, piece| {
-        for (gate_up, dh) in piece.chunks_mut(2 * i).zip(dh[t * rows * i..].chunks(i)) {
-            let (gate, up) = gate_up.split_at_mut(i);
-            swiglu_backward_row(level, dh, gate, up);
-        }
-    });
+    each_gate_mut(h, i, gate_up, |h, gate, up| swiglu_backward_row(level, h, gate, up));
 }
 
 /// See [`crate::Backend::geglu`].
 pub(super) fn geglu<G: Value, H: Value>(level: Level, gate_up: &[G], i: usize, h: &mut [H]) {
-    let rows = task_rows(i);
-    par::pieces(h, rows * i, |t, piece| {
-        for (h, gate_up) in piece.chunks_mut(i).zip(gate_up[t * rows * 2 * i..].chunks(2 * i)) {
-            geglu_row(level, &gate_up[..i], &gate_up[i..], h);
-        }
-    });
+    each_gate(gate_up, i, h, |gate, up, h| geglu_row(level, gate, up, h));
 }
 
 /// See [`crate::Backend::geglu_backward`].
 pub(super) fn geglu_backward<H: Value, G: Value>(
     level: Level,
-    dh: &[H],
+    h: &mut [H],
     i: usize,
     gate_up: &mut [G],
 ) {
-    let rows = task_rows(i);
-    par::pieces(gate_up, rows * 2 * i, |t, piece| {
-        for (gate_up, dh) in piece.chunks_mut(2 * i).zip(dh[t * rows * i..].chunks(i)) {
-            let (gate, up) = gate_up.split_at_mut(i);
-            geglu_backward_row(level, dh, gate, up);
-        }
-    });
+    each_gate_mut(h, i, gate_up, |h, gate, up| geglu_backward_row(level, h, gate, up));
 }
 
 /// See [`crate::Backend::soft_cap`].

@@ -14,7 +14,7 @@ use std::ops::{Deref, DerefMut, Range};
 use crate::quant::Quantized;
 use crate::shape::{check_heads, check_mask, check_rotary, documents, layout, layout_mut};
 use crate::{Adafactor, AdamW, AttnMask, Backend, Compute, Heads, Lion, LossOptions};
-use crate::{LossSums, Mat, MatMut, Op, RmsNorm, SecondMoment, Sgd, Tail, add_tails, rng};
+use crate::{LossSums, Mat, MatMut, Onto, Op, RmsNorm, SecondMoment, Sgd, Tail, add_tails, rng};
 
 /// The backend of naive loops in f64, whose products take their factors as they are or rounded to
 /// bf16.
@@ -216,9 +216,10 @@ impl Backend for Reference {
         (b, op_b): (Mat<'_, Self>, Op),
         tails: &[Tail<'_, Self>],
         c: MatMut<'_, Self>,
-        beta: f32,
+        onto: Onto<'_, Self>,
     ) {
         rounded_once(c, |mut c| {
+            let beta = onto.settle(self, &mut c);
             self.gemm(a, op_a, b, op_b, c.again(), 1.0, beta);
             for tail in tails {
                 // Scaled before it is rounded.
@@ -236,9 +237,9 @@ impl Backend for Reference {
         w: &FrozenF64,
         tails: &[Tail<'_, Self>],
         y: MatMut<'_, Self>,
-        beta: f32,
+        onto: Onto<'_, Self>,
     ) {
-        self.gemm_with((x, Op::N), (w.mat(), Op::T), tails, y, beta);
+        self.gemm_with((x, Op::N), (w.mat(), Op::T), tails, y, onto);
     }
 
     fn linear_dx_with(
@@ -249,7 +250,7 @@ impl Backend for Reference {
         dx: MatMut<'_, Self>,
         beta: f32,
     ) {
-        self.gemm_with((dy, Op::N), (w.mat(), Op::N), tails, dx, beta);
+        self.gemm_with((dy, Op::N), (w.mat(), Op::N), tails, dx, Onto::Old(beta));
     }
 
     fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> FrozenF64 {
@@ -489,16 +490,18 @@ impl Backend for Reference {
         h.settle();
     }
 
-    fn swiglu_backward(&self, dh: &F64Buf, (rows, i): (usize, usize), gate_up: &mut F64Buf) {
+    fn swiglu_backward(&self, dh: &mut F64Buf, (rows, i): (usize, usize), gate_up: &mut F64Buf) {
         for t in 0..rows {
             for j in 0..i {
-                let (g_at, u_at, dh) = (t * 2 * i + j, t * 2 * i + i + j, dh[t * i + j]);
+                let (g_at, u_at, h_at) = (t * 2 * i + j, t * 2 * i + i + j, t * i + j);
                 let (gate, up, s) = (gate_up[g_at], gate_up[u_at], sigmoid(gate_up[g_at]));
-                gate_up[g_at] = dh * up * s * (1.0 + gate * (1.0 - s));
-                gate_up[u_at] = dh * gate * s;
+                gate_up[g_at] = dh[h_at] * up * s * (1.0 + gate * (1.0 - s));
+                gate_up[u_at] = dh[h_at] * gate * s;
+                dh[h_at] = gate * s * up;
             }
         }
         gate_up.settle();
+        dh.settle();
     }
 
     fn geglu(&self, gate_up: &F64Buf, (rows, i): (usize, usize), h: &mut F64Buf) {
@@ -511,18 +514,20 @@ impl Backend for Reference {
         h.settle();
     }
 
-    fn geglu_backward(&self, dh: &F64Buf, (rows, i): (usize, usize), gate_up: &mut F64Buf) {
+    fn geglu_backward(&self, dh: &mut F64Buf, (rows, i): (usize, usize), gate_up: &mut F64Buf) {
         for t in 0..rows {
             for j in 0..i {
-                let (g_at, u_at, dh) = (t * 2 * i + j, t * 2 * i + i + j, dh[t * i + j]);
+                let (g_at, u_at, h_at) = (t * 2 * i + j, t * 2 * i + i + j, t * i + j);
                 let (gate, up) = (gate_up[g_at], gate_up[u_at]);
                 let (tanh, du) = gelu_tanh(gate);
                 let slope = 0.5 * (1.0 + tanh) + 0.5 * gate * (1.0 - tanh * tanh) * du;
-                gate_up[g_at] = dh * up * slope;
-                gate_up[u_at] = dh * 0.5 * gate * (1.0 + tanh);
+                gate_up[g_at] = dh[h_at] * up * slope;
+                gate_up[u_at] = dh[h_at] * 0.5 * gate * (1.0 + tanh);
+                dh[h_at] = 0.5 * gate * (1.0 + tanh) * up;
             }
         }
         gate_up.settle();
+        dh.settle();
     }
 
     fn soft_cap(&self, x: &mut F64Buf, cap: f32, n: usize) {

@@ -102,6 +102,8 @@ fn products_are_sums_of_rounded_factors() {
         (17, 400, 800),
         (2048, 8, 40),
         (3, 1100, 70),
+        (35, 100, 601),
+        (100, 35, 601),
     ];
     let magnitudes = [(1.0, 1.0), (1e30, 1e-30), (1e-30, 1e-5), (1e-40, 1.0), (0.0, 1.0)];
     let (mut n, mut worst) = (0, 0.0_f64);
@@ -118,7 +120,7 @@ fn products_are_sums_of_rounded_factors() {
             }
         }
     }
-    assert_eq!(n, 8 * (12 * magnitudes.len() + 3));
+    assert_eq!(n, 8 * (12 * magnitudes.len() + 5));
     // Below the bound, and far enough above nothing to say that it was looked for.
     assert!(worst > 1e-3, "{worst:e}");
 }
@@ -237,6 +239,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
         Case::Linear(600, 1152, 576),
         Case::Linear(8, 20_000, 128),
         Case::Linear(40, 50, 20_000),
+        Case::Linear(150, 3000, 40),
         Case::Linear4Bit(40, 2000, 600),
         Case::Tails(600, 1157, 576, &[16, 4, 16]),
         Case::Tails(40, 50, 9000, &[8]),

@@ -2,7 +2,9 @@
 
 use super::further::{self, further_cases};
 use crate::quant::{CodeBook, QuantSpec, Quantized, ValueType};
-use crate::{AdamW, AttnMask, Backend, Heads, LossOptions, Mat, MatMut, Op, RmsNorm, Tail, rng};
+use crate::{
+    AdamW, AttnMask, Backend, Heads, LossOptions, Mat, MatMut, Onto, Op, RmsNorm, Tail, rng,
+};
 
 /// What of a case is compared: a name, its values, and the error allowed relative to their largest
 /// magnitude.
@@ -86,6 +88,7 @@ pub(super) fn all() -> Vec<Case> {
         Case::Linear(2, 66, 1537),
         Case::Linear(9, 70, 33),
         Case::Linear(16, 333, 800),
+        Case::Linear(150, 3000, 33),
         Case::Tails(1, 9, 3, &[1]),
         Case::Tails(3, 70, 33, &[2, 3]),
         Case::Tails(200, 389, 128, &[16, 8, 16]),
@@ -321,13 +324,16 @@ fn tails<B: Backend>(b: &B, (t, out, inp): (usize, usize, usize), ranks: &[usize
     let of_dx = [Tail { u: du, v: a, op_v: Op::N, column: 0, scale: 1.0 }];
     let (x, dy) = (Mat::new(&x, t, inp), Mat::new(&dy, t, out));
     let (mut y, mut z) = (b.upload(&old), b.upload(&vec![f32::NAN; t * out]));
-    b.linear_with(x, &frozen, &tails, MatMut::new(&mut y, t, out), 1.0);
+    b.linear_with(x, &frozen, &tails, MatMut::new(&mut y, t, out), Onto::Old(1.0));
+    let (old, mut sum) = (b.upload(&old), b.upload(&vec![f32::NAN; t * out]));
+    b.linear_with(x, &frozen, &tails, MatMut::new(&mut sum, t, out), Onto::Buf(&old));
     let w = Mat::new(&plain, out, inp);
-    b.gemm_with((x, Op::N), (w, Op::T), &tails, MatMut::new(&mut z, t, out), 0.0);
+    b.gemm_with((x, Op::N), (w, Op::T), &tails, MatMut::new(&mut z, t, out), Onto::Old(0.0));
     let mut dx = b.upload(&vec![f32::NAN; t * inp]);
     b.linear_dx_with(dy, &frozen, &of_dx, MatMut::new(&mut dx, t, inp), 0.0);
     vec![
         output("y", b.download(&y), 1e-6),
+        output("sum", b.download(&sum), 1e-6),
         output("z", b.download(&z), 1e-6),
         output("dx", b.download(&dx), 1e-6),
     ]
@@ -470,11 +476,16 @@ fn group_norm<B: Backend>(
     ]
 }
 
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
 fn geglu<B: Backend>(b: &B, rows: usize, i: usize, magnitude: f32) -> Vec<Output> {
     let mut gate_up = b.upload(&data(1, rows * 2 * i, magnitude));
-    let (dh, mut h) = (b.upload(&data(2, rows * i, 1.0)), b.zeros(rows * i));
+    let (mut again, mut h) = (b.upload(&data(2, rows * i, 1.0)), b.zeros(rows * i));
     b.geglu(&gate_up, (rows, i), &mut h);
-    b.geglu_backward(&dh, (rows, i), &mut gate_up);
+    b.geglu_backward(&mut again, (rows, i), &mut gate_up);
+    assert_eq!(bits(&b.download(&again)), bits(&b.download(&h)), "the backward's output");
     vec![output("h", b.download(&h), 1e-6), output("dgate_up", b.download(&gate_up), 2e-6)]
 }
 
@@ -504,9 +515,10 @@ fn rope<B: Backend>(b: &B, t: usize, heads: Heads, rotary: usize) -> Vec<Output>
 
 fn swiglu<B: Backend>(b: &B, rows: usize, i: usize, magnitude: f32) -> Vec<Output> {
     let mut gate_up = b.upload(&data(1, rows * 2 * i, magnitude));
-    let (dh, mut h) = (b.upload(&data(2, rows * i, 1.0)), b.zeros(rows * i));
+    let (mut again, mut h) = (b.upload(&data(2, rows * i, 1.0)), b.zeros(rows * i));
     b.swiglu(&gate_up, (rows, i), &mut h);
-    b.swiglu_backward(&dh, (rows, i), &mut gate_up);
+    b.swiglu_backward(&mut again, (rows, i), &mut gate_up);
+    assert_eq!(bits(&b.download(&again)), bits(&b.download(&h)), "the backward's output");
     vec![output("h", b.download(&h), 1e-6), output("dgate_up", b.download(&gate_up), 1e-6)]
 }
 

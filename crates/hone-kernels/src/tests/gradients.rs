@@ -161,13 +161,15 @@ fn rope() {
 
 /// An activation of gates and ups, into `h` or the gradient.
 type Glu = fn(&Buf, (usize, usize), &mut Buf);
+/// Its backward.
+type GluBackward = fn(&mut Buf, (usize, usize), &mut Buf);
 
 /// Checks the gradient of a gated activation.
-fn check_glu(forward: Glu, backward: Glu) {
+fn check_glu(forward: Glu, backward: GluBackward) {
     let (rows, i) = (3, 5);
     let (x, dh) = (normals(1, rows * 2 * i), normals(2, rows * i));
     let mut dx = x.clone();
-    backward(&dh, (rows, i), &mut dx);
+    backward(&mut dh.clone(), (rows, i), &mut dx);
     check("gate_up", &x, &dx, |x| {
         let mut h = Reference.zeros(rows * i);
         forward(x, (rows, i), &mut h);

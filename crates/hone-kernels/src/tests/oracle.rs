@@ -59,9 +59,9 @@ fn swiglu() -> Result<()> {
     let want = silu(&gate)?.mul(&up)?;
     let grads = want.mul(&constant(&dh, &[rows, i])?)?.sum_all()?.backward()?;
 
-    let (mut x, dh, mut h) = (cpu.upload(&x), cpu.upload(&dh), cpu.zeros(rows * i));
+    let (mut x, mut dh, mut h) = (cpu.upload(&x), cpu.upload(&dh), cpu.zeros(rows * i));
     cpu.swiglu(&x, (rows, i), &mut h);
-    cpu.swiglu_backward(&dh, (rows, i), &mut x);
+    cpu.swiglu_backward(&mut dh, (rows, i), &mut x);
     check("h", &h, &want)?;
     check("dx", &x, grads.get(&x_var).expect("x is a variable"))
 }

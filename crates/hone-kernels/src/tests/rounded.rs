@@ -146,7 +146,7 @@ fn layers<B: Backend>(b: &B, s: Shape, (from, to): (bool, bool)) -> Vec<Found> {
 
     let size = (s.rows, s.cols);
     let gate_up = m.normal(from, 8, 2 * n, s.size);
-    let dh = m.normal(from, 9, n, 1.0);
+    let dh = || m.normal(from, 9, n, 1.0);
     let mut glu = |name, run: &dyn Fn(&mut B::Buf), n| {
         let mut h = m.normal(to, 8, n, s.size);
         run(&mut h);
@@ -154,8 +154,8 @@ fn layers<B: Backend>(b: &B, s: Shape, (from, to): (bool, bool)) -> Vec<Found> {
     };
     glu("swiglu", &|h| b.swiglu(&gate_up, size, h), n);
     glu("geglu", &|h| b.geglu(&gate_up, size, h), n);
-    glu("dswiglu", &|gate_up| b.swiglu_backward(&dh, size, gate_up), 2 * n);
-    glu("dgeglu", &|gate_up| b.geglu_backward(&dh, size, gate_up), 2 * n);
+    glu("dswiglu", &|gate_up| b.swiglu_backward(&mut dh(), size, gate_up), 2 * n);
+    glu("dgeglu", &|gate_up| b.geglu_backward(&mut dh(), size, gate_up), 2 * n);
 
     for (heads, rotary) in [(heads(3, 1, 40), 40), (heads(2, 1, 12), 6)] {
         let positions: Vec<u32> = (0..s.rows as u32).map(|i| i * 7 % 50).collect();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hone_kernels::quant::Quantized;
 use hone_kernels::{
     Adafactor, AdamW, AttnMask, Backend, Compute, Heads, Lion, LossOptions, LossSums, Mat, MatMut,
-    Op, RmsNorm, SecondMoment, Sgd, Tail,
+    Onto, Op, RmsNorm, SecondMoment, Sgd, Tail,
 };
 
 /// Calls, seconds and multiplications with their sums by operator; products by their
@@ -94,6 +94,13 @@ impl<B: Backend> Timed<B> {
             Tail { u: Self::mat(u), v: Self::mat(v), op_v, column, scale }
         };
         tails.iter().map(inner).collect()
+    }
+
+    fn onto<'a>(onto: Onto<'a, Self>) -> Onto<'a, B> {
+        match onto {
+            Onto::Old(beta) => Onto::Old(beta),
+            Onto::Buf(buf) => Onto::Buf(buf),
+        }
     }
 
     fn mat<'a>(m: Mat<'a, Self>) -> Mat<'a, B> {
@@ -181,12 +188,14 @@ impl<B: Backend> Backend for Timed<B> {
         (b, op_b): (Mat<'_, Self>, Op),
         tails: &[Tail<'_, Self>],
         c: MatMut<'_, Self>,
-        beta: f32,
+        onto: Onto<'_, Self>,
     ) {
         let (a, b) = (Self::mat(a), Self::mat(b));
         let (tails, c) = (Self::tails(tails), Self::mat_mut(c));
         let k = if op_a == Op::N { a.cols } else { a.rows };
-        product("gemm_with", [c.rows, k, c.cols], || self.0.gemm_with((a, op_a), (b, op_b), &tails, c, beta));
+        product("gemm_with", [c.rows, k, c.cols], || {
+            self.0.gemm_with((a, op_a), (b, op_b), &tails, c, Self::onto(onto))
+        });
     }
     fn linear_with(
         &self,
@@ -194,10 +203,12 @@ impl<B: Backend> Backend for Timed<B> {
         w: &B::Frozen,
         tails: &[Tail<'_, Self>],
         y: MatMut<'_, Self>,
-        beta: f32,
+        onto: Onto<'_, Self>,
     ) {
         let (x, tails, y) = (Self::mat(x), Self::tails(tails), Self::mat_mut(y));
-        product("linear", [x.rows, x.cols, y.cols], || self.0.linear_with(x, w, &tails, y, beta));
+        product("linear", [x.rows, x.cols, y.cols], || {
+            self.0.linear_with(x, w, &tails, y, Self::onto(onto))
+        });
     }
     fn linear_dx_with(
         &self,
@@ -208,7 +219,9 @@ impl<B: Backend> Backend for Timed<B> {
         beta: f32,
     ) {
         let (dy, tails, dx) = (Self::mat(dy), Self::tails(tails), Self::mat_mut(dx));
-        product("linear_dx", [dy.rows, dy.cols, dx.cols], || self.0.linear_dx_with(dy, w, &tails, dx, beta));
+        product("linear_dx", [dy.rows, dy.cols, dx.cols], || {
+            self.0.linear_dx_with(dy, w, &tails, dx, beta)
+        });
     }
     fn freeze_4bit(&self, parts: Vec<Quantized>, inp: usize) -> B::Frozen {
         self.0.freeze_4bit(parts, inp)
@@ -345,13 +358,13 @@ impl<B: Backend> Backend for Timed<B> {
     fn swiglu(&self, gate_up: &B::Buf, size: (usize, usize), h: &mut B::Buf) {
         timed("swiglu", || self.0.swiglu(gate_up, size, h));
     }
-    fn swiglu_backward(&self, dh: &B::Buf, size: (usize, usize), gate_up: &mut B::Buf) {
+    fn swiglu_backward(&self, dh: &mut B::Buf, size: (usize, usize), gate_up: &mut B::Buf) {
         timed("swiglu_backward", || self.0.swiglu_backward(dh, size, gate_up));
     }
     fn geglu(&self, gate_up: &B::Buf, size: (usize, usize), h: &mut B::Buf) {
         timed("geglu", || self.0.geglu(gate_up, size, h));
     }
-    fn geglu_backward(&self, dh: &B::Buf, size: (usize, usize), gate_up: &mut B::Buf) {
+    fn geglu_backward(&self, dh: &mut B::Buf, size: (usize, usize), gate_up: &mut B::Buf) {
         timed("geglu_backward", || self.0.geglu_backward(dh, size, gate_up));
     }
     fn soft_cap(&self, x: &mut B::Buf, cap: f32, n: usize) {

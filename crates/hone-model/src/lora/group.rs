@@ -271,7 +271,7 @@ impl<B: Backend> LoraGroup<B> {
     }
 
     /// What the adapters add to the gradient at the map's input, du A, as a low-rank part of its
-    /// product; `None` where it must go through a mask first. After [`LoraGroup::grads`].
+    /// product; `None` where it must go through a mask first. After [`LoraGroup::inner_grad`].
     pub(crate) fn dx_tail<'a>(
         &'a self,
         (rows, inp): (usize, usize),
@@ -304,7 +304,12 @@ impl<B: Backend> LoraGroup<B> {
         }
     }
 
-    /// Adds to the adapters' gradients; `scratch.du` is then the gradient at X At. Without DoRA.
+    /// `scratch.du` <- the gradient at X At. Without DoRA.
+    pub(crate) fn inner_grad(&self, backend: &B, dy: Mat<'_, B>, scratch: &mut LoraScratch<B>) {
+        self.find_du(backend, dy, &mut scratch.du);
+    }
+
+    /// Adds to the adapters' gradients. After [`LoraGroup::inner_grad`]; without DoRA.
     pub(crate) fn grads(
         &mut self,
         backend: &B,
@@ -318,7 +323,8 @@ impl<B: Backend> LoraGroup<B> {
         self.factor_grads(backend, x, dy, (u, du, dropped), seed);
     }
 
-    /// `dx` (T, in) <- `dx` + what comes through the adapters. After [`LoraGroup::grads`].
+    /// `dx` (T, in) <- `dx` + what comes through the adapters. After [`LoraGroup::inner_grad`]; X after
+    /// dropout is lost.
     pub(crate) fn add_dx(
         &self,
         backend: &B,
@@ -339,21 +345,28 @@ impl<B: Backend> LoraGroup<B> {
         }
     }
 
-    /// dB, du and dA, from u and the input after dropout.
+    /// du, the gradient at X At.
+    fn find_du(&self, backend: &B, dy: Mat<'_, B>, du: &mut B::Buf) {
+        for m in &self.members {
+            let dy = Mat { offset: dy.offset + m.out_start, cols: m.out, ..dy };
+            let b = Mat::new(&m.b.value, m.out, m.rank);
+            let du = MatMut::columns(du, dy.rows, m.rank_start, m.rank, self.rank);
+            backend.gemm(dy, Op::N, b, Op::N, du, m.scaling, 0.0);
+        }
+    }
+
+    /// dB and dA, from u, du and the input after dropout.
     fn factor_grads(
         &mut self,
         backend: &B,
         x: Mat<'_, B>,
         dy: Mat<'_, B>,
-        (u, du, dropped): (&B::Buf, &mut B::Buf, &B::Buf),
+        (u, du, dropped): (&B::Buf, &B::Buf, &B::Buf),
         seed: Option<u64>,
     ) {
         let (rows, inp, rank) = (x.rows, x.cols, self.rank);
         for m in &mut self.members {
             let dy = Mat { offset: dy.offset + m.out_start, cols: m.out, ..dy };
-            let b = Mat::new(&m.b.value, m.out, m.rank);
-            let du = MatMut::columns(du, rows, m.rank_start, m.rank, rank);
-            backend.gemm(dy, Op::N, b, Op::N, du, m.scaling, 0.0);
             if let Some(grad) = &mut m.b.grad {
                 let u = Mat::columns(u, rows, m.rank_start, m.rank, rank);
                 let db = MatMut::new(grad, m.out, m.rank);

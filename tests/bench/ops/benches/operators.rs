@@ -230,8 +230,8 @@ fn rows(session: &mut Session, cpu: &Cpu) {
     });
     let (mut gate_up, mut h) = (normals(cpu, T * 2 * I), normals(cpu, T * I));
     session.moves("swiglu", 3 * F32 * T * I, || cpu.swiglu(&gate_up, (T, I), &mut h));
-    session.moves("swiglu_backward", 5 * F32 * T * I, || {
-        cpu.swiglu_backward(&h, (T, I), &mut gate_up);
+    session.moves("swiglu_backward", 6 * F32 * T * I, || {
+        cpu.swiglu_backward(&mut h, (T, I), &mut gate_up);
     });
     session.moves("add", 3 * row, || cpu.add(&x, &mut y, T * D));
     session.moves("copy", 2 * row, || cpu.copy(&x, &mut y, T * D));

@@ -114,7 +114,7 @@ fn whole_block(job: &Job<'_>, rows: Range<usize>, cols: Range<usize>, scratch: &
         let (is_first, is_last) = (nth == 0, nth + 1 == runs.len());
         let ends = Ends {
             alpha: job.alpha,
-            old: if is_first { job.out } else { between },
+            old: if is_first { job.old } else { between },
             beta: if is_first { job.beta } else { 1.0 },
             to: if is_last { job.out } else { between },
         };
@@ -175,7 +175,7 @@ fn lines<'a>(
 
 /// Packs lanes of a factor along a run, group after group.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-fn pack_groups(x: Factor<'_>, lanes: Range<usize>, run: Range<usize>, to: &mut [Pairs]) {
+pub(super) fn pack_groups(x: Factor<'_>, lanes: Range<usize>, run: Range<usize>, to: &mut [Pairs]) {
     let n_pairs = run.len().div_ceil(2);
     for (start, to) in lanes.clone().step_by(GROUP).zip(to.chunks_mut(n_pairs.max(1))) {
         let group = start..lanes.end.min(start + GROUP);
@@ -218,10 +218,10 @@ pub(in crate::cpu) struct Laid<'a> {
 
 /// Bytes up to which a right factor is packed for all blocks at once: a part of the cache that cores
 /// share.
-const LAID_BYTES_MAX: usize = 16 << 20;
+const LAID_BYTES_MAX: usize = if cfg!(test) { 1 << 18 } else { 16 << 20 };
 
-/// Pairs along the sums of a factor that is too large for that: it is packed by slices, whose sums meet
-/// in the result.
+/// Pairs along the sums of a weight's columns where they are too large for that: they are packed by
+/// slices, whose sums meet in the result.
 const SLICE_PAIRS: usize = 1024;
 
 thread_local! {
@@ -230,9 +230,9 @@ thread_local! {
 }
 
 /// Calls `run` with a right factor (depth, columns) and its depth: packed, where it is not yet, for all
-/// blocks at once; in slices of the depth, one after the other, where it is too large for that and the
-/// result `may_slice`. Otherwise blocks pack their part of it in a cache, as often as there are blocks
-/// of rows.
+/// blocks at once; in slices of the depth, one after the other, where a weight's columns are too large
+/// for that and the result can hold sums (`may_slice`). Otherwise blocks pack their part of it in a
+/// cache, as often as there are blocks of rows.
 pub(super) fn laid(
     proof: Avx512Bf16,
     right: Right<'_>,
@@ -242,12 +242,12 @@ pub(super) fn laid(
 ) {
     let (n_groups, n_pairs) = (n.div_ceil(GROUP), k.div_ceil(2));
     let pairs_max = LAID_BYTES_MAX / size_of::<Pairs>() / n_groups;
-    let pitch = if n_pairs <= pairs_max { n_pairs } else { SLICE_PAIRS };
-    if right.is_packed() || k == 0 || pitch > pairs_max || (pitch < n_pairs && !may_slice) {
-        return run(right, 0..k);
-    }
     // The columns of a weight need no rows that come out alike alone and among others.
     let is_dx = matches!(right, Right::Columns(_));
+    let pitch = if n_pairs > pairs_max && is_dx && may_slice { SLICE_PAIRS } else { n_pairs };
+    if right.is_packed() || k == 0 || pitch > pairs_max {
+        return run(right, 0..k);
+    }
     let run_max = if is_dx { RUN_PACKED_MAX } else { right.run_max() };
     // Taken, not borrowed, so that nothing depends on what a thread does in between.
     let mut laid = LAID.take();

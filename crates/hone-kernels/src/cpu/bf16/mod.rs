@@ -19,6 +19,7 @@ mod few;
 mod four;
 mod packed;
 mod pairs;
+mod thin;
 mod widened;
 
 use std::ops::Range;
@@ -110,6 +111,8 @@ pub(super) struct Target<'a> {
     pub(super) stride: usize,
     pub(super) alpha: f32,
     pub(super) beta: f32,
+    /// Values, dense, in place of C on the right; see [`adds_others`].
+    pub(super) old: Option<&'a [f32]>,
 }
 
 impl Target<'_> {
@@ -179,6 +182,15 @@ impl Frozen<'_> {
     /// Most values of a sum along its columns that are added up in registers.
     fn run_max(&self) -> usize {
         RUN_PACKED_MAX
+    }
+}
+
+/// Whether a product with so many rows can be added to values that lie elsewhere.
+pub(super) fn adds_others(engine: Engine, m: usize) -> bool {
+    match engine {
+        #[cfg(target_arch = "x86_64")]
+        Engine::Dot(_) => m > few::ROWS_MAX,
+        Engine::Widened => false,
     }
 }
 
@@ -269,6 +281,8 @@ struct Job<'a> {
     tails: &'a [Tail<'a>],
     alpha: f32,
     beta: f32,
+    /// What beta multiplies.
+    old: Place,
     out: Place,
 }
 
@@ -278,7 +292,11 @@ fn even(len: usize, max: usize, align: usize) -> usize {
 }
 
 /// Sides of the blocks into which an (m, n) result of depth `k` is cut. They do not change its bytes.
-fn block_sides((m, n, k): (usize, usize, usize), a: Factor<'_>, right: Right<'_>) -> (usize, usize) {
+fn block_sides(
+    (m, n, k): (usize, usize, usize),
+    a: Factor<'_>,
+    right: Right<'_>,
+) -> (usize, usize) {
     if m * n * k <= SERIAL_WORK {
         return (m, n);
     }
@@ -339,11 +357,14 @@ pub(super) fn product(
         tail.v.check(tail.cols.1, tail.rank);
         assert!(tail.cols.0 + tail.cols.1 <= n && tail.u.depth_stride == 1);
     }
-    let Target { values, stride, alpha, beta } = c;
+    let Target { values, stride, alpha, beta, old } = c;
+    assert!(old.is_none_or(|old| adds_others(engine, m) && old.len() == m * n));
     let out = match values {
         ValuesMut::F32(values) => Place::F32 { start: SharedPtr(values.as_mut_ptr()), stride },
         ValuesMut::Bf16(values) => Place::Bf16 { start: SharedPtr(values.as_mut_ptr()), stride },
     };
+    // Read, and never written.
+    let old = old.map(|old| Place::F32 { start: SharedPtr(old.as_ptr().cast_mut()), stride: n });
     #[cfg(target_arch = "x86_64")]
     if let (Engine::Dot(proof), Right::Rows(weight), []) = (engine, right, tails)
         && m <= few::ROWS_MAX
@@ -353,12 +374,19 @@ pub(super) fn product(
     {
         return few::product(proof, a, m, weight, (alpha, beta), out);
     }
+    #[cfg(target_arch = "x86_64")]
+    if let (Engine::Dot(proof), Right::Factor(b), [], None) = (engine, right, tails, old)
+        && thin::takes((m, n), a, b)
+    {
+        return thin::product(proof, (m, n, k), (a, b), (alpha, beta), out);
+    }
     // The part of all sums over `depth`; parts are made one after the other.
     let run = |right: Right<'_>, depth: Range<usize>| {
         let (is_first, is_last) = (depth.start == 0, depth.end == k);
         let a = a.from(depth.start);
         let (beta, tails) = (if is_first { beta } else { 1.0 }, if is_last { tails } else { &[] });
-        let job = Job { k: depth.len(), a, right, tails, alpha, beta, out };
+        let old = old.filter(|_| is_first).unwrap_or(out);
+        let job = Job { k: depth.len(), a, right, tails, alpha, beta, old, out };
         each_block((m, n), block_sides((m, n, job.k), a, right), |rows, cols| match engine {
             #[cfg(target_arch = "x86_64")]
             Engine::Dot(proof) => dot::block(proof, &job, rows, cols),

@@ -172,7 +172,7 @@ pub(super) fn square(x: Factor<'_>, lanes: Range<usize>, run: Range<usize>) -> [
 /// At most 32 values from `at` on as bf16, zeros behind them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-fn line(values: Values<'_>, at: usize, n: usize) -> __m512i {
+pub(super) fn line(values: Values<'_>, at: usize, n: usize) -> __m512i {
     let mask = first(n);
     match values {
         Values::F32(values) => {

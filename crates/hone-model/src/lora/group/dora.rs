@@ -108,6 +108,7 @@ impl<B: Backend> LoraGroup<B> {
         }
         let scales = Mat::new(scales, 1, out);
         backend.add_scaled_columns(dy, scales, 0.0, MatMut::new(gs, rows, out), 0.0);
+        self.find_du(backend, Mat::new(gs, rows, out), du);
         self.factor_grads(backend, x, Mat::new(gs, rows, out), (u, du, dropped), seed);
         let Some(mut dx) = dx else { return };
         let a = Mat::new(&self.a.value, self.rank, inp);
