@@ -47,7 +47,7 @@ parity: build
 bench-text: build
     python3 tests/bench/peers/text.py --bin {{bin}} --tokenizer "$HONE_CORPUS/tokenizers/qwen3" --template "$HONE_CORPUS/templates/trl/trl/chat_templates/qwen3_training.jinja" --work target/bench-text
 
-# hone beside PyTorch, llama.cpp and candle on SmolLM2-135M, in turn: just bench [ROW ...] [--pairs N], just bench scaling. Needs pip once; a table and a chart in target/bench.
+# hone beside PyTorch, llama.cpp and candle on SmolLM2-135M, in turn: just bench [ROW ...] [--pairs N], just bench products, just bench scaling. Needs pip once; a table and a chart in target/bench.
 bench *args: smollm2-base
     python3 tests/bench/bench.py {{args}}
 

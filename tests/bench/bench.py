@@ -3,6 +3,7 @@
 
   bench.py                      every row of compared.py, into target/bench/{table.md,table.json,chart.svg}
   bench.py lora-bf16 decode-8   some of them
+  bench.py products             each product of a step, beside PyTorch's, into target/bench/products.{md,json}
   bench.py scaling              time and memory by tokens, layers and threads, into target/bench/scaling.{md,json,svg}
 
 The first run of each side is compared step by step, and a row whose losses are apart by more than its bound is refused: the comparison ends
@@ -362,9 +363,38 @@ def scaling_table(points, about):
     return "\n".join(lines) + "\n"
 
 
+# ------------------------------------------------------------------------------------------------------------------------- products
+
+
+def products(args):
+    """Rates of the products of a step, hone's and PyTorch's (oneDNN, MKL), in turn: medians over the rounds."""
+    build(args, [])
+    rounds = []
+    for at in range(args.pairs):
+        own, took = machine.run([args.rust / "release/bench-ops", "products"], args.threads, args.work)
+        other, _ = machine.run([args.python, HERE / "peers/torch_products.py", args.threads], args.threads, args.work)
+        rounds.append((json.loads(own), json.loads(other)))
+        say(f"  {at + 1}/{args.pairs} others {took['others']:.0%}")
+    lines = [
+        f"{datetime.date.today()}, {machine.processor()}, {args.threads} threads, {args.pairs} rounds in turn: medians of GFLOP/s.",
+        "",
+        "| product | tokens x in x out | hone, bf16 | PyTorch, bf16 | hone, f32 | PyTorch, f32 |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for at, first in enumerate(rounds[0][0]):
+        of = lambda side, dtype: statistics.median(both[side][at][dtype] for both in rounds)
+        if any(side[at]["sides"] != first["sides"] or side[at]["what"] != first["what"] for both in rounds for side in both):
+            refuse("products: the two sides do not multiply the same")
+        rates = " | ".join(f"{of(side, dtype):.0f}" for dtype in ("bf16", "f32") for side in (0, 1))
+        lines.append(f"| {first['what']} | {' x '.join(map(str, first['sides']))} | {rates} |")
+    (args.out / "products.json").write_text(json.dumps(rounds) + "\n")
+    (args.out / "products.md").write_text("\n".join(lines) + "\n")
+    print((args.out / "products.md").read_text())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)}, or scaling; all rows but scaling when not given")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)}, products or scaling; all rows but those two when not given")
     parser.add_argument("--pairs", type=int, default=5, help="rounds of runs in turn (5)")
     parser.add_argument("--steps", type=int, default=6, help=f"steps of a training run, the first {WARM_UP} of them not counted (6)")
     parser.add_argument("--new", type=int, default=128, help="tokens that a prompt is continued with (128)")
@@ -376,7 +406,7 @@ def main():
     parser.add_argument("--python", type=pathlib.Path, help="an interpreter that has the peers already")
     args = parser.parse_args()
     names = args.rows or list(ROWS)
-    if unknown := set(names) - set(ROWS) - {"scaling"}:
+    if unknown := set(names) - set(ROWS) - {"products", "scaling"}:
         parser.error(f"no row is named {', '.join(sorted(unknown))}")
     if args.steps <= WARM_UP or args.pairs < 1 or args.new < 2:
         parser.error(f"a run needs more than {WARM_UP} steps, one pair and two new tokens")
@@ -384,7 +414,9 @@ def main():
     args.work, args.rust = args.out / "work", args.out / "rust"
     args.work.mkdir(parents=True, exist_ok=True)
     args.python = python_of(args)
-    if chosen := [name for name in names if name != "scaling"]:
+    if "products" in names:
+        products(args)
+    if chosen := [name for name in names if name in ROWS]:
         compare(args, chosen)
     if "scaling" in names:
         scaling(args)

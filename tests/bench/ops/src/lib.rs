@@ -1,10 +1,13 @@
 //! What this machine can do at best, as the share of it that hone's own operators reach is told by `benches/operators.rs` and by
 //! `tests/bench/bench.py`.
 
+mod products;
+
 use std::hint::black_box;
 use std::time::Instant;
 
 use hone_kernels::{Backend, Compute, Cpu, Mat, MatMut, rng};
+pub use products::products;
 use rayon::prelude::*;
 
 /// Tokens, inputs and outputs of the large product; those of `peers/torch_gemm.py`.
@@ -74,12 +77,17 @@ fn gemm(compute: Compute) -> f64 {
     2.0 * (t * inp * out) as f64 / seconds / 1e9
 }
 
-/// Median of at least five runs, after one that is not counted.
-fn median_seconds(mut run: impl FnMut()) -> f64 {
+/// [`median_of`] as long as each ceiling is measured.
+fn median_seconds(run: impl FnMut()) -> f64 {
+    median_of(SECONDS, run)
+}
+
+/// Median of at least five runs and of so many seconds of them, after one that is not counted.
+fn median_of(at_least: f64, mut run: impl FnMut()) -> f64 {
     run();
     let begun = Instant::now();
     let mut seconds = Vec::new();
-    while seconds.len() < 5 || begun.elapsed().as_secs_f64() < SECONDS {
+    while seconds.len() < 5 || begun.elapsed().as_secs_f64() < at_least {
         let begun = Instant::now();
         run();
         seconds.push(begun.elapsed().as_secs_f64());
