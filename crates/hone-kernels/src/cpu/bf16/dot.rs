@@ -13,6 +13,7 @@
 mod ahead;
 mod tile;
 
+use std::arch::x86_64::_mm_sfence;
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -117,6 +118,7 @@ fn whole_block(job: &Job<'_>, rows: Range<usize>, cols: Range<usize>, scratch: &
             old: if is_first { job.old } else { between },
             beta: if is_first { job.beta } else { 1.0 },
             to: if is_last { job.out } else { between },
+            streams: job.streams && runs.len() == 1,
         };
         let tails = if is_last { job.tails } else { &[] };
         let few = rows.len() <= FEW && tails.is_empty();
@@ -131,6 +133,10 @@ fn whole_block(job: &Job<'_>, rows: Range<usize>, cols: Range<usize>, scratch: &
             }
             _ => add_run(job, (&rows, &cols), run.clone(), tails, ends, scratch),
         }
+    }
+    if job.streams {
+        // Before another thread is told that the block is done.
+        _mm_sfence();
     }
 }
 

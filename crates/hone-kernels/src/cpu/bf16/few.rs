@@ -82,7 +82,7 @@ pub(super) fn product(
     // SAFETY: the first argument proves that the machine has the instructions.
     unsafe { rows_to_pairs(x, 0..rows, 0..inp, 1.0, &mut packed) };
     let x = Rows { pairs: &packed[..len], stride, n: rows };
-    let ends = Ends { alpha, old: y, beta, to: y };
+    let ends = Ends { alpha, old: y, beta, to: y, streams: false };
     let n_groups = out.div_ceil(GROUP);
     let per_task = TASK_BYTES / (inp.div_ceil(2).max(1) * size_of::<Pairs>());
     let per_task = per_task.max(1).next_multiple_of(TASK_ALIGN);

@@ -1,9 +1,9 @@
 //! Matrix products whose factors are rounded to bf16 and whose sums are f32.
 //!
 //! A factor may be f32 or bf16, in either layout; what is not yet rounded and packed is so as it is
-//! multiplied, a part at a time, or as a whole where it is small. The result is cut
-//! into blocks by its shape and the sums into runs by their length, so that the bytes do not depend
-//! on the number of threads.
+//! multiplied, a part at a time, or as a whole where it is small. Sums are cut into runs by their
+//! length and by what the factors are, and into which blocks the result is cut changes none of them, so
+//! that the bytes do not depend on the number of threads.
 //!
 //! There are two engines. [`Engine::Dot`] has the instruction for it, VDPBF16PS: two products and
 //! their sum into each of 16 lanes, twice the rate of f32. It takes denormal factors for zero and
@@ -51,9 +51,12 @@ const ROWS_MAX: usize = 512;
 const ROWS_MIN: usize = 128;
 
 /// Columns up to which a block with a packed right factor has all of them, when its left one must be
-/// rounded or turned, and the fewest rows of such a block.
+/// rounded or turned.
 const COLS_CONVERTED_MAX: usize = 2048;
-const ROWS_CONVERTED_MIN: usize = 64;
+
+/// Bytes of a result in f32 from which it is written past the caches: it will have left them when it is
+/// read, and a line that is written as a whole need not be fetched first.
+const STREAM_BYTES_MIN: usize = if cfg!(test) { 1 << 16 } else { 32 << 20 };
 
 /// Blocks that are enough to go round, unevenly, among the usual numbers of cores.
 const BLOCKS_ENOUGH: usize = 16;
@@ -284,6 +287,8 @@ struct Job<'a> {
     /// What beta multiplies.
     old: Place,
     out: Place,
+    /// Whether it is written past the caches.
+    streams: bool,
 }
 
 /// `len` cut into equal parts of at most `max`, rounded up to a multiple of `align`.
@@ -319,8 +324,9 @@ fn block_sides(
 fn packed_block_sides((m, n): (usize, usize), a: Factor<'_>) -> (usize, usize) {
     let reads = a.depth_stride == 1 && matches!(a.values, Values::Bf16(_));
     if !reads && n <= COLS_CONVERTED_MAX {
-        let rows = m.div_ceil(BLOCKS_ENOUGH).clamp(ROWS_CONVERTED_MIN, ROWS_MIN);
-        return (even(m, rows, ROWS_ALIGN), n);
+        // As high as leaves two for each thread: every block reads the whole right factor.
+        let enough = BLOCKS_ENOUGH.min(2 * rayon::current_num_threads());
+        return (even(m, m.div_ceil(enough).min(ROWS_MIN), ROWS_ALIGN), n);
     }
     let rows = if m >= ROWS_MIN * BLOCKS_ENOUGH && n <= COLS_CONVERTED_MAX {
         ROWS_MIN
@@ -337,6 +343,18 @@ fn runs(k: usize, max: usize) -> impl Iterator<Item = Range<usize>> {
     (0..k.div_ceil(len).max(1)).map(move |run| run * len..k.min((run + 1) * len))
 }
 
+/// Checks the sides of all factors.
+fn check((m, n, k): (usize, usize, usize), a: Factor<'_>, right: Right<'_>, tails: &[Tail<'_>]) {
+    a.check(m, k);
+    right.check(n, k);
+    assert!(tails.len() <= TAILS_MAX);
+    for tail in tails {
+        tail.u.check(m, tail.rank);
+        tail.v.check(tail.cols.1, tail.rank);
+        assert!(tail.cols.0 + tail.cols.1 <= n && tail.u.depth_stride == 1);
+    }
+}
+
 /// `C (m, n) <- alpha A (m, k) B (k, n) + tails + beta C`.
 pub(super) fn product(
     engine: Engine,
@@ -349,14 +367,8 @@ pub(super) fn product(
     if !c.has(m, n) {
         return;
     }
-    a.check(m, k);
-    right.check(n, k);
-    assert!(tails.len() <= TAILS_MAX && (tails.is_empty() || c.alpha == 1.0));
-    for tail in tails {
-        tail.u.check(m, tail.rank);
-        tail.v.check(tail.cols.1, tail.rank);
-        assert!(tail.cols.0 + tail.cols.1 <= n && tail.u.depth_stride == 1);
-    }
+    check((m, n, k), a, right, tails);
+    assert!(tails.is_empty() || c.alpha == 1.0);
     let Target { values, stride, alpha, beta, old } = c;
     assert!(old.is_none_or(|old| adds_others(engine, m) && old.len() == m * n));
     let out = match values {
@@ -386,7 +398,9 @@ pub(super) fn product(
         let a = a.from(depth.start);
         let (beta, tails) = (if is_first { beta } else { 1.0 }, if is_last { tails } else { &[] });
         let old = old.filter(|_| is_first).unwrap_or(out);
-        let job = Job { k: depth.len(), a, right, tails, alpha, beta, old, out };
+        let size = m * n * size_of::<f32>();
+        let streams = is_first && is_last && beta == 0.0 && size >= STREAM_BYTES_MIN;
+        let job = Job { k: depth.len(), a, right, tails, alpha, beta, old, out, streams };
         each_block((m, n), block_sides((m, n, job.k), a, right), |rows, cols| match engine {
             #[cfg(target_arch = "x86_64")]
             Engine::Dot(proof) => dot::block(proof, &job, rows, cols),

@@ -72,7 +72,7 @@ pub(super) fn product(
     let packed_thin = &mut packed[..len];
     // SAFETY: `proof` says that the machine has the instructions.
     unsafe { pack_groups(thin, 0..n_thin, 0..k, packed_thin) };
-    let ends = Ends { alpha, old: c, beta, to: c };
+    let ends = Ends { alpha, old: c, beta, to: c, streams: false };
     let job = Job { wide, k, thin: packed_thin, n_thin, is_turned, ends };
     let tasks = (0..n_wide.div_ceil(TASK_COLS)).into_par_iter();
     tasks.for_each(|task| {

@@ -19,6 +19,8 @@ pub(in super::super) struct Ends {
     pub(in super::super) old: Place,
     pub(in super::super) beta: f32,
     pub(in super::super) to: Place,
+    /// Whether whole lines are written past the caches: the result is larger than they are.
+    pub(in super::super) streams: bool,
 }
 
 /// Groups of 16 columns of the right factor, the pairs of a group one after the other.
@@ -240,7 +242,12 @@ pub(in super::super) fn write(row: usize, cols: Range<usize>, sum: __m512, ends:
         match ends.to {
             Place::F32 { start, stride } => {
                 let at = start.at(row * stride + cols.start);
-                _mm512_mask_storeu_ps(at, mask, sum);
+                if ends.streams && mask == u16::MAX && at.addr().is_multiple_of(size_of::<Pairs>())
+                {
+                    _mm512_stream_ps(at, sum);
+                } else {
+                    _mm512_mask_storeu_ps(at, mask, sum);
+                }
             }
             Place::Bf16 { start, stride } => {
                 let at = start.at(row * stride + cols.start);
