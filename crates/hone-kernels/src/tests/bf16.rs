@@ -1,4 +1,4 @@
-//! Products in bf16: both engines against the plain twin, at odd shapes and extremes; and what must
+//! Products in bf16: every engine against the plain twin, at odd shapes and extremes; and what must
 //! not change a byte.
 
 use super::cases::{self, Case, data};
@@ -51,7 +51,7 @@ impl Product {
         b.download(&z)
     }
 
-    /// Checks every value of C of both engines against the bound of any order of summation:
+    /// Checks every value of C of every engine against the bound of any order of summation:
     /// products of bf16 are exact, and k sums, a few for the runs, and those with alpha and beta are each
     /// rounded by a unit of what has been added up. A factor or a sum below the least normal number
     /// may vanish. Returns the largest share of the bound that was needed.
@@ -256,16 +256,29 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
     }
 }
 
-/// With the machine's own instruction a row's bytes are the same alone and among others, so that
+/// With the machine's own instructions a row's bytes are the same alone and among others, so that
 /// generating does not depend on what is generated beside it.
 #[test]
 fn a_row_alone_is_the_row_among_others() {
-    let cpu = Cpu::new().with_compute(Compute::Bf16);
-    if !Cpu::has_bf16() {
-        return;
+    with_instructions().iter().for_each(check_rows_alone);
+}
+
+/// Backends that compute in bf16, but for the last, which widens.
+fn with_instructions() -> Vec<Cpu> {
+    let mut cpus = Cpu::all_bf16();
+    cpus.pop();
+    cpus
+}
+
+/// Rows of products with weights of both kinds, and of products with what is packed as they are made.
+fn check_rows_alone(cpu: &Cpu) {
+    for (m, n, k) in [(40, 70, 33), (67, 100, 1800)] {
+        for op in [Op::N, Op::T] {
+            check_gemm_alone(cpu, (m, n, k), op);
+        }
     }
     for (m, out, inp) in [(17, 70, 33), (37, 100, 1800), (600, 1152, 576), (21, 40, 4224)] {
-        check_alone(&cpu, &cpu.freeze(&data(1, out * inp, 1.0), out, inp), (m, out, inp));
+        check_alone(cpu, &cpu.freeze(&data(1, out * inp, 1.0), out, inp), (m, out, inp));
     }
     for (m, out, inp) in [(17, 70, 33), (37, 100, 1824), (300, 1152, 576)] {
         let part = |seed, rows, values| {
@@ -273,10 +286,85 @@ fn a_row_alone_is_the_row_among_others() {
             Quantized::quantize(&data(seed, rows * inp, 1.0), spec).unwrap()
         };
         let parts = vec![part(1, out - 23, ValueType::F32), part(2, 23, ValueType::Bf16)];
-        check_alone(&cpu, &cpu.freeze_4bit(parts, inp), (m, out, inp));
+        check_alone(cpu, &cpu.freeze_4bit(parts, inp), (m, out, inp));
         let rounded_twice = cpu.freeze_4bit(vec![part(1, out, ValueType::F16)], inp);
-        check_alone(&cpu, &rounded_twice, (m, out, inp));
+        check_alone(cpu, &rounded_twice, (m, out, inp));
     }
+}
+
+/// Some rows of a product with a factor that is not frozen are those of the product of all.
+fn check_gemm_alone(cpu: &Cpu, (m, n, k): (usize, usize, usize), op: Op) {
+    let (x, y) = (data(1, m * k, 1.0), cpu.upload(&data(2, n * k, 1.0)));
+    let product = |i: usize, rows: usize| {
+        let x = cpu.upload(&x[i * k..(i + rows) * k]);
+        let mut z = cpu.zeros(rows * n);
+        let y = if op == Op::N { Mat::new(&y, k, n) } else { Mat::new(&y, n, k) };
+        cpu.gemm(Mat::new(&x, rows, k), Op::N, y, op, MatMut::new(&mut z, rows, n), 1.0, 0.0);
+        cpu.download(&z)
+    };
+    let all = product(0, m);
+    for (i, rows) in [(0, 1), (m - 1, 1), (3, 4), (5, 17), (0, 32), (1, 33)] {
+        assert_eq!(product(i, rows), all[i * n..(i + rows) * n], "{cpu:?}: row {i}, {op:?}");
+    }
+}
+
+/// A left factor that is already rounded, and may be read where it lies, makes the bytes of the same
+/// values in f32; what lies between its rows does not matter.
+#[test]
+fn a_rounded_left_factor_is_read_where_it_lies() {
+    let sides = [(16, 32), (32, 64), (48, 96), (96, 1600), (300, 800), (33, 64), (64, 70), (80, 0)];
+    for cpu in with_instructions() {
+        for ((m, k), gap) in sides.into_iter().flat_map(|sides| [(sides, 0), (sides, 3)]) {
+            let (n, width) = (50, k + 2 * gap);
+            let mut values = data(1, m * width, 1.0);
+            for (i, x) in values.iter_mut().enumerate() {
+                let is_inside = (gap..gap + k).contains(&(i % width));
+                *x = if is_inside { Compute::Bf16.round(*x) } else { f32::NAN };
+            }
+            let mut rounded = cpu.zeros_rounded(m * width);
+            cpu.write(&mut rounded, 0, &values);
+            let weight = cpu.freeze(&data(2, n * k, 1.0), n, k);
+            let [found, wanted] = [rounded, cpu.upload(&values)].map(|x| {
+                let mut y = cpu.zeros(m * n);
+                let x = Mat::columns(&x, m, gap, k, width);
+                cpu.linear(x, &weight, MatMut::new(&mut y, m, n), 0.0);
+                cpu.download(&y)
+            });
+            assert!(found == wanted, "{cpu:?}: {m} x {k}, {gap} left out");
+            assert!(found.iter().all(|y| y.is_finite()));
+        }
+    }
+}
+
+/// Tiles that add in the order of vectors make the bytes of vectors, so that nothing is left out, or
+/// added in another place than it is by vectors.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn tiles_that_add_as_vectors_do_make_their_bytes() {
+    let Some([vectors, tiles, others]) = Cpu::vectors_and_tiles() else { return };
+    let larger = [
+        Case::Linear(600, 1157, 576),
+        Case::Linear(40, 50, 9000),
+        Case::Linear4Bit(40, 300, 608),
+        Case::Linear4Bit(8, 300, 4160),
+        Case::Tails(150, 389, 576, &[16, 4, 16]),
+        Case::Gemm((200, 500, 900), (Op::N, Op::N), (0.5, 1.0), 2),
+        Case::Gemm((200, 500, 1600), (Op::T, Op::N), (0.5, 1.0), 0),
+    ];
+    // In another order they are others.
+    assert!(bits(&larger[0], &others, 2) != bits(&larger[0], &vectors, 2));
+    let mut n = 0;
+    for case in cases::all().into_iter().chain(larger) {
+        let is_product = matches!(
+            case,
+            Case::Gemm(..) | Case::Linear(..) | Case::Tails(..) | Case::Linear4Bit(..)
+        );
+        if is_product {
+            assert!(bits(&case, &tiles, 2) == bits(&case, &vectors, 2), "{case:?}");
+            n += 1;
+        }
+    }
+    assert!(n > 40, "{n}");
 }
 
 /// Some rows of a product with a weight are those of the product of all, exact and rounded.

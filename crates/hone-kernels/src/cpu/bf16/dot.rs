@@ -6,11 +6,13 @@
 //! left factor is read pair by pair: values of bf16 that lie side by side along the sums are read
 //! where they are, others are rounded or turned first, a strip of rows at a time. A tile of the
 //! result is held in registers, and the low-rank parts that are added to it are further pairs of
-//! the same sums.
+//! the same sums. On a machine with AMX its tiles take the place of registers and of that
+//! instruction; see [`amx`].
 #![cfg(target_arch = "x86_64")]
 #![allow(unsafe_code, reason = "vector instructions are unsafe to call without a proof")]
 
 mod ahead;
+mod amx;
 mod tile;
 
 use std::arch::x86_64::_mm_sfence;
@@ -26,9 +28,11 @@ use super::pairs::{pack, pack_turned, rows_to_pairs};
 use super::{Factor, Frozen, Job, Place, RUN_PACKED_MAX, Right, TAILS_MAX, Tail, Values};
 use super::{four, runs};
 
-use ahead::Ahead;
-pub(super) use tile::{Ends, write};
-use tile::{Groups, Lines, Part, Shape, few_rows, panel_rows};
+pub(super) use ahead::Ahead;
+pub(crate) use amx::Amx;
+pub(super) use amx::Session;
+pub(super) use tile::{Ends, Groups, Lines, Part, Shape, write};
+use tile::{few_rows, panel_rows};
 
 /// Most rows that are multiplied by pairs as they leave the registers in which they were turned: for
 /// more, packing B pays.
@@ -85,18 +89,76 @@ impl Avx512Bf16 {
     }
 }
 
+/// What multiplies a block: vectors, or the tiles of the thread while it lasts.
+pub(super) enum Means {
+    Vectors,
+    Tiles(Session),
+}
+
+impl Means {
+    /// Takes tiles, where there are some.
+    pub(super) fn begin(amx: Option<Amx>) -> Self {
+        amx.map_or(Means::Vectors, |amx| Means::Tiles(amx.begin()))
+    }
+
+    /// Groups of a panel.
+    fn panel(&self) -> usize {
+        match self {
+            Means::Vectors => PANEL,
+            Means::Tiles(_) => amx::SIDE / GROUP,
+        }
+    }
+
+    /// Rows of which the strips of a block are multiples.
+    fn rows_align(&self) -> usize {
+        match self {
+            Means::Vectors => GROUP,
+            Means::Tiles(_) => amx::SIDE,
+        }
+    }
+
+    /// See [`lines`] and [`amx::lines`].
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+    fn lines<'a>(
+        &self,
+        a: Factor<'a>,
+        rows: Range<usize>,
+        run: Range<usize>,
+        scale: f32,
+        to: &'a mut Vec<Pairs>,
+    ) -> Lines<'a> {
+        match self {
+            Means::Vectors => lines(a, rows, run, scale, to),
+            Means::Tiles(_) => amx::lines(a, rows, run, scale, to),
+        }
+    }
+}
+
 /// One block of the result, all of its sums; see [`super::product`].
-pub(super) fn block(_: Avx512Bf16, job: &Job<'_>, rows: Range<usize>, cols: Range<usize>) {
+pub(super) fn block(
+    _: Avx512Bf16,
+    amx: Option<Amx>,
+    job: &Job<'_>,
+    rows: Range<usize>,
+    cols: Range<usize>,
+) {
     // Taken, not borrowed, so that nothing depends on what a thread does in between.
     let mut scratch = SCRATCH.take();
+    let mut means = Means::begin(amx);
     // SAFETY: the first argument proves that the machine has the instructions.
-    unsafe { whole_block(job, rows, cols, &mut scratch) };
+    unsafe { whole_block(job, &mut means, rows, cols, &mut scratch) };
     SCRATCH.set(scratch);
 }
 
 /// See [`block`].
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-fn whole_block(job: &Job<'_>, rows: Range<usize>, cols: Range<usize>, scratch: &mut Scratch) {
+fn whole_block(
+    job: &Job<'_>,
+    means: &mut Means,
+    rows: Range<usize>,
+    cols: Range<usize>,
+    scratch: &mut Scratch,
+) {
     let runs: Vec<_> = runs(job.k, job.right.run_max()).collect();
     let Scratch { sums, .. } = scratch;
     // Sums of several runs meet in f32.
@@ -121,7 +183,7 @@ fn whole_block(job: &Job<'_>, rows: Range<usize>, cols: Range<usize>, scratch: &
             streams: job.streams && runs.len() == 1,
         };
         let tails = if is_last { job.tails } else { &[] };
-        let few = rows.len() <= FEW && tails.is_empty();
+        let few = rows.len() <= FEW && tails.is_empty() && matches!(means, Means::Vectors);
         match job.right {
             Right::Factor(b) if few && b.depth_stride == 1 => {
                 let left = room(&mut scratch.left, run.len().div_ceil(2));
@@ -131,7 +193,7 @@ fn whole_block(job: &Job<'_>, rows: Range<usize>, cols: Range<usize>, scratch: &
                     _ => few_rows::<FEW>((&rows, &cols), run.clone(), left, b, ends),
                 }
             }
-            _ => add_run(job, (&rows, &cols), run.clone(), tails, ends, scratch),
+            _ => add_run(job, means, (&rows, &cols), run.clone(), tails, ends, scratch),
         }
     }
     if job.streams {
@@ -141,7 +203,7 @@ fn whole_block(job: &Job<'_>, rows: Range<usize>, cols: Range<usize>, scratch: &
 }
 
 /// The values of packed vectors.
-fn values_of(pairs: &[Pairs]) -> &[bf16] {
+pub(super) fn values_of(pairs: &[Pairs]) -> &[bf16] {
     // SAFETY: a vector of pairs is 32 values of 16 bits, aligned to more than those are.
     unsafe { std::slice::from_raw_parts(pairs.as_ptr().cast(), pairs.len() * 2 * GROUP) }
 }
@@ -316,6 +378,7 @@ fn lay(right: Right<'_>, cols: Range<usize>, run: Range<usize>, to: &mut [Pairs]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
 fn add_run(
     job: &Job<'_>,
+    means: &mut Means,
     (rows, cols): (&Range<usize>, &Range<usize>),
     run: Range<usize>,
     tails: &[Tail<'_>],
@@ -328,19 +391,21 @@ fn add_run(
     for ((tail, to), groups) in tails.iter().zip(tail_right).zip(&mut tail_groups) {
         *groups = tail_columns(tail, cols, to);
     }
-    let height = (STRIP_BYTES / (2 * run.len().max(1))).max(GROUP) / GROUP * GROUP;
-    let n_panels = cols.len().div_ceil(PANEL * GROUP);
+    let align = means.rows_align();
+    let height = (STRIP_BYTES / (2 * run.len().max(1))).max(align) / align * align;
+    let width = means.panel();
+    let n_panels = cols.len().div_ceil(width * GROUP);
     for start in rows.clone().step_by(height) {
         let strip = start..rows.end.min(start + height);
         let next = strip.end..rows.end.min(strip.end + height);
         let mut next = Ahead::rows(job.a, next, run.clone());
-        let left = lines(job.a, strip.clone(), run.clone(), 1.0, left);
+        let left = means.lines(job.a, strip.clone(), run.clone(), 1.0, left);
         let mut tail_lines = [left; TAILS_MAX];
         for ((tail, to), at) in tails.iter().zip(&mut *tail_left).zip(&mut tail_lines) {
-            *at = lines(tail.u, strip.clone(), 0..tail.rank, tail.scale, to);
+            *at = means.lines(tail.u, strip.clone(), 0..tail.rank, tail.scale, to);
         }
-        for (panel, from) in cols.clone().step_by(PANEL * GROUP).enumerate() {
-            let panel_cols = from..cols.end.min(from + PANEL * GROUP);
+        for (panel, from) in cols.clone().step_by(width * GROUP).enumerate() {
+            let panel_cols = from..cols.end.min(from + width * GROUP);
             let mut parts = [Part { left, right }; PARTS_MAX];
             let mut n_parts = 1;
             for (i, tail) in tails.iter().enumerate() {
@@ -351,10 +416,16 @@ fn add_run(
                 }
             }
             let ahead = [
-                Ahead::groups(right, (panel + 1) % n_panels * PANEL),
+                Ahead::groups(right, (panel + 1) % n_panels * width, width),
                 next.share(n_panels - panel),
             ];
-            panel_rows(&parts[..n_parts], panel * PANEL, &strip, panel_cols, ends, ahead);
+            let (parts, group) = (&parts[..n_parts], panel * width);
+            match means {
+                Means::Vectors => panel_rows(parts, group, &strip, panel_cols, ends, ahead),
+                Means::Tiles(tiles) => {
+                    tiles.panel_rows(parts, group, &strip, panel_cols, ends, ahead);
+                }
+            }
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Products of a few rows with a packed weight: what generating is made of.
 //!
 //! Such a product takes as long as reading the weight takes, so it is read once, in the order in
-//! which it lies, for all rows at once. Sums are added up in the order of [`super::dot`]: a row has
-//! the same bytes alone, among a few and among many.
+//! which it lies, for all rows at once. Sums are added up in the order of [`super::dot`], by tiles
+//! where that uses tiles: a row has the same bytes alone, among a few and among many.
 #![cfg(target_arch = "x86_64")]
 #![allow(unsafe_code, reason = "vector instructions are unsafe to call without a proof")]
 
@@ -12,7 +12,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::dot::{Avx512Bf16, Ends, write};
+use super::dot::{
+    Ahead, Amx, Avx512Bf16, Ends, Groups, Lines, Means, Part, Session, Shape, values_of, write,
+};
 use super::packed::{GROUP, Pairs};
 use super::pairs::{bf16_lanes, load, rows_to_pairs};
 use super::{Factor, Frozen, Place, four, runs};
@@ -64,7 +66,7 @@ struct Weight<'a> {
 /// `Y (rows, out) <- alpha X (rows, in) Wt + beta Y`; values of a row of X lie side by side. The caller
 /// has checked the sides of all three.
 pub(super) fn product(
-    _: Avx512Bf16,
+    (_, amx): (Avx512Bf16, Option<Amx>),
     x: Factor<'_>,
     rows: usize,
     w: Frozen<'_>,
@@ -76,8 +78,8 @@ pub(super) fn product(
     // Taken, not borrowed, so that nothing depends on what a thread does in between.
     let mut packed = ROWS.take();
     let stride = inp.div_ceil(2 * GROUP);
-    // A tile reads all of its rows; what comes of those that nobody asked for is left.
-    let len = rows.next_multiple_of(TILE_ROWS) * stride;
+    // Tiles read all of their rows; what comes of those that nobody asked for is left.
+    let len = rows.next_multiple_of(ROWS_MAX) * stride;
     packed.resize(len.max(packed.len()), Pairs([0; GROUP]));
     // SAFETY: the first argument proves that the machine has the instructions.
     unsafe { rows_to_pairs(x, 0..rows, 0..inp, 1.0, &mut packed) };
@@ -89,7 +91,12 @@ pub(super) fn product(
     let run = |task: usize| {
         let groups = task * per_task..n_groups.min((task + 1) * per_task);
         // SAFETY: as above; Y has (rows, out) values, and no other task has these columns.
-        unsafe { multiply(x, w, groups, ends) };
+        unsafe {
+            match Means::begin(amx) {
+                Means::Vectors => multiply(x, w, groups, ends),
+                Means::Tiles(tiles) => multiply_tiles(tiles, x, w, groups, ends),
+            }
+        }
     };
     match n_groups.div_ceil(per_task) {
         1 => run(0),
@@ -145,6 +152,49 @@ unsafe fn multiply(x: Rows<'_>, w: Frozen<'_>, groups: Range<usize>, ends: Ends)
             };
         }
         group += n_groups;
+    }
+    UNPACKED.set(unpacked);
+}
+
+/// The same on tiles, two groups at a time.
+///
+/// # Safety
+///
+/// As for [`multiply`].
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+unsafe fn multiply_tiles(
+    mut tiles: Session,
+    x: Rows<'_>,
+    w: Frozen<'_>,
+    groups: Range<usize>,
+    ends: Ends,
+) {
+    let ((out, inp), run_max) = (w.sides(), w.run_max());
+    let n_pairs = inp.div_ceil(2);
+    let mut unpacked = UNPACKED.take();
+    for group in groups.clone().step_by(2) {
+        let n = (groups.end - group).min(2);
+        let pairs = match w {
+            Frozen::Packed(half) => &half.groups()[group * n_pairs..],
+            Frozen::FourBits(stack) => {
+                unpacked.resize((n * n_pairs).max(unpacked.len()), Pairs([0; GROUP]));
+                for (i, to) in unpacked[..n * n_pairs].chunks_exact_mut(n_pairs).enumerate() {
+                    four::unpack_group(stack, group + i, 0..inp, to);
+                }
+                &unpacked[..n * n_pairs]
+            }
+        };
+        let cols = group * GROUP..out.min((group + n) * GROUP);
+        for (nth, run) in runs(inp, run_max).enumerate() {
+            let values = &values_of(x.pairs)[run.start..];
+            let left = Lines { values, shape: Shape::Rows(x.stride * 2 * GROUP) };
+            let (pairs, n_run) = (&pairs[run.start / 2..], run.len().div_ceil(2));
+            let right = Groups { pairs, pitch: n_pairs, n_pairs: n_run };
+            let ends = Ends { beta: if nth == 0 { ends.beta } else { 1.0 }, ..ends };
+            let ahead = [Ahead::groups(right, 2, 2), Ahead::NONE];
+            let parts = [Part { left, right }];
+            tiles.panel_rows(&parts, 0, &(0..x.n), cols.clone(), ends, ahead);
+        }
     }
     UNPACKED.set(unpacked);
 }

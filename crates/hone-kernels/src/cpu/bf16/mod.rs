@@ -2,16 +2,18 @@
 //!
 //! A factor may be f32 or bf16, in either layout; what is not yet rounded and packed is so as it is
 //! multiplied, a part at a time, or as a whole where it is small. Sums are cut into runs by their
-//! length and by what the factors are, and into which blocks the result is cut changes none of them, so
-//! that the bytes do not depend on the number of threads.
+//! length and by what the factors are, and the result is cut into blocks by its shape, or where that
+//! changes none of its bytes by the number of threads as well, on which no byte depends.
 //!
 //! There are two engines. [`Engine::Dot`] has the instruction for it, VDPBF16PS: two products and
 //! their sum into each of 16 lanes, twice the rate of f32. It takes denormal factors for zero and
 //! makes denormal sums zero (whatever lies below 2^-126); products of bf16 are exact in f32, and
 //! Intel's manual as well as an AMD of the fifth Zen generation round after each of the two sums. A
 //! row of the result has the same bytes whatever rows lie beside it, but for products with the columns
-//! of a frozen weight, which is what a backward makes. [`Engine::Widened`] rounds,
-//! widens to f32 again, and multiplies as f32 is multiplied.
+//! of a frozen weight, which is what a backward makes. On a machine with AMX it multiplies by tiles,
+//! TDPBF16PS, which take denormal values for zero as well, but add in an order of their own: the same
+//! is true of rows there, with other bytes. [`Engine::Widened`] rounds, widens to f32 again, and
+//! multiplies as f32 is multiplied.
 
 pub(super) mod attention;
 mod dot;
@@ -65,6 +67,9 @@ const BLOCKS_ENOUGH: usize = 16;
 const ROWS_ALIGN: usize = 16;
 /// Three vectors.
 const COLS_ALIGN: usize = 48;
+/// Both, where two by two tiles multiply.
+#[cfg(target_arch = "x86_64")]
+const SQUARE_ALIGN: usize = 32;
 /// Pairs along a sum are packed 16 at a time.
 const RUN_ALIGN: usize = 32;
 
@@ -74,9 +79,9 @@ pub(super) const TAILS_MAX: usize = 4;
 /// What multiplies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Engine {
-    /// The machine's own dot product of bf16 pairs.
+    /// The machine's own dot product of bf16 pairs; by tiles, where it has them.
     #[cfg(target_arch = "x86_64")]
-    Dot(dot::Avx512Bf16),
+    Dot(dot::Avx512Bf16, Option<dot::Amx>),
     /// Rounded factors widened to f32.
     Widened,
 }
@@ -86,9 +91,32 @@ impl Engine {
     pub(crate) fn all() -> Vec<Engine> {
         let mut engines = Vec::new();
         #[cfg(target_arch = "x86_64")]
-        engines.extend(dot::Avx512Bf16::detect().map(Engine::Dot));
+        if let Some(proof) = dot::Avx512Bf16::detect() {
+            engines.extend(dot::Amx::all(proof).into_iter().map(|amx| Engine::Dot(proof, amx)));
+        }
         engines.push(Engine::Widened);
         engines
+    }
+}
+
+impl Engine {
+    /// What the sides of blocks are multiples of.
+    fn align(self) -> (usize, usize) {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Engine::Dot(_, Some(_)) => (SQUARE_ALIGN, SQUARE_ALIGN),
+            _ => (ROWS_ALIGN, COLS_ALIGN),
+        }
+    }
+
+    /// Blocks that are enough where each reads the whole right factor: two for each thread, if their
+    /// sides do not matter to the bytes.
+    fn blocks_enough(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Engine::Dot(..) => BLOCKS_ENOUGH.min(2 * rayon::current_num_threads()),
+            Engine::Widened => BLOCKS_ENOUGH,
+        }
     }
 }
 
@@ -192,7 +220,7 @@ impl Frozen<'_> {
 pub(super) fn adds_others(engine: Engine, m: usize) -> bool {
     match engine {
         #[cfg(target_arch = "x86_64")]
-        Engine::Dot(_) => m > few::ROWS_MAX,
+        Engine::Dot(..) => m > few::ROWS_MAX,
         Engine::Widened => false,
     }
 }
@@ -201,7 +229,7 @@ pub(super) fn adds_others(engine: Engine, m: usize) -> bool {
 pub(super) fn takes_4bit(engine: Engine, stack: &Stack) -> bool {
     match engine {
         #[cfg(target_arch = "x86_64")]
-        Engine::Dot(_) => stack.inp().is_multiple_of(four::RUN) && stack.rounds_to_bf16_once(),
+        Engine::Dot(..) => stack.inp().is_multiple_of(four::RUN) && stack.rounds_to_bf16_once(),
         Engine::Widened => false,
     }
 }
@@ -296,8 +324,10 @@ fn even(len: usize, max: usize, align: usize) -> usize {
     len.div_ceil(len.div_ceil(max).max(1)).next_multiple_of(align).max(align)
 }
 
-/// Sides of the blocks into which an (m, n) result of depth `k` is cut. They do not change its bytes.
+/// Sides of the blocks into which an (m, n) result of depth `k` is cut. Those of
+/// [`Engine::Dot`] do not change its bytes.
 fn block_sides(
+    engine: Engine,
     (m, n, k): (usize, usize, usize),
     a: Factor<'_>,
     right: Right<'_>,
@@ -306,27 +336,28 @@ fn block_sides(
         return (m, n);
     }
     if right.is_packed() {
-        return packed_block_sides((m, n), a);
+        return packed_block_sides(engine, (m, n), a);
     }
-    let (mut rows, mut cols) = (ROWS_MAX, even(n, COLS_MAX, COLS_ALIGN));
+    let align = engine.align();
+    let (mut rows, mut cols) = (ROWS_MAX, even(n, COLS_MAX, align.1));
     while rows > ROWS_MIN && m.div_ceil(rows) * n.div_ceil(cols) < BLOCKS_ENOUGH {
         rows /= 2;
     }
     let n_down = m.div_ceil(rows);
     if n_down * n.div_ceil(cols) < BLOCKS_ENOUGH && m <= ROWS_MIN {
-        cols = even(n, n.div_ceil(BLOCKS_ENOUGH / n_down), COLS_ALIGN).min(cols);
+        cols = even(n, n.div_ceil(BLOCKS_ENOUGH / n_down), align.1).min(cols);
     }
-    (even(m, rows, ROWS_ALIGN), cols)
+    (even(m, rows, align.0), cols)
 }
 
 /// The same, where nothing of the right factor is packed again in a narrow or a low block. What is
 /// rounded or turned of the left one is so in each block across.
-fn packed_block_sides((m, n): (usize, usize), a: Factor<'_>) -> (usize, usize) {
+fn packed_block_sides(engine: Engine, (m, n): (usize, usize), a: Factor<'_>) -> (usize, usize) {
+    let align = engine.align();
     let reads = a.depth_stride == 1 && matches!(a.values, Values::Bf16(_));
     if !reads && n <= COLS_CONVERTED_MAX {
-        // As high as leaves two for each thread: every block reads the whole right factor.
-        let enough = BLOCKS_ENOUGH.min(2 * rayon::current_num_threads());
-        return (even(m, m.div_ceil(enough).min(ROWS_MIN), ROWS_ALIGN), n);
+        let rows = m.div_ceil(engine.blocks_enough()).min(ROWS_MIN);
+        return (even(m, rows, align.0), n);
     }
     let rows = if m >= ROWS_MIN * BLOCKS_ENOUGH && n <= COLS_CONVERTED_MAX {
         ROWS_MIN
@@ -334,7 +365,7 @@ fn packed_block_sides((m, n): (usize, usize), a: Factor<'_>) -> (usize, usize) {
         ROWS_MAX / 2
     };
     let n_across = BLOCKS_ENOUGH.div_ceil(m.div_ceil(rows));
-    (even(m, rows, ROWS_ALIGN), even(n, n.div_ceil(n_across), COLS_ALIGN))
+    (even(m, rows, align.0), even(n, n.div_ceil(n_across), align.1))
 }
 
 /// The runs into which sums of `k` terms are cut; one without terms where `k` is 0.
@@ -378,16 +409,16 @@ pub(super) fn product(
     // Read, and never written.
     let old = old.map(|old| Place::F32 { start: SharedPtr(old.as_ptr().cast_mut()), stride: n });
     #[cfg(target_arch = "x86_64")]
-    if let (Engine::Dot(proof), Right::Rows(weight), []) = (engine, right, tails)
+    if let (Engine::Dot(proof, amx), Right::Rows(weight), []) = (engine, right, tails)
         && m <= few::ROWS_MAX
         && a.depth_stride == 1
         // Between runs it holds sums in the result, where bf16 would round them.
         && (matches!(out, Place::F32 { .. }) || k <= weight.run_max())
     {
-        return few::product(proof, a, m, weight, (alpha, beta), out);
+        return few::product((proof, amx), a, m, weight, (alpha, beta), out);
     }
     #[cfg(target_arch = "x86_64")]
-    if let (Engine::Dot(proof), Right::Factor(b), [], None) = (engine, right, tails, old)
+    if let (Engine::Dot(proof, _), Right::Factor(b), [], None) = (engine, right, tails, old)
         && thin::takes((m, n), a, b)
     {
         return thin::product(proof, (m, n, k), (a, b), (alpha, beta), out);
@@ -401,15 +432,19 @@ pub(super) fn product(
         let size = m * n * size_of::<f32>();
         let streams = is_first && is_last && beta == 0.0 && size >= STREAM_BYTES_MIN;
         let job = Job { k: depth.len(), a, right, tails, alpha, beta, old, out, streams };
-        each_block((m, n), block_sides((m, n, job.k), a, right), |rows, cols| match engine {
-            #[cfg(target_arch = "x86_64")]
-            Engine::Dot(proof) => dot::block(proof, &job, rows, cols),
-            Engine::Widened => widened::block(&job, rows, cols),
-        });
+        each_block(
+            (m, n),
+            block_sides(engine, (m, n, job.k), a, right),
+            |rows, cols| match engine {
+                #[cfg(target_arch = "x86_64")]
+                Engine::Dot(proof, amx) => dot::block(proof, amx, &job, rows, cols),
+                Engine::Widened => widened::block(&job, rows, cols),
+            },
+        );
     };
     match engine {
         #[cfg(target_arch = "x86_64")]
-        Engine::Dot(proof) if m > ROWS_MIN => {
+        Engine::Dot(proof, _) if m > ROWS_MIN => {
             let may_slice = matches!(out, Place::F32 { .. });
             dot::laid(proof, right, (n, k), may_slice, run);
         }

@@ -26,7 +26,7 @@ impl Pairs {
     /// The proof, where a level and an engine are those.
     pub(super) fn new(level: Level, engine: Engine) -> Option<Self> {
         match (level, engine) {
-            (Level::Avx512(simd), Engine::Dot(dot)) => Some(Pairs { simd, _dot: dot }),
+            (Level::Avx512(simd), Engine::Dot(dot, _)) => Some(Pairs { simd, _dot: dot }),
             _ => None,
         }
     }

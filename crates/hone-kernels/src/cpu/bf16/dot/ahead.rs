@@ -9,7 +9,6 @@ use std::ops::Range;
 
 use super::super::packed::Pairs;
 use super::super::{Factor, Values};
-use super::PANEL;
 use super::tile::Groups;
 
 /// Bytes of a cache line.
@@ -18,7 +17,7 @@ const LINE: usize = 64;
 /// Rows of memory that are asked for, a cache line at a time. Addresses are named, and nothing read, so
 /// that they may be any.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead {
+pub(in super::super) struct Ahead {
     /// Where the current row begins.
     row: *const u8,
     /// Lines of a row, and of the current one those that were asked for.
@@ -31,17 +30,17 @@ pub(super) struct Ahead {
 
 impl Ahead {
     /// Nothing.
-    pub(super) const NONE: Ahead =
+    pub(in super::super) const NONE: Ahead =
         Ahead { row: std::ptr::null(), row_lines: 0, done: 0, stride: 0, n_rows: 0 };
 
-    /// The groups of the panel that begins at `group`, as far as there are some.
-    pub(super) fn groups(right: Groups<'_>, group: usize) -> Self {
+    /// The `n` groups of the panel that begins at `group`, as far as there are some.
+    pub(in super::super) fn groups(right: Groups<'_>, group: usize, n: usize) -> Self {
         let at = group * right.pitch;
         let n_left = right.pairs.len().saturating_sub(at);
         if n_left < right.n_pairs || right.n_pairs == 0 {
             return Ahead::NONE;
         }
-        let n_groups = PANEL.min((n_left - right.n_pairs) / right.pitch.max(1) + 1);
+        let n_groups = n.min((n_left - right.n_pairs) / right.pitch.max(1) + 1);
         Ahead {
             row: right.pairs[at..].as_ptr().cast(),
             row_lines: right.n_pairs * size_of::<Pairs>() / LINE,

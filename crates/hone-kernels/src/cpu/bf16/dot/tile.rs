@@ -25,24 +25,24 @@ pub(in super::super) struct Ends {
 
 /// Groups of 16 columns of the right factor, the pairs of a group one after the other.
 #[derive(Clone, Copy)]
-pub(super) struct Groups<'a> {
-    pub(super) pairs: &'a [Pairs],
+pub(in super::super) struct Groups<'a> {
+    pub(in super::super) pairs: &'a [Pairs],
     /// Vectors from a group to the next.
-    pub(super) pitch: usize,
+    pub(in super::super) pitch: usize,
     /// Pairs to multiply.
-    pub(super) n_pairs: usize,
+    pub(in super::super) n_pairs: usize,
 }
 
 /// Rows of the left factor: pair p of row i is at `i * row + p * pair`, in values.
 #[derive(Clone, Copy)]
-pub(super) struct Lines<'a> {
-    pub(super) values: &'a [bf16],
-    pub(super) shape: Shape,
+pub(in super::super) struct Lines<'a> {
+    pub(in super::super) values: &'a [bf16],
+    pub(in super::super) shape: Shape,
 }
 
 /// How [`Lines`] lie.
 #[derive(Clone, Copy)]
-pub(super) enum Shape {
+pub(in super::super) enum Shape {
     /// Values of a row side by side; a row is so many values long.
     Rows(usize),
     /// Groups of 16 rows, so many pairs long.
@@ -64,9 +64,9 @@ impl Lines<'_> {
 
 /// One of the sums that meet in a tile.
 #[derive(Clone, Copy)]
-pub(super) struct Part<'a> {
-    pub(super) left: Lines<'a>,
-    pub(super) right: Groups<'a>,
+pub(in super::super) struct Part<'a> {
+    pub(in super::super) left: Lines<'a>,
+    pub(in super::super) right: Groups<'a>,
 }
 
 /// All tiles of a panel, whose groups start at `group`, in a strip of rows; `ahead` is asked for
