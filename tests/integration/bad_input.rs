@@ -346,6 +346,12 @@ fn a_key_that_is_unknown_missing_or_mistyped_is_named_with_its_line() {
              error: `--set eval.max_new=0`: [eval] `max_new`, `batch_size` and `max_prompts` are at \
              least 1\n",
         ),
+        (
+            "eval",
+            "eval.compute=f16",
+            "exit 2\n\
+             error: `--set eval.compute=f16`: [eval] unknown variant `f16`, expected `f32` or `bf16`\n",
+        ),
         ("eval", "eval.max_nwe=1", "exit 2\n\
                  error: `--set eval.max_nwe=1`: [eval] unknown key `max_nwe`\n\
                  hint: did you mean `max_new`?\n"),

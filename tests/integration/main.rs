@@ -7,6 +7,7 @@ mod faults;
 mod fixture;
 mod hostile;
 mod locks;
+mod measured;
 mod methods;
 mod plan;
 mod resume;

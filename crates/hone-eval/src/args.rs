@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use hone_cli::{Common, Failure, Pipeline};
+use hone_model::Compute;
 use serde::{Deserialize, Serialize};
 
 /// Measure base and tuned model on held-out rows, and write a report.
@@ -30,7 +31,12 @@ pub(crate) enum Format {
     Json,
 }
 
-/// The `[eval]` table.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// The `[eval]` table. A key that came after the first release is left out of the record of a run that does not use it, so that
+/// its key stays what it was.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct EvalConfig {
@@ -38,6 +44,10 @@ pub(crate) struct EvalConfig {
     pub(crate) max_new: usize,
     /// Prompts answered side by side; changes memory and speed, not the result.
     pub(crate) batch_size: usize,
+    /// `f32` or `bf16`: the arithmetic of matrix products, of both models. Not given it is f32 whatever training computed in: an
+    /// evaluation is a measurement, and rounds nothing that it is not told to.
+    #[serde(skip_serializing_if = "is_default")]
+    pub(crate) compute: Compute,
     /// Most prompts asked, evenly spaced over all; all of them when not given.
     pub(crate) max_prompts: Option<usize>,
     /// `text` or `json`.
@@ -69,6 +79,7 @@ impl Default for EvalConfig {
         EvalConfig {
             max_new: 256,
             batch_size: 32,
+            compute: Compute::F32,
             max_prompts: None,
             format: Format::Text,
             samples: 12,

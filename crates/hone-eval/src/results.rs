@@ -1,5 +1,6 @@
 //! Everything that was measured, and `results.json`.
 
+use hone_model::Compute;
 use hone_schema::Prompt;
 use serde_json::{Map, Value, json};
 
@@ -75,6 +76,8 @@ pub(crate) struct Results {
     /// Hash of the chat template that the prompts were rendered with: scores of two templates are
     /// not comparable.
     pub(crate) template_sha256: Option<String>,
+    /// What both models were computed with; scores of two arithmetics are not comparable to the last digit.
+    pub(crate) compute: Compute,
 }
 
 impl Results {
@@ -122,6 +125,7 @@ impl Results {
             "gates": self.gates.iter().map(Gate::to_json).collect::<Vec<_>>(),
             "passed": self.passed(),
             "template_sha256": self.template_sha256,
+            "compute": self.compute,
         })
     }
 

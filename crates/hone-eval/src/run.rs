@@ -2,7 +2,7 @@
 
 use hone_cli::{Context, Exit, Failure, Outcome, StagePlan, run_stage};
 use hone_kernels::Cpu;
-use hone_model::{Decoder, Generator};
+use hone_model::{Compute, Decoder, Generator};
 use hone_schema::{ArtefactKind, Ledger, Pack, Prompt, sha256};
 use hone_store::{Draft, ModelDir, Sealed};
 use hone_tokens::Vocab;
@@ -84,17 +84,21 @@ fn work(
         return Err(Failure::input(format!("`{at}` has no row of the test split"))
             .hint("give a source `split = \"test\"`, or set `ingest.test_share`"));
     }
+    if config.compute == Compute::Bf16 && !Cpu::has_bf16() {
+        ctx.note("eval: this processor has no instructions for bf16: it is slower than f32 here");
+    }
     let mut results = Results {
+        compute: config.compute,
         fields: fields(&test.prompts),
         template_sha256: template_sha256(&inputs.tuned)?,
         ..Results::default()
     };
     {
-        let mut base = load(&inputs.base)?;
+        let mut base = load(&inputs.base, config.compute)?;
         results.base = test.measure(ctx, &mut base)?;
         results.bare = test.ask(ctx, &mut base, |prompt| &prompt.bare_ids)?;
     }
-    let mut tuned = load(&inputs.tuned)?;
+    let mut tuned = load(&inputs.tuned, config.compute)?;
     results.tuned = test.measure(ctx, &mut tuned)?;
     results.gates = gates(config, &results.values());
     let shown = report::choose(&results.tuned.asked.scores, config.samples);

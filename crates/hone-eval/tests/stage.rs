@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use arrow::array::{BooleanArray, LargeStringArray};
-use hone_kernels::Cpu;
-use hone_model::{Batch, Decoder, ModelConfig, StoredType, Training, init_weights};
+use hone_kernels::{Backend, Cpu};
+use hone_model::{Batch, Compute, Decoder, ModelConfig, StoredType, Training, init_weights};
 use hone_schema::{ArtefactKind, Doc, InputRef, Kind, Ledger, Pack, Prompt, Roles, Split, sha256};
 use hone_store::{Draft, Seal, Sealed};
 use hone_tokens::{Vocab, VocabSpec, train_vocab};
@@ -167,11 +167,15 @@ impl Place {
         serde_json::from_slice(&self.sealed().read("results.json").unwrap()).unwrap()
     }
 
+    /// A model, computed with in `compute`.
+    fn decoder(&self, seed: u64, compute: Compute) -> Decoder<Cpu> {
+        let (cpu, weights) = (Cpu::new().with_compute(compute), init_weights(&self.model, seed));
+        Decoder::load(cpu, &self.model, &weights, Training::Frozen).unwrap()
+    }
+
     /// Mean loss of one kind of documents, computed document by document.
-    fn expected_loss(&self, seed: u64, kind: Kind) -> f64 {
-        let weights = init_weights(&self.model, seed);
-        let mut decoder =
-            Decoder::load(Cpu::new(), &self.model, &weights, Training::Frozen).unwrap();
+    fn expected_loss(&self, seed: u64, kind: Kind, compute: Compute) -> f64 {
+        let mut decoder = self.decoder(seed, compute);
         let (mut loss, mut weight) = (0.0, 0.0);
         for pack in (0..5).map(|n| self.pack(n)) {
             let part = if kind == Kind::Sft { 0..10 } else { 10..24 };
@@ -204,13 +208,13 @@ fn both_models_are_measured_on_the_same_rows() {
     for (model, seed) in [("base", 1), ("tuned", 2)] {
         let at = |path: &str| number(&results, &format!("/{model}/{path}"));
         for (kind, name) in [(Kind::Sft, "sft"), (Kind::Text, "text")] {
-            let expected = place.expected_loss(seed, kind);
+            let expected = place.expected_loss(seed, kind, Compute::F32);
             for breakdown in [format!("by_kind/{name}"), format!("by_source/{name} rows")] {
                 let loss = at(&format!("{breakdown}/loss"));
                 assert!((loss - expected).abs() < 1e-6, "{model} {breakdown}: {loss} {expected}");
             }
         }
-        let plain = place.expected_loss(seed, Kind::Text).exp();
+        let plain = place.expected_loss(seed, Kind::Text, Compute::F32).exp();
         assert!((at("plain_perplexity") / plain - 1.0).abs() < 1e-6);
         let counts = ["n_prompts", "n_test_docs", "n_plain_docs", "n_test_tokens"].map(at);
         // Of a document's tokens two thirds count, its first never.
@@ -292,8 +296,7 @@ fn rows_hold_what_was_generated() {
     let stopped = rows.column_by_name("tuned_stopped").unwrap();
     let stopped = stopped.as_any().downcast_ref::<BooleanArray>().unwrap();
 
-    let weights = init_weights(&place.model, 2);
-    let mut decoder = Decoder::load(Cpu::new(), &place.model, &weights, Training::Frozen).unwrap();
+    let mut decoder = place.decoder(2, Compute::F32);
     let generator = hone_model::Generator::greedy(4, &[0]);
     for (row, n) in (0..40).step_by(4).enumerate() {
         let prompt = place.prompt(n, Split::Test);
@@ -302,6 +305,39 @@ fn rows_hold_what_was_generated() {
         assert_eq!(text("tuned_text").value(row), expected);
         assert_eq!(stopped.value(row), made.stopped());
     }
+}
+
+/// Both models, what they score and what they generate, are those of a decoder that computes in bf16.
+#[test]
+fn in_bf16_both_models_are_what_the_engine_computes_in_bf16() {
+    let place = Place::new();
+    place.pipeline("max_new = 4\nsampled = 0\ncompute = \"bf16\"");
+    let output = place.eval(&[]);
+    check(&output, 0, &[]);
+    let is_noted = String::from_utf8_lossy(&output.stderr).contains("no instructions for bf16");
+    assert_eq!(is_noted, !Cpu::has_bf16());
+    let results = place.results();
+    assert_eq!(results["compute"], "bf16");
+    for (model, seed) in [("base", 1), ("tuned", 2)] {
+        for (kind, name) in [(Kind::Sft, "sft"), (Kind::Text, "text")] {
+            let found = number(&results, &format!("/{model}/by_kind/{name}/loss"));
+            let [rounded, exact] =
+                [Compute::Bf16, Compute::F32].map(|c| place.expected_loss(seed, kind, c));
+            assert!((found - rounded).abs() < 1e-6, "{model} {name}: {found} {rounded}");
+            assert!(rounded != exact, "{model} {name}: {exact}");
+        }
+    }
+    let rows: Vec<_> = place.sealed().parquet("rows.parquet").unwrap().collect();
+    let rows = rows[0].as_ref().unwrap();
+    let mut decoder = place.decoder(2, Compute::Bf16);
+    let generator = hone_model::Generator::greedy(4, &[0]);
+    let prompts: Vec<_> = (0..40).map(|n| place.prompt(n, Split::Test).prompt_ids).collect();
+    let made = generator.run(&mut decoder, &prompts).unwrap();
+    let expected: Vec<String> =
+        made.iter().map(|made| place.vocab.decode(&made.ids, false).unwrap()).collect();
+    let texts = rows.column_by_name("tuned_text").unwrap();
+    let texts = texts.as_any().downcast_ref::<LargeStringArray>().unwrap();
+    assert_eq!(texts.iter().flatten().collect::<Vec<_>>(), expected);
 }
 
 #[test]
@@ -318,6 +354,7 @@ fn a_gate_that_fails_is_named_and_fails_again_when_fresh() {
         ("eval.min_exact_match=95", "is a share, from 0 to 1"),
         ("eval.min_json_valid=0.5", "measures JSON answers"),
         ("eval.temperature=0.0", "is not above 0"),
+        ("eval.compute=bfloat16", "unknown variant `bfloat16`, expected `f32` or `bf16`"),
         ("eval.max_nwe=3", "did you mean `max_new`?"),
     ] {
         check(&place.eval(&["--set", set]), 2, &[says]);

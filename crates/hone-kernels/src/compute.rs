@@ -1,6 +1,7 @@
 //! What the factors of matrix products are rounded to.
 
 use half::bf16;
+use serde::{Deserialize, Serialize};
 
 /// The arithmetic of matrix products and of attention: the type to which their factors are rounded.
 /// Sums are f32 in both, and so is the arithmetic of everything that is neither: norms, activations,
@@ -20,7 +21,10 @@ use half::bf16;
 /// 2.2e-3 to 3.4e-3, PyTorch's by 3.5e-3 to 6.5e-3: it rounds each head's part before the heads of
 /// a group are added, here they are one sum. Without instructions for bf16 the
 /// rounded values are multiplied in f32. The attention of one token against its cache is f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+///
+/// In configurations and reports it is written as its [`Compute::name`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Compute {
     /// Factors as they are.
     #[default]

@@ -56,7 +56,7 @@ impl Run<'_> {
             checkpoints: true,
             n_tokens,
             recompute: plan.config.recompute.level(),
-            compute: plan.config.compute.compute(),
+            compute: plan.config.compute,
             half_embedding: self.half_embedding,
             files: self.files,
         };

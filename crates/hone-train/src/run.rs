@@ -3,12 +3,12 @@
 use hone_cli::{Common, Context, Exit, Failure, Outcome, StagePlan, run_stage};
 use hone_kernels::Cpu;
 use hone_learn::Learner;
-use hone_model::{Adapter, Decoder, StoredType, reinit_rows};
+use hone_model::{Adapter, Compute, Decoder, StoredType, reinit_rows};
 use hone_schema::{ArtefactKind, Ledger};
 use hone_store::{Draft, Live, Sealed, machine};
 use serde_json::{Value, json};
 
-use crate::args::{ComputeKnob, EarlierArgs, Method, SaveDtype, TrainPlan};
+use crate::args::{EarlierArgs, Method, SaveDtype, TrainPlan};
 use crate::checkpoint::Checkpoints;
 use crate::epochs::Packs;
 use crate::memory::{self, Memory, Run};
@@ -87,7 +87,7 @@ fn work(
         steps.len(),
         memory::size(memory.peak())
     ));
-    if plan.config.compute == ComputeKnob::Bf16 && !Cpu::has_bf16() {
+    if plan.config.compute == Compute::Bf16 && !Cpu::has_bf16() {
         ctx.note("train: this processor has no instructions for bf16: it is slower than f32 here");
     }
     steps.write(draft)?;

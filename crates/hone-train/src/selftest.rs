@@ -3,11 +3,11 @@
 use hone_cli::{Common, Context, Exit, Failure};
 use hone_kernels::{Backend, Cpu, Reference};
 use hone_learn::Learner;
-use hone_model::{Batch, ModelError, StoredType, Tensors};
+use hone_model::{Batch, Compute, ModelError, StoredType, Tensors};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::args::{ComputeKnob, TrainPlan};
+use crate::args::TrainPlan;
 use crate::epochs::Packs;
 use crate::plan::Steps;
 use crate::start::Inputs;
@@ -156,8 +156,8 @@ impl Bench {
         let one = gradient(learner, std::slice::from_ref(&batch))?;
         let other = gradient(&mut plain, &[batch])?;
         let bound = match self.plan.config.compute {
-            ComputeKnob::F32 => SAME_OPERATORS,
-            ComputeKnob::Bf16 => SAME_OPERATORS_BF16,
+            Compute::F32 => SAME_OPERATORS,
+            Compute::Bf16 => SAME_OPERATORS_BF16,
         };
         Ok(Row::new("fast operators = plain ones", one.difference(&other), bound, on))
     }

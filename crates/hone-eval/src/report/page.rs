@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use hone_cli::Failure;
+use hone_model::Compute;
 use hone_schema::Prompt;
 use serde_json::Value;
 
@@ -208,6 +209,7 @@ impl Page<'_> {
             let _ = writeln!(facts, "<dt>{name}</dt><dd>{value}</dd>");
         };
         fact("pipeline", &format!("{}, seed {}", escape(&self.plan.name), self.plan.seed));
+        fact("arithmetic", arithmetic(self.results.compute));
         let check = &self.inputs.tuned_manifest.report["check"];
         if let Some(diff) = check["exact"]["max_logit_diff"].as_f64() {
             let positions = check["n_positions"].as_u64().map_or_else(String::new, count);
@@ -268,6 +270,14 @@ fn section(title: &str, things: &str, rows: &str) -> String {
          <th>{things}</th><th>base</th><th>tuned</th></tr></thead>\n<tbody>\n{rows}</tbody>\n\
          </table></div></section>\n"
     )
+}
+
+/// What models were computed with, in words.
+fn arithmetic(compute: Compute) -> &'static str {
+    match compute {
+        Compute::F32 => "f32",
+        Compute::Bf16 => "factors of products in bf16, sums in f32",
+    }
 }
 
 /// A share as a number over a bar.

@@ -1,6 +1,6 @@
 //! Settings of the `[train]` table that are one of a few names.
 
-use hone_model::{Compute, Recompute};
+use hone_model::Recompute;
 use serde::{Deserialize, Serialize};
 
 /// What is trained.
@@ -150,27 +150,6 @@ impl RecomputeKnob {
             RecomputeKnob::None => Recompute::None,
             RecomputeKnob::Attention => Recompute::Attention,
             RecomputeKnob::Layer => Recompute::Layer,
-        }
-    }
-}
-
-/// The arithmetic of matrix products.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum ComputeKnob {
-    /// Single precision.
-    #[default]
-    F32,
-    /// Factors rounded to bf16, sums of f32; frozen weights are held in bf16.
-    Bf16,
-}
-
-impl ComputeKnob {
-    /// As the engine has it.
-    pub(crate) fn compute(self) -> Compute {
-        match self {
-            ComputeKnob::F32 => Compute::F32,
-            ComputeKnob::Bf16 => Compute::Bf16,
         }
     }
 }

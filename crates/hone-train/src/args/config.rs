@@ -11,12 +11,12 @@ use hone_learn::{
     AdamWConfig, Convention, GroupConfig, LossConfig, OptimizerConfig, Recipe, ScheduleConfig,
     ScheduleKind, Warmup,
 };
+use hone_model::Compute;
 use serde::{Deserialize, Serialize};
 
 use super::adapter::{Modules, TokenLists};
 use super::choices::{
-    Bias, ComputeKnob, Init, LoraInit, Method, Objective, QuantType, RecomputeKnob, Save,
-    SaveDtype, Shuffle,
+    Bias, Init, LoraInit, Method, Objective, QuantType, RecomputeKnob, Save, SaveDtype, Shuffle,
 };
 use crate::watch::{EarlyStopping, Watchdog};
 
@@ -171,7 +171,7 @@ pub(crate) struct TrainConfig {
     pub(crate) recompute: RecomputeKnob,
     /// `f32` or `bf16`: the arithmetic of matrix products.
     #[serde(skip_serializing_if = "is_default")]
-    pub(crate) compute: ComputeKnob,
+    pub(crate) compute: Compute,
     /// Steps between evaluations on the held-out split; 0 evaluates at the end only.
     pub(crate) eval_every: u64,
     /// Steps between checkpoints; 0 makes one only when the run is stopped by a signal.
@@ -257,7 +257,7 @@ impl Default for TrainConfig {
             adapter_init: None,
             freeze: Vec::new(),
             recompute: RecomputeKnob::None,
-            compute: ComputeKnob::F32,
+            compute: Compute::F32,
             eval_every: 0,
             checkpoint_every: 100,
             keep_checkpoints: 2,

@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::watch;
 
 pub(crate) use choices::{
-    ComputeKnob, Init, LoraInit, Method, Objective, RecomputeKnob, Save, SaveDtype, Shuffle,
+    Init, LoraInit, Method, Objective, RecomputeKnob, Save, SaveDtype, Shuffle,
 };
 pub(crate) use config::TrainConfig;
 
@@ -172,7 +172,7 @@ impl TrainPlan {
 
     /// `backend` with the arithmetic of the run.
     pub(crate) fn on<B: Backend>(&self, backend: B) -> B {
-        backend.with_compute(self.config.compute.compute())
+        backend.with_compute(self.config.compute)
     }
 
     /// The adapter's settings on a model of which these rows are trained by themselves.
