@@ -302,7 +302,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// A buffer of `n` zeros whose values are rounded to [`Backend::compute`] whenever they are
     /// written: with f32 a buffer like any other, with bf16 one of half the size. It may be any
     /// factor or result of a product; an activation or its gradient in the other operators; what an
-    /// attention reads and writes, but for its log-sum-exp and its caches; and the result of a norm.
+    /// attention reads and writes, its caches too, but not its log-sum-exp; and the result of a norm.
     /// Whatever else (weights, gradients of weights, residual streams, logits) is f32, and a backend
     /// panics where it is not.
     fn zeros_rounded(&self, n: usize) -> Self::Buf;
@@ -567,7 +567,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     );
     /// One new token per sequence against its cache: `q` rows are the query heads of the B newest
     /// tokens, (B, H K); `k_cache` and `v_cache` are (B, capacity, G K); `lens[b]` positions of
-    /// sequence b are valid, the newest included. Writes `out` (B, H K).
+    /// sequence b are valid, the newest included. Both caches are rounded, or neither. Writes `out`
+    /// (B, H K).
     #[allow(clippy::too_many_arguments, reason = "what the formula names")]
     fn attention_decode(
         &self,

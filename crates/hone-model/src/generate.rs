@@ -4,7 +4,7 @@
 use hone_kernels::{Backend, Mat, MatMut, rng};
 use rayon::prelude::*;
 
-use crate::buffers::{ActSets, Dims, NActs, Scratch};
+use crate::buffers::{ActSets, Dims, NActs, Scratch, rounded};
 use crate::head::HeadActs;
 use crate::layer::Pass;
 use crate::workspace::Layout;
@@ -225,7 +225,7 @@ fn nucleus(logits: &[f32], temperature: f64, top_p: f64, draw: f64) -> u32 {
 /// every token is chosen by the logits of the whole forward. transformers does so for LongRoPE;
 /// with dynamic scaling it keeps keys that were rotated by other frequencies.
 struct Cache<B: Backend> {
-    /// Per layer: keys and values, each (sequences, capacity, G K).
+    /// Per layer: keys and values, each (sequences, capacity, G K), rounded as those that a layer projects are.
     layers: Vec<(B::Buf, B::Buf)>,
     /// Most positions of a sequence.
     capacity: usize,
@@ -257,8 +257,8 @@ impl<B: Backend> Cache<B> {
         let n = prompts.len();
         let backend = decoder.backend.clone();
         let dims = decoder.dims;
-        let width = dims.heads.n_kv * dims.heads.dim;
-        let make = || backend.zeros(n * capacity * width);
+        let row = rounded(dims.heads.n_kv * dims.heads.dim);
+        let make = || row.make(&backend, n * capacity);
         let layout = Layout { n_acts: NActs::SHARED, ..decoder.layout() };
         let mut cache = Cache {
             layers: decoder.layers.iter().map(|_| (make(), make())).collect(),
@@ -414,9 +414,11 @@ mod tests {
         check_shares(&logits, 0.5, 1.0, [167, 667, 167]);
     }
 
-    /// Logits of every step with the cache are those of one forward over the whole text, on both
-    /// backends.
-    fn check_cache<B: Backend>(backend: B, more: &str) {
+    /// New tokens of the texts below.
+    const N_NEW: usize = 8;
+
+    /// A model of two layers with an adapter that changes what it says.
+    fn adapted<B: Backend>(backend: B, more: &str) -> Decoder<B> {
         let text = format!(
             r#"{{"vocab_size": 41, "hidden_size": 20, "intermediate_size": 28,
                 "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -434,16 +436,30 @@ mod tests {
             adapter.tensors.get_mut(name).unwrap().data.fill(0.1);
         }
         decoder.attach(&adapter, false).unwrap();
+        decoder
+    }
 
-        let texts: Vec<Vec<u32>> =
-            [15, 9, 30].map(|n| (0..n).map(|i| (i * i + n) % 41).collect()).into();
-        let n_new = 8;
-        let prompts: Vec<Vec<u32>> = texts.iter().map(|t| t[..t.len() - n_new].to_vec()).collect();
-        let mut found = vec![0.0; prompts.len() * 41];
-        let mut cache = Cache::prefill(&mut decoder, &prompts, n_new, &mut found).unwrap();
-        for step in 0..n_new {
-            for (b, text) in texts.iter().enumerate() {
-                let end = text.len() - n_new + step;
+    /// Texts of several lengths.
+    fn texts() -> [Vec<u32>; 3] {
+        [15, 9, 30].map(|n| (0..n).map(|i| (i * i + n) % 41).collect())
+    }
+
+    /// A cache of the texts but for their last tokens, and the logits after them.
+    fn cache_of<B: Backend>(decoder: &mut Decoder<B>) -> (Cache<B>, Vec<f32>) {
+        let prompts = texts().map(|text| text[..text.len() - N_NEW].to_vec());
+        let mut logits = vec![0.0; prompts.len() * 41];
+        let cache = Cache::prefill(decoder, &prompts, N_NEW, &mut logits).unwrap();
+        (cache, logits)
+    }
+
+    /// Logits of every step with the cache are those of one forward over the whole text, on both
+    /// backends.
+    fn check_cache<B: Backend>(backend: B, more: &str) {
+        let mut decoder = adapted(backend, more);
+        let (mut cache, mut found) = cache_of(&mut decoder);
+        for step in 0..N_NEW {
+            for (b, text) in texts().iter().enumerate() {
+                let end = text.len() - N_NEW + step;
                 let seen = &text[..end];
                 let batch = Batch::from_pack(seen, &vec![0.0; end], &[end]).unwrap();
                 let expected = decoder.logits(&batch, &[end as u32 - 1]).unwrap();
@@ -475,6 +491,41 @@ mod tests {
         for more in MODELS {
             check_cache(hone_kernels::Cpu::new(), more);
             check_cache(hone_kernels::Reference, more);
+        }
+    }
+
+    /// A cache in bf16 changes no logit: keys and values were rounded before. Returns its bytes, and
+    /// those of one in f32.
+    fn check_rounded_cache<B: Backend>(backend: B, more: &str) -> [u64; 2] {
+        let backend = backend.with_compute(hone_kernels::Compute::Bf16);
+        let mut decoder = adapted(backend.clone(), more);
+        let (mut cache, mut found) = cache_of(&mut decoder);
+        let (mut wide, mut expected) = cache_of(&mut decoder);
+        for (keys, values) in &mut wide.layers {
+            for buf in [keys, values] {
+                let held = backend.download(buf);
+                *buf = backend.zeros(held.len());
+                backend.write(buf, 0, &held);
+            }
+        }
+        for step in 0..N_NEW {
+            for (b, text) in texts().iter().enumerate() {
+                cache.push(b, text[text.len() - N_NEW + step], true);
+                wide.push(b, text[text.len() - N_NEW + step], true);
+            }
+            cache.step(&mut decoder, &mut found).unwrap();
+            wide.step(&mut decoder, &mut expected).unwrap();
+            assert_eq!(found, expected, "{more}, step {step} on {}", backend.name());
+        }
+        [cache, wide].map(|cache| backend.buf_bytes(&cache.layers[1].0))
+    }
+
+    #[test]
+    fn a_cache_in_bf16_takes_half_of_the_memory_and_changes_nothing() {
+        for more in MODELS {
+            let [rounded, wide] = check_rounded_cache(hone_kernels::Cpu::new(), more);
+            assert_eq!(2 * rounded, wide);
+            check_rounded_cache(hone_kernels::Reference, more);
         }
     }
 

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::attention::{Plan, soft_cap};
 use super::simd::{Level, MAX_LANES, Simd, exp, simd_fn};
 use super::tile::{Left, Out, Right, Sides, product};
+use super::value::Value;
 use crate::{AttnMask, Heads};
 
 thread_local! {
@@ -17,11 +18,11 @@ thread_local! {
 simd_fn! {
     /// The query heads `q` (R K) that share a key head against its cache of `len` rows, `stride`
     /// apart; K is `dim`.
-    fn decode_heads<s>(
+    fn decode_heads<s, X: Value>(
         q: &[f32],
         dim: usize,
-        keys: &[f32],
-        values: &[f32],
+        keys: &[X],
+        values: &[X],
         stride: usize,
         len: usize,
         mask: AttnMask,
@@ -61,9 +62,9 @@ simd_fn! {
 
 /// `turned` (K, lanes) <- the first `n` rows of `keys` as columns, zeros behind them.
 #[inline(always)]
-fn turn_keys<S: Simd>(
+fn turn_keys<S: Simd, X: Value>(
     s: S,
-    keys: &[f32],
+    keys: &[X],
     n: usize,
     stride: usize,
     (turned, dim): (&mut [f32], usize),
@@ -71,7 +72,7 @@ fn turn_keys<S: Simd>(
     for (start, turned) in (0..dim).step_by(S::LANES).zip(turned.chunks_mut(S::LANES * S::LANES)) {
         let mut square = [s.splat(0.0); MAX_LANES];
         for (i, lanes) in square.iter_mut().enumerate().take(n) {
-            *lanes = s.load_part(&keys[i * stride + start..][..(dim - start).min(S::LANES)], 0.0);
+            *lanes = X::load(s, &keys[i * stride + start..][..(dim - start).min(S::LANES)]);
         }
         s.turn(&mut square);
         for (turned, lanes) in turned.chunks_exact_mut(S::LANES).zip(square) {
@@ -101,19 +102,19 @@ fn softmax<S: Simd>(s: S, scores: &mut [f32], len: usize, cap: Option<f32>) -> f
 
 /// The caches of keys and values, (B, capacity, G K) each.
 #[derive(Clone, Copy)]
-pub(super) struct Cache<'a> {
-    pub(super) keys: &'a [f32],
-    pub(super) values: &'a [f32],
+pub(super) struct Cache<'a, X> {
+    pub(super) keys: &'a [X],
+    pub(super) values: &'a [X],
     pub(super) capacity: usize,
     pub(super) lens: &'a [usize],
 }
 
 /// See [`crate::Backend::attention_decode`]; `q(b)` gives the query heads of sequence `b`.
-pub(super) fn decode<'a>(
+pub(super) fn decode<'a, X: Value>(
     level: Level,
     plan: Plan,
     q: impl Fn(usize) -> &'a [f32] + Sync + Send,
-    cache: Cache<'_>,
+    cache: Cache<'_, X>,
     out: &mut [f32],
 ) {
     let Heads { n_q, n_kv, dim } = plan.heads;

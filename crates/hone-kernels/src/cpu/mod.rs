@@ -733,10 +733,18 @@ impl Backend for Cpu {
         assert!(lens.iter().all(|&len| 0 < len && len <= capacity), "{lens:?} of {capacity}");
         let q = q.buf.widened();
         let rows = |b: usize| &q[l.row(b)..][..l.cols];
-        let cache = Cache { keys: k_cache, values: v_cache, capacity, lens };
+        let (level, plan) = (self.level, Plan { heads, mask });
         rounded_result(out, |out| {
             let out = &mut out[..l.rows * l.cols];
-            decode::decode(self.level, Plan { heads, mask }, rows, cache, out);
+            match (k_cache.values(), v_cache.values()) {
+                (Values::F32(keys), Values::F32(values)) => {
+                    decode::decode(level, plan, rows, Cache { keys, values, capacity, lens }, out);
+                }
+                (Values::Bf16(keys), Values::Bf16(values)) => {
+                    decode::decode(level, plan, rows, Cache { keys, values, capacity, lens }, out);
+                }
+                _ => panic!("keys and values are kept alike"),
+            }
         });
     }
 

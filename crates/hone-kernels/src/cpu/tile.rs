@@ -10,6 +10,7 @@
 use std::ops::Range;
 
 use super::simd::Simd;
+use super::value::Value;
 
 /// A factor read value by value: (i, l) lies at `data[i * row_stride + l * col_stride]`.
 #[derive(Clone, Copy)]
@@ -21,8 +22,8 @@ pub(super) struct Left<'a> {
 
 /// A factor of contiguous rows, `stride` apart.
 #[derive(Clone, Copy)]
-pub(super) struct Right<'a> {
-    pub(super) data: &'a [f32],
+pub(super) struct Right<'a, X = f32> {
+    pub(super) data: &'a [X],
     pub(super) stride: usize,
 }
 
@@ -41,9 +42,15 @@ pub(super) struct Sides {
     pub(super) k: usize,
 }
 
-/// The product; see the module.
+/// The product; see the module. Values of bf16 are widened as they are read.
 #[inline(always)]
-pub(super) fn product<S: Simd>(s: S, sides: Sides, a: Left<'_>, b: Right<'_>, c: Out<'_>) {
+pub(super) fn product<S: Simd, X: Value>(
+    s: S,
+    sides: Sides,
+    a: Left<'_>,
+    b: Right<'_, X>,
+    c: Out<'_>,
+) {
     let Sides { m, n, k } = sides;
     if m == 0 || n == 0 {
         return;
@@ -59,11 +66,11 @@ pub(super) fn product<S: Simd>(s: S, sides: Sides, a: Left<'_>, b: Right<'_>, c:
     while j < n {
         let width = (n - j).min(2 * S::LANES);
         if width == 2 * S::LANES {
-            panel::<S, 2>(s, sides, (j, width), a, b, &mut c);
+            panel::<S, X, 2>(s, sides, (j, width), a, b, &mut c);
             j += width;
         } else {
             let width = width.min(S::LANES);
-            panel::<S, 1>(s, sides, (j, width), a, b, &mut c);
+            panel::<S, X, 1>(s, sides, (j, width), a, b, &mut c);
             j += width;
         }
     }
@@ -71,26 +78,26 @@ pub(super) fn product<S: Simd>(s: S, sides: Sides, a: Left<'_>, b: Right<'_>, c:
 
 /// Columns `at .. at + width` of the product, `VECS` vectors wide (the last may be partly used).
 #[inline(always)]
-fn panel<S: Simd, const VECS: usize>(
+fn panel<S: Simd, X: Value, const VECS: usize>(
     s: S,
     sides: Sides,
     columns: (usize, usize),
     a: Left<'_>,
-    b: Right<'_>,
+    b: Right<'_, X>,
     c: &mut Out<'_>,
 ) {
     let mut i = 0;
     // Sixteen sums in registers where there are 32 of them, eight where there are 16.
     while S::LANES == 16 && i + 8 <= sides.m {
-        block::<S, 8, VECS>(s, sides.k, i, columns, a, b, c);
+        block::<S, X, 8, VECS>(s, sides.k, i, columns, a, b, c);
         i += 8;
     }
     while i + 4 <= sides.m {
-        block::<S, 4, VECS>(s, sides.k, i, columns, a, b, c);
+        block::<S, X, 4, VECS>(s, sides.k, i, columns, a, b, c);
         i += 4;
     }
     while i < sides.m {
-        block::<S, 1, VECS>(s, sides.k, i, columns, a, b, c);
+        block::<S, X, 1, VECS>(s, sides.k, i, columns, a, b, c);
         i += 1;
     }
 }
@@ -98,13 +105,13 @@ fn panel<S: Simd, const VECS: usize>(
 /// `ROWS` rows from `i` of a panel, its sums held in registers.
 #[inline(always)]
 #[allow(unsafe_code, reason = "`product` has checked the bounds once for all")]
-fn block<S: Simd, const ROWS: usize, const VECS: usize>(
+fn block<S: Simd, X: Value, const ROWS: usize, const VECS: usize>(
     s: S,
     k: usize,
     i: usize,
     (at, width): (usize, usize),
     a: Left<'_>,
-    b: Right<'_>,
+    b: Right<'_, X>,
     c: &mut Out<'_>,
 ) {
     let whole = width == VECS * S::LANES;
@@ -117,9 +124,9 @@ fn block<S: Simd, const ROWS: usize, const VECS: usize>(
         for (v, right) in right.iter_mut().enumerate() {
             *right = if whole {
                 // SAFETY: the row is `VECS * LANES` long here.
-                s.load(unsafe { row.get_unchecked(v * S::LANES..(v + 1) * S::LANES) })
+                X::load(s, unsafe { row.get_unchecked(v * S::LANES..(v + 1) * S::LANES) })
             } else {
-                s.load_part(&row[v * S::LANES..], 0.0)
+                X::load(s, &row[v * S::LANES..])
             };
         }
         for (r, sums) in sums.iter_mut().enumerate() {

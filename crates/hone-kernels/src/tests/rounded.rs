@@ -186,7 +186,7 @@ fn attention<B: Backend>(b: &B, s: Shape, (from, to): (bool, bool)) -> Vec<Found
     found.push(Found("dqkv", b.download(&dqkv), to));
 
     let (n, capacity) = (2, 30);
-    let [k, v] = [5, 6].map(|seed| m.normal(false, seed, n * capacity * 40, 1.0));
+    let [k, v] = [5, 6].map(|seed| m.normal(from, seed, n * capacity * 40, 1.0));
     let q = m.normal(from, 7, n * heads.qkv_width(), s.size);
     let q = Mat::columns(&q, n, 0, heads.out_width(), heads.qkv_width());
     let mut out = m.normal(to, 8, n * heads.out_width(), 1.0);
