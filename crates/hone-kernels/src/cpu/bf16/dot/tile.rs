@@ -141,6 +141,9 @@ fn tile<const ROWS: usize, const VECS: usize>(
     cols: &Range<usize>,
     ends: Ends,
 ) {
+    if ends.beta != 0.0 {
+        ask_for_old(row..row + ROWS, cols, ends.old);
+    }
     let mut sums = [[_mm512_setzero_ps(); VECS]; ROWS];
     for part in parts {
         let Groups { pairs, pitch, n_pairs } = part.right;
@@ -179,6 +182,25 @@ fn tile<const ROWS: usize, const VECS: usize>(
         for (v, &sum) in sums.iter().enumerate() {
             let start = cols.start + v * GROUP;
             write(row + r, start..cols.end.min(start + GROUP), sum, ends);
+        }
+    }
+}
+
+/// Asks for what sums will be added to, while they are made.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn ask_for_old(rows: Range<usize>, cols: &Range<usize>, old: Place) {
+    for row in rows {
+        for col in cols.clone().step_by(GROUP) {
+            // An address is named, and nothing read: it may be any.
+            match old {
+                Place::F32 { start, stride } => {
+                    _mm_prefetch::<_MM_HINT_T0>(start.at(row * stride + col).cast());
+                }
+                Place::Bf16 { start, stride } => {
+                    _mm_prefetch::<_MM_HINT_T0>(start.at(row * stride + col).cast());
+                }
+            }
         }
     }
 }
