@@ -24,7 +24,7 @@ pub use exit::{Exit, Failure};
 pub use flags::{Common, LogFormat};
 pub use launch::launch;
 pub use nearest::nearest;
-pub use pipeline::{Pipeline, STAGES};
+pub use pipeline::{Pipeline, STAGES, is_default};
 pub use stage::{Outcome, StagePlan, changes, run_stage};
 /// The form of the pipeline file.
 pub use toml;

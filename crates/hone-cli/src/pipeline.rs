@@ -427,6 +427,12 @@ fn unknown_field(message: &str) -> Option<(&str, Vec<&str>)> {
     Some((word, known))
 }
 
+/// Whether a key has its default value: one that came after the first release is then left out of the record of a run
+/// (`skip_serializing_if`), so that the run's key stays what it was.
+pub fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use hone_cli::{Common, Failure, Pipeline};
+use hone_cli::{Common, Failure, Pipeline, is_default};
 use hone_model::Compute;
 use serde::{Deserialize, Serialize};
 
@@ -29,10 +29,6 @@ pub(crate) enum Format {
     Text,
     /// One JSON object with exactly the reference's keys in their order.
     Json,
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 /// The `[eval]` table. A key that came after the first release is left out of the record of a run that does not use it, so that

@@ -124,8 +124,6 @@ pub(super) fn forward<Y: Value>(
     y.par_chunks_mut(rows * d).zip(r.par_chunks_mut(rows)).enumerate().for_each(|(t, (y, r))| {
         let x = &x[t * rows * d..];
         for ((y, x), r) in y.chunks_mut(d).zip(x.chunks(d)).zip(r) {
-            ahead::ask(x, d);
-            ahead::ask(y, d);
             *r = inverse_root(level, x, norm.eps);
             scale_row(level, x, w, *r, y);
         }

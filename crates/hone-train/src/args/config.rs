@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use hone_cli::Failure;
+use hone_cli::{Failure, is_default};
 use hone_learn::{
     AdamWConfig, Convention, GroupConfig, LossConfig, OptimizerConfig, Recipe, ScheduleConfig,
     ScheduleKind, Warmup,
@@ -19,10 +19,6 @@ use super::choices::{
     Bias, Init, LoraInit, Method, Objective, QuantType, RecomputeKnob, Save, SaveDtype, Shuffle,
 };
 use crate::watch::{EarlyStopping, Watchdog};
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
 
 fn is_three(n: &usize) -> bool {
     *n == 3

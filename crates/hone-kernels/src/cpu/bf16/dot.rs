@@ -66,7 +66,7 @@ thread_local! {
 }
 
 /// Makes room for `n` packed vectors.
-fn room(packed: &mut Vec<Pairs>, n: usize) -> &mut [Pairs] {
+pub(super) fn room(packed: &mut Vec<Pairs>, n: usize) -> &mut [Pairs] {
     if packed.len() < n {
         packed.resize(n, Pairs([0; GROUP]));
     }
@@ -218,27 +218,36 @@ fn lines<'a>(
     scale: f32,
     to: &'a mut Vec<Pairs>,
 ) -> Lines<'a> {
-    let n_pairs = run.len().div_ceil(2);
-    match a.values {
-        Values::Bf16(values)
-            if a.depth_stride == 1 && run.len().is_multiple_of(2) && scale == 1.0 =>
-        {
-            let start = (rows.start * a.lane_stride + run.start).min(values.len());
-            Lines { values: &values[start..], shape: Shape::Rows(a.lane_stride) }
-        }
-        _ if a.depth_stride == 1 => {
-            let pitch = n_pairs.div_ceil(GROUP);
-            let to = room(to, rows.len() * pitch);
-            rows_to_pairs(a, rows, run, scale, to);
-            Lines { values: values_of(to), shape: Shape::Rows(pitch * 2 * GROUP) }
-        }
-        _ => {
-            assert!(scale == 1.0, "a factor that is turned is not scaled");
-            let to = room(to, rows.len().div_ceil(GROUP) * n_pairs);
-            pack_groups(a, rows, run, to);
-            Lines { values: values_of(to), shape: Shape::Groups(n_pairs) }
-        }
+    if run.len().is_multiple_of(2)
+        && let Some(lines) = lines_in_place(a, &rows, &run, scale)
+    {
+        return lines;
     }
+    let n_pairs = run.len().div_ceil(2);
+    if a.depth_stride == 1 {
+        let pitch = n_pairs.div_ceil(GROUP);
+        let to = room(to, rows.len() * pitch);
+        rows_to_pairs(a, rows, run, scale, to);
+        return Lines { values: values_of(to), shape: Shape::Rows(pitch * 2 * GROUP) };
+    }
+    assert!(scale == 1.0, "a factor that is turned is not scaled");
+    let to = room(to, rows.len().div_ceil(GROUP) * n_pairs);
+    pack_groups(a, rows, run, to);
+    Lines { values: values_of(to), shape: Shape::Groups(n_pairs) }
+}
+
+/// Lines of the left factor along a run where they are, if they are bf16 that lie along the sums and are
+/// not to be scaled.
+fn lines_in_place<'a>(
+    a: Factor<'a>,
+    rows: &Range<usize>,
+    run: &Range<usize>,
+    scale: f32,
+) -> Option<Lines<'a>> {
+    let Values::Bf16(values) = a.values else { return None };
+    let start = (rows.start * a.lane_stride + run.start).min(values.len());
+    let lines = Lines { values: &values[start..], shape: Shape::Rows(a.lane_stride) };
+    (a.depth_stride == 1 && scale == 1.0).then_some(lines)
 }
 
 /// Packs lanes of a factor along a run, group after group.

@@ -13,11 +13,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::dot::{
-    Ahead, Amx, Avx512Bf16, Ends, Groups, Lines, Means, Part, Session, Shape, values_of, write,
+    Ahead, Amx, Avx512Bf16, Ends, Groups, Lines, Means, Part, Session, Shape, room, values_of,
+    write,
 };
 use super::packed::{GROUP, Pairs};
 use super::pairs::{bf16_lanes, load, rows_to_pairs};
 use super::{Factor, Frozen, Place, four, runs};
+use crate::cpu::quant::Stack;
 
 /// Most rows for which it pays: from then on a tile of [`super::dot`] does more with each vector
 /// that it loads.
@@ -105,6 +107,17 @@ pub(super) fn product(
     ROWS.set(packed);
 }
 
+/// Groups of a weight of 4 bits, unpacked into the start of `to`.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn unpack<'a>(stack: &Stack, groups: Range<usize>, to: &'a mut Vec<Pairs>) -> &'a [Pairs] {
+    let n_pairs = stack.inp().div_ceil(2);
+    let to = room(to, groups.len() * n_pairs);
+    for (group, to) in groups.zip(to.chunks_exact_mut(n_pairs)) {
+        four::unpack_group(stack, group, 0..stack.inp(), to);
+    }
+    to
+}
+
 /// The columns of some groups of the weight.
 ///
 /// # Safety
@@ -125,11 +138,7 @@ unsafe fn multiply(x: Rows<'_>, w: Frozen<'_>, groups: Range<usize>, ends: Ends)
                 // As many as the tiles below take at once.
                 let n = if x.n <= 4 { 4 } else { 2 };
                 let n = if left >= n { n } else { 1 };
-                unpacked.resize((n * n_pairs).max(unpacked.len()), Pairs([0; GROUP]));
-                for (i, to) in unpacked[..n * n_pairs].chunks_exact_mut(n_pairs).enumerate() {
-                    four::unpack_group(stack, group + i, 0..sides.1, to);
-                }
-                &unpacked[..]
+                unpack(stack, group..group + n, &mut unpacked)
             }
         };
         let w = Weight { pairs: w, sides, group, run_max };
@@ -176,13 +185,7 @@ unsafe fn multiply_tiles(
         let n = (groups.end - group).min(2);
         let pairs = match w {
             Frozen::Packed(half) => &half.groups()[group * n_pairs..],
-            Frozen::FourBits(stack) => {
-                unpacked.resize((n * n_pairs).max(unpacked.len()), Pairs([0; GROUP]));
-                for (i, to) in unpacked[..n * n_pairs].chunks_exact_mut(n_pairs).enumerate() {
-                    four::unpack_group(stack, group + i, 0..inp, to);
-                }
-                &unpacked[..n * n_pairs]
-            }
+            Frozen::FourBits(stack) => unpack(stack, group..group + n, &mut unpacked),
         };
         let cols = group * GROUP..out.min((group + n) * GROUP);
         for (nth, run) in runs(inp, run_max).enumerate() {

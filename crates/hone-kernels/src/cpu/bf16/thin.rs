@@ -15,7 +15,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::super::turn;
-use super::dot::{Avx512Bf16, Ends, pack_groups, write};
+use super::dot::{Avx512Bf16, Ends, pack_groups, room, write};
 use super::packed::{GROUP, Pairs};
 use super::pairs::{bf16_lanes, line};
 use super::{Factor, Place, Values};
@@ -53,7 +53,7 @@ pub(super) fn takes((m, n): (usize, usize), a: Factor<'_>, b: Factor<'_>) -> boo
 
 /// `C (m, n) <- alpha A (m, k) B (k, n) + beta C`; see [`takes`]. The caller has checked all sides.
 pub(super) fn product(
-    proof: Avx512Bf16,
+    _: Avx512Bf16,
     (m, n, k): (usize, usize, usize),
     (a, b): (Factor<'_>, Factor<'_>),
     (alpha, beta): (f32, f32),
@@ -65,18 +65,13 @@ pub(super) fn product(
     let pitch = k.div_ceil(2);
     // Taken, not borrowed, so that nothing depends on what a thread does in between.
     let mut packed = THIN.take();
-    let len = n_thin.div_ceil(GROUP) * pitch;
-    if packed.len() < len {
-        packed.resize(len, Pairs([0; GROUP]));
-    }
-    let packed_thin = &mut packed[..len];
-    // SAFETY: `proof` says that the machine has the instructions.
+    let packed_thin = room(&mut packed, n_thin.div_ceil(GROUP) * pitch);
+    // SAFETY: the first argument proves that the machine has the instructions.
     unsafe { pack_groups(thin, 0..n_thin, 0..k, packed_thin) };
     let ends = Ends { alpha, old: c, beta, to: c, streams: false };
     let job = Job { wide, k, thin: packed_thin, n_thin, is_turned, ends };
     let tasks = (0..n_wide.div_ceil(TASK_COLS)).into_par_iter();
     tasks.for_each(|task| {
-        let _ = proof;
         let cols = task * TASK_COLS..n_wide.min((task + 1) * TASK_COLS);
         for start in cols.clone().step_by(COLS) {
             // SAFETY: as above.
@@ -112,10 +107,7 @@ impl Job<'_> {
         for start in (0..self.k).step_by(RUN) {
             let run = start..self.k.min(start + RUN);
             for (part, total) in totals[..n_parts].iter_mut().enumerate() {
-                let sums = match self.wide.values {
-                    Values::F32(_) => self.run::<true>(cols.clone(), run.clone(), part),
-                    Values::Bf16(_) => self.run::<false>(cols.clone(), run.clone(), part),
-                };
+                let sums = self.run(cols.clone(), run.clone(), part);
                 for (total, sums) in total.iter_mut().zip(sums) {
                     total[0] = _mm512_add_ps(total[0], sums[0]);
                     total[1] = _mm512_add_ps(total[1], sums[1]);
@@ -129,7 +121,7 @@ impl Job<'_> {
 
     /// The sums of a run of tokens for one part of the thin factor.
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-    fn run<const F32: bool>(&self, cols: Range<usize>, run: Range<usize>, part: usize) -> Sums {
+    fn run(&self, cols: Range<usize>, run: Range<usize>, part: usize) -> Sums {
         let (x, n, stride) = (self.wide, cols.len(), self.wide.depth_stride);
         let mut sums = [[_mm512_setzero_ps(); 2]; LANES];
         let first = part / 2 * self.k.div_ceil(2) + run.start / 2;
@@ -144,8 +136,8 @@ impl Job<'_> {
                 _mm512_setzero_si512()
             };
             if part == 0 {
-                self.ask::<F32>(at + AHEAD * stride);
-                self.ask::<F32>(at + (AHEAD + 1) * stride);
+                self.ask(at + AHEAD * stride);
+                self.ask(at + (AHEAD + 1) * stride);
             }
             let low = bf16_lanes(_mm512_unpacklo_epi16(lower, upper));
             let high = bf16_lanes(_mm512_unpackhi_epi16(lower, upper));
@@ -162,7 +154,7 @@ impl Job<'_> {
     /// Asks for the values of the wide factor from index `at` on.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn ask<const F32: bool>(&self, at: usize) {
+    fn ask(&self, at: usize) {
         // An address is named, and nothing read: it may be any.
         match self.wide.values {
             Values::F32(values) => {

@@ -13,8 +13,8 @@
 //! of generating too. Only products for which nothing is promised about rows, and attention, stay
 //! with vectors.
 //!
-//! The engine was tested with an emulation of the instructions, in each of these orders; in that of
-//! vectors it has their bytes. It has not yet run on a machine that has the instructions. Where they
+//! The engine was tested with an emulation of the instructions: all products in the order of the manual,
+//! those that vectors make as well in theirs, where it has their bytes, and single sums in all three. It has not yet run on a machine that has the instructions. Where they
 //! are found, and Linux permits them, a product of small whole numbers, which is exact in any order,
 //! is made first: unless all of it is right, vectors multiply.
 

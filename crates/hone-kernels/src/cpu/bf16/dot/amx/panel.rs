@@ -3,12 +3,12 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::super::super::Factor;
 use super::super::super::packed::{GROUP, Pairs};
 use super::super::super::pairs::{rows_to_pairs, square, store, turn};
-use super::super::super::{Factor, Values};
 use super::super::ahead::Ahead;
 use super::super::tile::{Ends, Groups, Lines, Part, Shape, write};
-use super::super::{PARTS_MAX, room, values_of};
+use super::super::{PARTS_MAX, lines_in_place, room, values_of};
 use super::SIDE;
 use super::tiles::Tiles;
 
@@ -34,13 +34,8 @@ pub(in super::super) fn lines<'a>(
     to: &'a mut Vec<Pairs>,
 ) -> Lines<'a> {
     let is_full = rows.len().is_multiple_of(GROUP) && run.len().is_multiple_of(2 * GROUP);
-    if let Values::Bf16(values) = a.values
-        && a.depth_stride == 1
-        && is_full
-        && scale == 1.0
-    {
-        let start = (rows.start * a.lane_stride + run.start).min(values.len());
-        return Lines { values: &values[start..], shape: Shape::Rows(a.lane_stride) };
+    if is_full && let Some(lines) = lines_in_place(a, &rows, &run, scale) {
+        return lines;
     }
     let pitch = run.len().div_ceil(2 * GROUP);
     let to = room(to, rows.len().next_multiple_of(GROUP) * pitch);
