@@ -124,6 +124,23 @@ impl<B: Backend> Clone for Tail<'_, B> {
 
 impl<B: Backend> Copy for Tail<'_, B> {}
 
+/// What the backward of a norm gives beside the gradient at its input, where it is asked for.
+pub struct NormMore<'a, B: Backend> {
+    /// Gets the weight's gradient added, the sum over rows of dy n.
+    pub dw: Option<&'a mut B::Buf>,
+    /// Receives the norm's output once more.
+    pub y: Option<&'a mut B::Buf>,
+    /// Receives dx once more, as it is kept there: products read it rounded.
+    pub dx: Option<&'a mut B::Buf>,
+}
+
+impl<'a, B: Backend> NormMore<'a, B> {
+    /// The weight's gradient, or nothing.
+    pub fn dw(dw: Option<&'a mut B::Buf>) -> Self {
+        NormMore { dw, y: None, dx: None }
+    }
+}
+
 /// What a product is added to.
 pub enum Onto<'a, B: Backend> {
     /// The result's old values, times this; with 0 they may be anything (NaN too).
@@ -473,8 +490,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
         y: &mut Self::Buf,
         r: &mut Self::Buf,
     );
-    /// With z = dy * (w + offset) and n = x * r: `dx <- dx + r (z - n mean(z n))`, and `dw <- dw +
-    /// sum over rows of dy n` when asked for. `rows_d` is (T, D).
+    /// With z = dy * (w + offset) and n = x * r: `dx <- dx + r (z - n mean(z n))`, and what of
+    /// `more` is asked for. `rows_d` is (T, D).
     #[allow(clippy::too_many_arguments, reason = "what the formula names")]
     fn rms_norm_backward(
         &self,
@@ -485,7 +502,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
         r: &Self::Buf,
         rows_d: (usize, usize),
         dx: &mut Self::Buf,
-        dw: Option<&mut Self::Buf>,
+        more: NormMore<'_, Self>,
     );
     /// RMSNorm in place on each group of `width` neighbouring columns of `x`, all with the one
     /// weight `w` (width): the norm of queries or keys by head, or of all heads at once. `raw`
@@ -690,6 +707,17 @@ pub trait Backend: Clone + Send + Sync + 'static {
         targets: &[u32],
         weights: &[f32],
         grad_scale: Option<f32>,
+        row_loss: Option<&mut [f32]>,
+        options: LossOptions,
+    ) -> LossSums;
+    /// [`Backend::cross_entropy_with`] whose gradient goes into the start of another buffer, dense and
+    /// rounded where that is; `grad` is the factor and the buffer. The logits may be written over.
+    fn cross_entropy_into(
+        &self,
+        logits: MatMut<'_, Self>,
+        targets: &[u32],
+        weights: &[f32],
+        grad: (f32, &mut Self::Buf),
         row_loss: Option<&mut [f32]>,
         options: LossOptions,
     ) -> LossSums;

@@ -4,6 +4,7 @@ use hone_kernels::{Backend, Compute, Cpu, Heads, RmsNorm};
 
 use crate::config::{Activation, QkNorm, ScoreScale};
 use crate::held::VALUE_BYTES;
+use crate::layer::N_SITES;
 use crate::linear::{LoraNeeds, LoraScratch};
 use crate::{ModelConfig, Recompute};
 
@@ -152,6 +153,8 @@ pub(crate) struct CoreActs<B: Backend> {
     pub(crate) gate_up: B::Buf,
     /// Input of the norm after the feed-forward (T, D), and its scales (T).
     pub(crate) ffn_end: End<B>,
+    /// X At of each map's adapter (T, R); empty where it is not kept.
+    pub(crate) inner: [B::Buf; N_SITES],
 }
 
 /// Input (T, D) and scales (T) of a norm at the end of a half.
@@ -177,37 +180,42 @@ impl<B: Backend> HalfActs<B> {
 }
 
 impl<B: Backend> CoreActs<B> {
-    fn widths(dims: &Dims) -> [Width; 6] {
+    fn widths(dims: &Dims, inner: [usize; N_SITES]) -> [Width; 6 + N_SITES] {
         let (before, after) = (usize::from(dims.norm_before), usize::from(dims.norm_after));
         let [attn, lse] = [rounded(dims.heads.out_width()), exact(dims.heads.n_q)];
         let [gate_up, input] = [rounded(2 * dims.i), exact(after * dims.d)];
-        [attn, lse, exact(before), gate_up, input, exact(after)]
+        let [qkv, o, gates, down] = inner.map(rounded);
+        [attn, lse, exact(before), gate_up, input, exact(after), qkv, o, gates, down]
     }
 
-    fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
-        let buffers = Self::widths(dims).map(|width| width.make(backend, rows));
-        let [attn, lse, r2, gate_up, input, r] = buffers;
-        CoreActs { attn, lse, r2, gate_up, ffn_end: End { input, r } }
+    fn new(backend: &B, dims: &Dims, inner: [usize; N_SITES], rows: usize) -> Self {
+        let buffers = Self::widths(dims, inner).map(|width| width.make(backend, rows));
+        let [attn, lse, r2, gate_up, input, r, inner @ ..] = buffers;
+        CoreActs { attn, lse, r2, gate_up, ffn_end: End { input, r }, inner }
     }
 }
 
-/// How many sets of activations a pass has: one a layer, or one that the layers share.
+/// How many sets of activations a pass has, one a layer or one that the layers share, and what is in
+/// them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NActs {
     pub(crate) halves: usize,
     pub(crate) cores: usize,
+    /// R of each map's adapter where X At is kept, or 0.
+    pub(crate) inner: [usize; N_SITES],
 }
 
 impl NActs {
     /// One that all layers share, where nothing is kept.
-    pub(crate) const SHARED: NActs = NActs { halves: 1, cores: 1 };
+    pub(crate) const SHARED: NActs = NActs { halves: 1, cores: 1, inner: [0; N_SITES] };
 
-    /// What a pass keeps whose backward goes through `n_layers`.
-    pub(crate) fn kept(recompute: Recompute, n_layers: usize) -> Self {
+    /// What a pass keeps whose backward goes through `n_layers`, with adapters of ranks `inner` on
+    /// their maps.
+    pub(crate) fn kept(recompute: Recompute, n_layers: usize, inner: [usize; N_SITES]) -> Self {
         let n = n_layers.max(1);
         match recompute {
-            Recompute::None => NActs { halves: n, cores: n },
-            Recompute::Attention => NActs { halves: 1, cores: n },
+            Recompute::None => NActs { halves: n, cores: n, inner },
+            Recompute::Attention => NActs { halves: 1, cores: n, inner },
             Recompute::Layer => NActs::SHARED,
         }
     }
@@ -215,7 +223,7 @@ impl NActs {
     /// Bytes of all sets for `rows` tokens.
     pub(crate) fn n_bytes(self, dims: &Dims, compute: Compute, rows: usize) -> u64 {
         let half = planned_bytes(&HalfActs::<Cpu>::widths(dims), compute, rows);
-        let core = planned_bytes(&CoreActs::<Cpu>::widths(dims), compute, rows);
+        let core = planned_bytes(&CoreActs::<Cpu>::widths(dims, self.inner), compute, rows);
         self.halves as u64 * half + self.cores as u64 * core
     }
 }
@@ -236,7 +244,9 @@ impl<B: Backend> ActSets<B> {
     pub(crate) fn new(backend: &B, dims: &Dims, n_acts: NActs, rows: usize) -> Self {
         ActSets {
             halves: (0..n_acts.halves).map(|_| HalfActs::new(backend, dims, rows)).collect(),
-            cores: (0..n_acts.cores).map(|_| CoreActs::new(backend, dims, rows)).collect(),
+            cores: (0..n_acts.cores)
+                .map(|_| CoreActs::new(backend, dims, n_acts.inner, rows))
+                .collect(),
         }
     }
 
@@ -254,8 +264,9 @@ impl<B: Backend> ActSets<B> {
             held_bytes(backend, [r1, qkv, q, k, mid, &end.input, &end.r])
         };
         let core = |acts: &CoreActs<B>| {
-            let CoreActs { attn, lse, r2, gate_up, ffn_end } = acts;
+            let CoreActs { attn, lse, r2, gate_up, ffn_end, inner } = acts;
             held_bytes(backend, [attn, lse, r2, gate_up, &ffn_end.input, &ffn_end.r])
+                + held_bytes(backend, inner.each_ref())
         };
         self.halves.iter().map(half).sum::<u64>() + self.cores.iter().map(core).sum::<u64>()
     }
@@ -297,9 +308,49 @@ impl<B: Backend> Scratch<B> {
     }
 }
 
+/// Gradient of the residual stream (T, D).
+pub(crate) struct StreamGrad<B: Backend> {
+    pub(crate) exact: B::Buf,
+    /// The same as products read it, so that each need not round it; empty where they round nothing,
+    /// and where it is scaled or goes through a norm before them.
+    pub(crate) rounded: B::Buf,
+}
+
+impl<B: Backend> StreamGrad<B> {
+    pub(crate) fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
+        let widths = Self::widths(dims, backend.compute());
+        let [exact, rounded] = widths.map(|width| width.make(backend, rows));
+        StreamGrad { exact, rounded }
+    }
+
+    /// The widths of both.
+    pub(crate) fn widths(dims: &Dims, compute: Compute) -> [Width; 2] {
+        let is_factor = dims.residual.is_none() && !dims.norm_after;
+        let is_rounded = is_factor && compute != Compute::F32;
+        [exact(dims.d), rounded(if is_rounded { dims.d } else { 0 })]
+    }
+
+    /// The gradient as a factor of products.
+    pub(crate) fn factor(&self, backend: &B) -> &B::Buf {
+        if backend.len(&self.rounded) > 0 { &self.rounded } else { &self.exact }
+    }
+
+    /// Rounds the first `n` values, after they have been written.
+    pub(crate) fn round(&mut self, backend: &B, n: usize) {
+        if backend.len(&self.rounded) > 0 {
+            backend.copy(&self.exact, &mut self.rounded, n);
+        }
+    }
+
+    /// Bytes of both.
+    pub(crate) fn n_bytes(&self, backend: &B) -> u64 {
+        held_bytes(backend, [&self.exact, &self.rounded])
+    }
+}
+
 /// Buffers of a backward, shared by all layers.
 pub(crate) struct BackScratch<B: Backend> {
-    /// Gradient at a norm's output (T, D).
+    /// Gradient at a norm's output (T, D), and that of the stream where it is scaled.
     pub(crate) dnormed: B::Buf,
     /// Gradient of queries, keys and values.
     pub(crate) dqkv: B::Buf,
@@ -315,7 +366,8 @@ impl<B: Backend> BackScratch<B> {
     fn widths(dims: &Dims) -> [Width; 5] {
         let dend = if dims.norm_after { dims.d } else { 0 };
         let [dqkv, dattn] = [dims.heads.qkv_width(), dims.heads.out_width()].map(rounded);
-        [exact(dims.d), dqkv, dattn, rounded(dims.i), exact(dend)]
+        let dnormed = if dims.residual.is_some() { exact(dims.d) } else { rounded(dims.d) };
+        [dnormed, dqkv, dattn, rounded(dims.i), exact(dend)]
     }
 
     pub(crate) fn new(backend: &B, dims: &Dims, rows: usize) -> Self {

@@ -433,10 +433,12 @@ impl<B: Backend> Decoder<B> {
             return self.head.loss(on, &mut self.embed, x, batch, head_acts, None, rows);
         };
         let on = (&self.backend, &self.dims);
-        let grad = HeadGrad { back: &mut back.head, dx: &mut back.dx, scale: grad_scale };
+        let grad = HeadGrad { back: &mut back.head, dx: &mut back.dx.exact, scale: grad_scale };
         let x = &streams[last];
         let rows = self.row_losses.as_deref_mut();
         let sums = self.head.loss(on, &mut self.embed, x, batch, head_acts, Some(grad), rows);
+
+        back.dx.round(&self.backend, batch.n_tokens() * self.dims.d);
 
         let Decoder { backend, dims, layers, ropes, .. } = self;
         let pass = Pass {
@@ -461,18 +463,18 @@ impl<B: Backend> Decoder<B> {
             layer.backward(&pass, x, &mut acts, scratch, &mut back.layer, &mut back.dx, needs_dx);
         }
         if let (Some(factor), true) = (self.dims.embedding, embed_is_trained) {
-            self.backend.scale(&mut back.dx, factor, batch.n_tokens() * self.dims.d);
+            self.backend.scale(&mut back.dx.exact, factor, batch.n_tokens() * self.dims.d);
         }
         if let Some(grad) = &mut self.embed.grad {
-            self.backend.scatter_add_rows(&back.dx, &batch.input_ids, self.dims.d, grad);
+            self.backend.scatter_add_rows(&back.dx.exact, &batch.input_ids, self.dims.d, grad);
         }
         if let Some(lora) = &mut self.embed_lora {
             let ids = (batch.input_ids.as_slice(), self.dims.d);
-            lora.backward(&self.backend, ids, &back.dx, &mut scratch.lora);
+            lora.backward(&self.backend, ids, &back.dx.exact, &mut scratch.lora);
         }
         let tokens = self.embed_tokens.as_mut().or(self.head.tied_tokens_mut());
         if let Some(tokens) = tokens {
-            tokens.embedding_grad(&self.backend, &batch.input_ids, &back.dx);
+            tokens.embedding_grad(&self.backend, &batch.input_ids, &back.dx.exact);
         }
         sums
     }

@@ -1,34 +1,24 @@
 //! The end of the decoder: final norm, LM head and loss, over the rows that have a target and in
 //! chunks of them.
 //!
-//! Rows of weight 0 are left out before the norm. The logits of a chunk become their own gradient
-//! in place, which is multiplied back at once, so that of all logits only one chunk ever exists
-//! (the fused linear cross-entropy of Liger, kernels.md 5.2).
+//! Rows of weight 0 are left out before the norm. The logits of a chunk become their gradient, in
+//! place or in what products round them to, which is multiplied back at once, so that of all logits
+//! only one chunk ever exists (the fused linear cross-entropy of Liger, kernels.md 5.2).
 
-use hone_kernels::{Backend, Compute, LossOptions, LossSums, Mat, MatMut, Op, rng};
+mod buffers;
 
-use crate::buffers::{Dims, Width, exact, held_bytes, planned_bytes, rounded};
+use hone_kernels::{Backend, LossOptions, LossSums, Mat, MatMut, NormMore, Op};
+
+use buffers::chunk_rows;
+pub(crate) use buffers::{HeadActs, HeadBack};
+
+use crate::buffers::Dims;
 use crate::held::VALUE_BYTES;
-use crate::linear::{LoraGroup, LoraNeeds, LoraScratch, finite};
+use crate::linear::{LoraGroup, LoraNeeds, finite};
 use crate::lora::{Adapter, EMBED, HEAD, TokenPatch};
 use crate::param::{Param, ParamKind};
 use crate::tensors::{TensorSource, Tensors};
 use crate::{Batch, ModelConfig, ModelError};
-
-/// Logits held at once, as far as [`CHUNK_ROWS_MIN`] allows: 48 MiB. Each chunk reads the head's matrix
-/// from memory, forward and back, for which chunks of a few MiB waited longer than they multiplied.
-const CHUNK_VALUES: usize = 12 << 20;
-
-/// Fewest rows of a chunk: below it the product with the head is bound by reading the head.
-const CHUNK_ROWS_MIN: usize = 64;
-
-/// Most rows of a chunk: what a small vocabulary saves is not worth more.
-const CHUNK_ROWS_MAX: usize = 512;
-
-/// Rows of logits of one chunk.
-pub(crate) fn chunk_rows(vocab: usize) -> usize {
-    (CHUNK_VALUES / vocab).clamp(CHUNK_ROWS_MIN, CHUNK_ROWS_MAX)
-}
 
 /// The head's matrix.
 enum HeadWeight<B: Backend> {
@@ -49,98 +39,6 @@ pub(crate) struct Head<B: Backend> {
     pub(crate) tokens: Option<TokenPatch<B>>,
     /// The base's matrix while an adapter's takes its place.
     stash: Option<HeadWeight<B>>,
-}
-
-/// Buffers of the head for up to N rows.
-pub(crate) struct HeadActs<B: Backend> {
-    /// The rows' hidden states (N, D).
-    gathered: B::Buf,
-    /// Scales of the norm (N).
-    r: B::Buf,
-    /// After the norm (N, D).
-    normed: B::Buf,
-    /// Logits of a chunk, then their gradient.
-    logits: B::Buf,
-    /// Targets and weights of the rows.
-    targets: Vec<u32>,
-    weights: Vec<f32>,
-    /// Buffers of its adapter.
-    lora: LoraScratch<B>,
-    /// Turns the adapter's dropout on for this pass.
-    pub(crate) dropout_seed: Option<u64>,
-}
-
-/// Buffers of the head's backward.
-pub(crate) struct HeadBack<B: Backend> {
-    /// Gradient after the norm (N, D).
-    dnormed: B::Buf,
-    /// Gradient before the norm (N, D).
-    dgathered: B::Buf,
-}
-
-impl<B: Backend> HeadActs<B> {
-    pub(crate) fn new(backend: &B, dims: &Dims, rows: usize, lora: LoraNeeds) -> Self {
-        let (sizes, chunk) = Self::sizes(dims, rows);
-        let [gathered, r, normed, logits] = sizes.map(|width| width.make(backend, 1));
-        HeadActs {
-            gathered,
-            r,
-            normed,
-            logits,
-            targets: Vec::with_capacity(rows),
-            weights: Vec::with_capacity(rows),
-            lora: LoraScratch::new(backend, chunk, lora),
-            dropout_seed: None,
-        }
-    }
-
-    /// Each buffer as one row, and rows of a chunk.
-    fn sizes(dims: &Dims, rows: usize) -> ([Width; 4], usize) {
-        let chunk = chunk_rows(dims.v).min(rows);
-        let [gathered, normed] = [exact, rounded].map(|width| width(rows * dims.d));
-        ([gathered, exact(rows), normed, exact(chunk * dims.v)], chunk)
-    }
-
-    /// Bytes of all buffers and of both lists for `rows` rows.
-    pub(crate) fn planned_bytes(
-        dims: &Dims,
-        rows: usize,
-        lora: LoraNeeds,
-        compute: Compute,
-    ) -> u64 {
-        let (sizes, chunk) = Self::sizes(dims, rows);
-        let lists = VALUE_BYTES * 2 * rows as u64;
-        planned_bytes(&sizes, compute, 1) + lists + lora.n_bytes(compute, chunk)
-    }
-
-    /// Bytes of all buffers and of both lists.
-    pub(crate) fn n_bytes(&self, backend: &B) -> u64 {
-        let HeadActs { gathered, r, normed, logits, targets, weights, lora, .. } = self;
-        let lists = VALUE_BYTES * (targets.capacity() + weights.capacity()) as u64;
-        held_bytes(backend, [gathered, r, normed, logits]) + lists + lora.n_bytes(backend)
-    }
-
-    /// The seed of the chunk of rows from `start`.
-    fn chunk_seed(&self, start: usize) -> Option<u64> {
-        self.dropout_seed.map(|seed| rng::mix(seed, start as u64))
-    }
-}
-
-impl<B: Backend> HeadBack<B> {
-    pub(crate) fn new(backend: &B, dims: &Dims, rows: usize) -> Self {
-        let zeros = || backend.zeros(rows * dims.d);
-        HeadBack { dnormed: zeros(), dgathered: zeros() }
-    }
-
-    /// Bytes of all buffers for `rows` rows.
-    pub(crate) fn planned_bytes(dims: &Dims, rows: usize) -> u64 {
-        VALUE_BYTES * 2 * (rows * dims.d) as u64
-    }
-
-    /// Bytes of all buffers.
-    pub(crate) fn n_bytes(&self, backend: &B) -> u64 {
-        held_bytes(backend, [&self.dnormed, &self.dgathered])
-    }
 }
 
 /// The gradient's side of a call of [`Head::loss`].
@@ -391,27 +289,29 @@ impl<B: Backend> Head<B> {
         for start in (0..n_rows).step_by(chunk_rows(dims.v)) {
             let n = chunk_rows(dims.v).min(n_rows - start);
             self.project((backend, dims), embed, (start, n), acts);
-            let part = backend.cross_entropy_with(
-                MatMut::new(&mut acts.logits, n, dims.v),
-                &acts.targets[start..start + n],
-                &acts.weights[start..start + n],
-                grad.as_ref().map(|grad| grad.scale),
-                row_loss.as_deref_mut().map(|losses| &mut losses[start..start + n]),
-                options,
-            );
-            sums += part;
-            if let Some(grad) = &mut grad {
-                if let Some(factor) = dims.logit_factor {
-                    backend.scale(&mut acts.logits, factor, n * dims.v);
+            let logits = MatMut::new(&mut acts.logits, n, dims.v);
+            let (targets, weights) = (&acts.targets[start..][..n], &acts.weights[start..][..n]);
+            let row_loss = row_loss.as_deref_mut().map(|losses| &mut losses[start..][..n]);
+            let scale = grad.as_ref().map(|grad| grad.scale * dims.logit_factor.unwrap_or(1.0));
+            let dlogits = grad.as_mut().and_then(|grad| grad.back.dlogits_mut(backend));
+            sums += match (scale, dlogits) {
+                (Some(scale), Some(to)) => {
+                    let to = (scale, to);
+                    backend.cross_entropy_into(logits, targets, weights, to, row_loss, options)
                 }
+                (scale, _) => {
+                    backend.cross_entropy_with(logits, targets, weights, scale, row_loss, options)
+                }
+            };
+            if let Some(grad) = &mut grad {
                 self.project_backward((backend, dims), embed, (start, n), acts, grad.back);
             }
         }
         if let Some(grad) = grad {
-            let HeadBack { dnormed, dgathered } = grad.back;
+            let HeadBack { dnormed, dgathered, .. } = grad.back;
             backend.fill(dgathered, 0.0);
             let Param { value, grad: dw, .. } = &mut self.norm;
-            let (size, dw) = ((n_rows, dims.d), dw.as_mut());
+            let (size, dw) = ((n_rows, dims.d), NormMore::dw(dw.as_mut()));
             let (x, r) = (&acts.gathered, &acts.r);
             backend.rms_norm_backward(dnormed, x, value, dims.norm, r, size, dgathered, dw);
             backend.fill(grad.dx, 0.0);
@@ -431,9 +331,10 @@ impl<B: Backend> Head<B> {
         back: &mut HeadBack<B>,
     ) {
         let (v, d) = (dims.v, dims.d);
-        let dlogits = Mat::new(&acts.logits, rows, v);
-        let dnormed =
-            MatMut { buf: &mut back.dnormed, offset: start * d, rows, cols: d, stride: d };
+        let HeadBack { dlogits, dnormed, .. } = back;
+        let dlogits = if backend.len(dlogits) > 0 { &*dlogits } else { &acts.logits };
+        let dlogits = Mat::new(dlogits, rows, v);
+        let dnormed = MatMut { buf: dnormed, offset: start * d, rows, cols: d, stride: d };
         let x = Mat::new(&acts.normed, start, d).rows(start, rows);
         let mut dnormed = dnormed;
         match self.matrix(embed) {
@@ -457,7 +358,7 @@ impl<B: Backend> Head<B> {
         if let Some(lora) = &mut self.lora {
             let seed = acts.chunk_seed(start);
             lora.inner_grad(backend, dlogits, &mut acts.lora);
-            lora.grads(backend, x, dlogits, &mut acts.lora, seed);
+            lora.grads(backend, x, dlogits, &mut acts.lora, (seed, None));
             lora.add_dx(backend, dnormed, &mut acts.lora, seed);
         }
     }

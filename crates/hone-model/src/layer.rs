@@ -6,18 +6,18 @@
 //! Which of the norms n1 to n4 there are, the norm of queries and keys, rotary positions, windows,
 //! soft caps and the factor s are knobs; Llama has n1, n3 and rope, and s = 1.
 
-use hone_kernels::{AttnMask, Backend, MatMut, rng};
+use hone_kernels::{AttnMask, Backend, MatMut, NormMore, rng};
 
-use crate::buffers::{Acts, BackScratch, CoreActs, Dims, End, HalfActs, Scratch};
+use crate::buffers::{Acts, BackScratch, CoreActs, Dims, End, HalfActs, Scratch, StreamGrad};
 use crate::config::{Activation, LayerRope, Map, layer_prefix};
-use crate::linear::{Linear, LoraScratch, finite};
+use crate::linear::{Linear, LoraScratch, Site, finite};
 use crate::param::{Param, ParamKind};
 use crate::rope::Ropes;
 use crate::tensors::{TensorSource, Tensors};
 use crate::{ModelConfig, ModelError, Recompute};
 
-/// Linear maps of a layer; each draws its own dropout.
-const N_SITES: u64 = 4;
+/// Linear maps of a layer: each draws its own dropout, and keeps its adapter's inner values.
+pub(crate) const N_SITES: usize = 4;
 
 /// What one pass over a batch needs beside weights and activations.
 pub(crate) struct Pass<'a, B: Backend> {
@@ -109,9 +109,18 @@ impl<B: Backend> Layer<B> {
         self.mask
     }
 
-    /// The seed of one of the layer's maps.
-    fn seed(&self, pass: &Pass<'_, B>, site: u64) -> Option<u64> {
-        pass.dropout_seed.map(|seed| rng::mix(seed, self.idx as u64 * N_SITES + site))
+    /// What a call of each of the layer's maps has of its own.
+    fn sites<'a>(
+        &self,
+        pass: &Pass<'_, B>,
+        inner: &'a mut [B::Buf; N_SITES],
+    ) -> [Site<'a, B>; N_SITES] {
+        let mut number = (self.idx * N_SITES) as u64;
+        inner.each_mut().map(|inner| {
+            let seed = pass.dropout_seed.map(|seed| rng::mix(seed, number));
+            number += 1;
+            Site { seed, inner }
+        })
     }
 
     /// `out` (T, D) <- the layer on `x` (T, D); fills `acts`.
@@ -168,7 +177,8 @@ impl<B: Backend> Layer<B> {
         let HalfActs { r1, qkv, raw, .. } = &mut *acts.half;
         let Scratch { normed: y, lora, .. } = scratch;
         let input = normed(pass, (x, r1), self.norms[0].as_ref(), y);
-        self.qkv.forward(b, (input, t), (qkv, None), lora, self.seed(pass, 0));
+        let [site, ..] = self.sites(pass, &mut acts.core.inner);
+        self.qkv.forward(b, (input, t), (qkv, None), lora, site);
         let (mut start, stride) = (0, dims.heads.qkv_width());
         for ((w, width), raw) in self.qk_norms.iter().zip(dims.qk_widths()).zip(raw) {
             if let Some(w) = w {
@@ -211,23 +221,20 @@ impl<B: Backend> Layer<B> {
         acts: &mut Acts<'_, B>,
         scratch: &mut Scratch<B>,
     ) {
-        let o = (&self.o, self.norms[1].as_ref(), self.seed(pass, 1));
         let HalfActs { end, mid, .. } = &mut *acts.half;
-        join(pass, o, (x, &acts.core.attn), end, mid, &mut scratch.lora);
+        let CoreActs { attn, inner, .. } = &mut *acts.core;
+        let [_, site, ..] = self.sites(pass, inner);
+        let o = (&self.o, self.norms[1].as_ref(), site);
+        join(pass, o, (x, attn), end, mid, &mut scratch.lora);
     }
 
     /// `acts.core.gate_up` <- gates and ups.
     fn gate(&self, pass: &Pass<'_, B>, acts: &mut Acts<'_, B>, scratch: &mut Scratch<B>) {
-        let CoreActs { r2, gate_up: to, .. } = &mut *acts.core;
+        let CoreActs { r2, gate_up: to, inner, .. } = &mut *acts.core;
         let Scratch { normed: y, lora, .. } = scratch;
         let input = normed(pass, (&acts.half.mid, r2), self.norms[2].as_ref(), y);
-        self.gate_up.forward(
-            pass.backend,
-            (input, pass.rows),
-            (to, None),
-            lora,
-            self.seed(pass, 2),
-        );
+        let [_, _, site, _] = self.sites(pass, inner);
+        self.gate_up.forward(pass.backend, (input, pass.rows), (to, None), lora, site);
     }
 
     /// `out` <- `acts.half.mid` + the feed-forward's part.
@@ -239,9 +246,10 @@ impl<B: Backend> Layer<B> {
         out: &mut B::Buf,
     ) {
         let Scratch { h, lora, .. } = scratch;
-        let CoreActs { gate_up, ffn_end, .. } = &mut *acts.core;
+        let CoreActs { gate_up, ffn_end, inner, .. } = &mut *acts.core;
         glu(pass, gate_up, h);
-        let down = (&self.down, self.norms[3].as_ref(), self.seed(pass, 3));
+        let [.., site] = self.sites(pass, inner);
+        let down = (&self.down, self.norms[3].as_ref(), site);
         join(pass, down, (&acts.half.mid, h), ffn_end, out, lora);
     }
 
@@ -256,28 +264,25 @@ impl<B: Backend> Layer<B> {
         acts: &mut Acts<'_, B>,
         scratch: &mut Scratch<B>,
         back: &mut BackScratch<B>,
-        dx: &mut B::Buf,
+        dx: &mut StreamGrad<B>,
         needs_dx: bool,
     ) {
         let (b, t, dims) = (pass.backend, pass.rows, pass.dims);
-        let seeds = [0, 1, 2, 3].map(|site| self.seed(pass, site));
         let Scratch { normed: y, h, lora } = scratch;
         let BackScratch { dnormed, dqkv, dattn, dh, dend } = back;
-        let [attn_in, attn_out, ffn_in, ffn_out] = &mut self.norms;
         let HalfActs { r1, qkv, raw, end, mid } = &mut *acts.half;
-        let CoreActs { attn, lse, r2, gate_up, ffn_end } = &mut *acts.core;
+        let CoreActs { attn, lse, r2, gate_up, ffn_end, inner } = &mut *acts.core;
+        let [qkv_site, o_site, gate_up_site, down_site] = self.sites(pass, inner);
+        let [attn_in, attn_out, ffn_in, ffn_out] = &mut self.norms;
 
         let dy = part(pass, dx, ffn_out.as_mut(), ffn_end, dnormed, dend);
-        let down = (&mut self.down, seeds[3]);
+        let down = (&mut self.down, down_site);
         glu_backward(pass, down, dy, gate_up, (h, dh), lora);
-        // A norm's output costs next to nothing, so it is made again where a gradient reads it.
-        let norm = ffn_in.as_ref().filter(|_| self.gate_up.needs_input());
-        let input = normed(pass, (mid, r2), norm, y);
-        self.gate_up.backward(b, (input, gate_up, t), Some(dnormed), lora, seeds[2]);
-        enter(pass, dnormed, ffn_in.as_mut(), (mid, r2), dx);
+        let gate_up_map = (&mut self.gate_up, gate_up_site);
+        enter(pass, gate_up_map, gate_up, ffn_in.as_mut(), (mid, r2), (y, dnormed), lora, Some(dx));
 
         let dy = part(pass, dx, attn_out.as_mut(), end, dnormed, dend);
-        self.o.backward(b, (attn, dy, t), Some(dattn), lora, seeds[1]);
+        self.o.backward(b, (attn, dy, t), Some(dattn), lora, o_site);
         let (heads, lens) = (dims.heads, pass.seq_lens);
         b.attention_backward(dattn, qkv, attn, lse, heads, lens, self.mask, dqkv);
         if let Some(set) = self.rope {
@@ -292,13 +297,8 @@ impl<B: Backend> Layer<B> {
             start += width;
         }
         let below = needs_dx || attn_in.as_ref().is_some_and(|w| w.grad.is_some());
-        let dnormed_out = if below { Some(&mut *dnormed) } else { None };
-        let norm = attn_in.as_ref().filter(|_| self.qkv.needs_input());
-        let input = normed(pass, (x, r1), norm, y);
-        self.qkv.backward(b, (input, dqkv, t), dnormed_out, lora, seeds[0]);
-        if below {
-            enter(pass, dnormed, attn_in.as_mut(), (x, r1), dx);
-        }
+        let (qkv_map, dx) = ((&mut self.qkv, qkv_site), below.then_some(dx));
+        enter(pass, qkv_map, dqkv, attn_in.as_mut(), (x, r1), (y, dnormed), lora, dx);
     }
 
     /// The linear maps.
@@ -362,7 +362,7 @@ fn glu<B: Backend>(pass: &Pass<'_, B>, gate_up: &B::Buf, h: &mut B::Buf) {
 /// given `dy` (T, D) at the map's output. `h` and `dh` (T, I) are written over.
 fn glu_backward<B: Backend>(
     pass: &Pass<'_, B>,
-    (down, seed): (&mut Linear<B>, Option<u64>),
+    (down, site): (&mut Linear<B>, Site<'_, B>),
     dy: &B::Buf,
     gate_up: &mut B::Buf,
     (h, dh): (&mut B::Buf, &mut B::Buf),
@@ -375,19 +375,19 @@ fn glu_backward<B: Backend>(
     };
     if down.is_whole() {
         glu(pass, gate_up, h);
-        down.backward(b, (h, dy, t), Some(dh), lora, seed);
+        down.backward(b, (h, dy, t), Some(dh), lora, site);
         return back(dh, gate_up);
     }
-    down.backward_input(b, (dy, t), Some(dh), lora, seed);
+    down.backward_input(b, (dy, t), Some(dh), lora, site.seed);
     back(dh, gate_up);
     // It is the activation's output now.
-    down.backward_weights(b, (dh, dy, t), lora, seed);
+    down.backward_weights(b, (dh, dy, t), lora, site);
 }
 
 /// Ends a half: `to` (T, D) <- x + s norm(map(h)). With a norm, its input and scales stay in `end`.
 fn join<B: Backend>(
     pass: &Pass<'_, B>,
-    (map, norm, seed): (&Linear<B>, Option<&Param<B>>, Option<u64>),
+    (map, norm, site): (&Linear<B>, Option<&Param<B>>, Site<'_, B>),
     (x, h): (&B::Buf, &B::Buf),
     end: &mut End<B>,
     to: &mut B::Buf,
@@ -397,11 +397,11 @@ fn join<B: Backend>(
     let n = t * dims.d;
     match norm {
         None if dims.residual.is_none() => {
-            return map.forward(b, (h, t), (to, Some(x)), lora, seed);
+            return map.forward(b, (h, t), (to, Some(x)), lora, site);
         }
-        None => map.forward(b, (h, t), (to, None), lora, seed),
+        None => map.forward(b, (h, t), (to, None), lora, site),
         Some(w) => {
-            map.forward(b, (h, t), (&mut end.input, None), lora, seed);
+            map.forward(b, (h, t), (&mut end.input, None), lora, site);
             b.rms_norm(&end.input, &w.value, dims.norm, (t, dims.d), to, &mut end.r);
         }
     }
@@ -415,7 +415,7 @@ fn join<B: Backend>(
 /// one of the two buffers.
 fn part<'a, B: Backend>(
     pass: &Pass<'_, B>,
-    dx: &'a B::Buf,
+    dx: &'a StreamGrad<B>,
     norm: Option<&mut Param<B>>,
     end: &End<B>,
     scaled: &'a mut B::Buf,
@@ -424,33 +424,67 @@ fn part<'a, B: Backend>(
     let (b, t, dims) = (pass.backend, pass.rows, &pass.dims);
     let n = t * dims.d;
     let dy: &'a B::Buf = match dims.residual {
-        None => dx,
+        None if norm.is_none() => return dx.factor(b),
+        None => &dx.exact,
         Some(factor) => {
-            b.copy(dx, scaled, n);
+            b.copy(&dx.exact, scaled, n);
             b.scale(scaled, factor, n);
             scaled
         }
     };
     let Some(Param { value, grad, .. }) = norm else { return dy };
     b.fill(dend, 0.0);
-    let size = (t, dims.d);
-    b.rms_norm_backward(dy, &end.input, value, dims.norm, &end.r, size, dend, grad.as_mut());
+    let (size, more) = ((t, dims.d), NormMore::dw(grad.as_mut()));
+    b.rms_norm_backward(dy, &end.input, value, dims.norm, &end.r, size, dend, more);
     dend
 }
 
-/// The backward of a half's beginning: adds to `dx` what comes through its norm, or as it is.
+/// The backward of a half's beginning, a norm and a map, given `dy` at the map's output: adds to `dx`,
+/// where it is asked for, what comes through both. A norm's output costs next to nothing beside its
+/// gradient, so it is made again into `y` where the map's own gradients read it.
+#[allow(clippy::too_many_arguments, reason = "the buffers of one backward pass")]
 fn enter<B: Backend>(
+    pass: &Pass<'_, B>,
+    (map, site): (&mut Linear<B>, Site<'_, B>),
+    dy: &B::Buf,
+    norm: Option<&mut Param<B>>,
+    (x, r): (&B::Buf, &mut B::Buf),
+    (y, dnormed): (&mut B::Buf, &mut B::Buf),
+    lora: &mut LoraScratch<B>,
+    dx: Option<&mut StreamGrad<B>>,
+) {
+    let (b, t, reads) = (pass.backend, pass.rows, map.needs_input());
+    let Some(dx) = dx else {
+        let input = normed(pass, (x, r), norm.as_deref().filter(|_| reads), y);
+        return map.backward(b, (input, dy, t), None, lora, site);
+    };
+    if map.is_whole() {
+        let input = normed(pass, (x, r), norm.as_deref(), y);
+        map.backward(b, (input, dy, t), Some(dnormed), lora, site);
+        return leave(pass, dnormed, norm, (x, r), dx, None);
+    }
+    map.backward_input(b, (dy, t), Some(dnormed), lora, site.seed);
+    let has_norm = norm.is_some();
+    leave(pass, dnormed, norm, (x, r), dx, reads.then_some(&mut *y));
+    map.backward_weights(b, (if has_norm { y } else { x }, dy, t), lora, site);
+}
+
+/// Adds to `dx` what comes through a half's norm, or as it is; `y` receives the norm's output.
+fn leave<B: Backend>(
     pass: &Pass<'_, B>,
     dnormed: &B::Buf,
     norm: Option<&mut Param<B>>,
     (x, r): (&B::Buf, &B::Buf),
-    dx: &mut B::Buf,
+    dx: &mut StreamGrad<B>,
+    y: Option<&mut B::Buf>,
 ) {
     let (b, size) = (pass.backend, (pass.rows, pass.dims.d));
-    match norm {
-        None => b.add(dnormed, dx, size.0 * size.1),
-        Some(Param { value, grad, .. }) => {
-            b.rms_norm_backward(dnormed, x, value, pass.dims.norm, r, size, dx, grad.as_mut());
-        }
-    }
+    let Some(Param { value, grad, .. }) = norm else {
+        b.add(dnormed, &mut dx.exact, size.0 * size.1);
+        return dx.round(b, size.0 * size.1);
+    };
+    let StreamGrad { exact, rounded } = dx;
+    let again = (b.len(rounded) > 0).then_some(rounded);
+    let more = NormMore { dw: grad.as_mut(), y, dx: again };
+    b.rms_norm_backward(dnormed, x, value, pass.dims.norm, r, size, exact, more);
 }

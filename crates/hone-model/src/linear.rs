@@ -10,7 +10,7 @@ use hone_kernels::{Backend, Mat, MatMut, Onto, Op, Tail};
 use crate::ModelError;
 use crate::held::VALUE_BYTES;
 use crate::lora::Adapter;
-pub(crate) use crate::lora::{LoraGroup, LoraNeeds, LoraScratch};
+pub(crate) use crate::lora::{LoraGroup, LoraNeeds, LoraScratch, Site};
 use crate::param::{Param, ParamKind};
 use crate::tensors::{NamedTensor, TensorSource, Tensors};
 
@@ -153,15 +153,19 @@ impl<B: Backend> Linear<B> {
         columns.collect::<Vec<_>>().into_iter()
     }
 
-    /// Y (rows, out) <- X Wt + b + adapter, and `onto`, as many values of another buffer. `seed` turns
-    /// dropout on.
+    /// Columns of X At that a call keeps for its backward: R, or 0 where it does not.
+    pub(crate) fn inner_width(&self) -> usize {
+        self.lora.as_ref().map_or(0, LoraGroup::inner_width)
+    }
+
+    /// Y (rows, out) <- X Wt + b + adapter, and `onto`, as many values of another buffer.
     pub(crate) fn forward(
         &self,
         backend: &B,
         (x, rows): (&B::Buf, usize),
         (y, onto): (&mut B::Buf, Option<&B::Buf>),
         scratch: &mut LoraScratch<B>,
-        seed: Option<u64>,
+        site: Site<'_, B>,
     ) {
         let input = Mat::new(x, rows, self.inp);
         match &self.lora {
@@ -170,10 +174,10 @@ impl<B: Backend> Linear<B> {
                     backend.copy(onto, y, rows * self.out);
                 }
                 let beta = if onto.is_some() { 1.0 } else { 0.0 };
-                lora.forward_dora(backend, &self.weight, input, (y, beta), scratch, seed);
+                lora.forward_dora(backend, &self.weight, input, (y, beta), scratch, site.seed);
             }
             lora => {
-                let tails = lora.as_ref().map(|lora| lora.tails(backend, input, scratch, seed));
+                let tails = lora.as_ref().map(|lora| lora.tails(backend, input, scratch, site));
                 let (y, tails) = (MatMut::new(y, rows, self.out), tails.unwrap_or_default());
                 let onto = onto.map_or(Onto::Old(0.0), Onto::Buf);
                 self.weight.linear_with(backend, input, &tails, y, onto);
@@ -191,7 +195,7 @@ impl<B: Backend> Linear<B> {
     }
 
     /// [`Linear::backward_input`] and [`Linear::backward_weights`]. Adds to the gradients of what is
-    /// trained, and overwrites `dx` (rows, in) when it is asked for. `x` and `seed` are those of the
+    /// trained, and overwrites `dx` (rows, in) when it is asked for. `x` and `site` are those of the
     /// forward.
     pub(crate) fn backward(
         &mut self,
@@ -199,16 +203,16 @@ impl<B: Backend> Linear<B> {
         (x, dy, rows): (&B::Buf, &B::Buf, usize),
         dx: Option<&mut B::Buf>,
         scratch: &mut LoraScratch<B>,
-        seed: Option<u64>,
+        site: Site<'_, B>,
     ) {
         if let Some(lora) = self.lora.as_mut().filter(|lora| lora.has_dora()) {
             let both = (Mat::new(x, rows, self.inp), Mat::new(dy, rows, self.out));
             let dx = dx.map(|dx| MatMut::new(dx, rows, self.inp));
-            lora.backward_dora(backend, &self.weight, both, dx, scratch, seed);
+            lora.backward_dora(backend, &self.weight, both, dx, scratch, site.seed);
             return self.bias_grads(backend, (dy, rows));
         }
-        self.backward_input(backend, (dy, rows), dx, scratch, seed);
-        self.backward_weights(backend, (x, dy, rows), scratch, seed);
+        self.backward_input(backend, (dy, rows), dx, scratch, site.seed);
+        self.backward_weights(backend, (x, dy, rows), scratch, site);
     }
 
     /// The first half of a backward: overwrites `dx` (rows, in) when it is asked for. Where rows have no
@@ -235,13 +239,13 @@ impl<B: Backend> Linear<B> {
     }
 
     /// The second half: adds to the gradients of what is trained. After [`Linear::backward_input`], with
-    /// the same `dy` and `scratch`; `x` and `seed` are those of the forward.
+    /// the same `dy` and `scratch`; `x` and `site` are those of the forward.
     pub(crate) fn backward_weights(
         &mut self,
         backend: &B,
         (x, dy, rows): (&B::Buf, &B::Buf, usize),
         scratch: &mut LoraScratch<B>,
-        seed: Option<u64>,
+        site: Site<'_, B>,
     ) {
         let (out, inp) = (self.out, self.inp);
         let (input, dy_mat) = (Mat::new(x, rows, inp), Mat::new(dy, rows, out));
@@ -250,7 +254,8 @@ impl<B: Backend> Linear<B> {
             backend.gemm(dy_mat, Op::T, input, Op::N, dw, 1.0, 1.0);
         }
         if let Some(lora) = &mut self.lora {
-            lora.grads(backend, input, dy_mat, scratch, seed);
+            let inner = (backend.len(site.inner) > 0).then_some(&*site.inner);
+            lora.grads(backend, input, dy_mat, scratch, (site.seed, inner));
         }
         self.bias_grads(backend, (dy, rows));
     }

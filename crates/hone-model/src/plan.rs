@@ -2,10 +2,11 @@
 
 use hone_kernels::Cpu;
 
-use crate::buffers::{BackScratch, Dims, NActs, Scratch, exact, planned_bytes};
+use crate::buffers::{BackScratch, Dims, NActs, Scratch, StreamGrad, exact, planned_bytes};
 use crate::config::{LinearShape, Map, layer_prefix};
 use crate::head::{HeadActs, HeadBack};
 use crate::held::VALUE_BYTES;
+use crate::layer::N_SITES;
 use crate::linear::LoraNeeds;
 use crate::lora::{EMBED, HEAD, PREFIX, modules};
 use crate::param::{ParamInfo, ParamKind};
@@ -197,7 +198,7 @@ fn embed_bytes(config: &ModelConfig, compute: Compute) -> u64 {
 /// Rows and columns (out, in) of the four maps of a layer, each of them one below the other.
 fn maps(config: &ModelConfig) -> impl Iterator<Item = (usize, usize)> {
     let linears = config.linears();
-    [Map::Qkv, Map::O, Map::GateUp, Map::Down].into_iter().map(move |map| {
+    MAPS.into_iter().map(move |map| {
         let parts = || linears.iter().filter(|shape| shape.map == map);
         let inp = parts().next().map_or(0, |shape| shape.inp);
         (parts().map(|shape| shape.out).sum(), inp)
@@ -242,14 +243,16 @@ fn activations(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> u64 {
     let trains = !needs.trained.is_empty();
     let n_layers = config.num_hidden_layers;
     let first = first_trained(config, needs.trained);
-    let n_acts = NActs::kept(needs.recompute, n_layers - first);
+    let inner = needs.method.lora().map_or([0; N_SITES], |lora| inner_widths(config, lora));
+    let n_acts = NActs::kept(needs.recompute, n_layers - first, inner);
     let (compute, n) = (needs.compute, needs.n_tokens);
     let lora = needs.method.lora().map_or(LoraNeeds::default(), |lora| layer_needs(config, lora));
-    let streams = n_streams(n_layers, first) + usize::from(trains);
+    let streams = n_streams(n_layers, first);
     let mut bytes = planned_bytes(&[exact(streams * dims.d)], compute, n);
     bytes += n_acts.n_bytes(&dims, compute, n);
     bytes += Scratch::<Cpu>::planned_bytes(&dims, lora, compute, n);
     if trains {
+        bytes += planned_bytes(&StreamGrad::<Cpu>::widths(&dims, compute), compute, n);
         bytes += BackScratch::<Cpu>::planned_bytes(&dims, compute, n);
     }
     bytes
@@ -261,7 +264,7 @@ fn head(config: &ModelConfig, needs: &MemoryNeeds<'_>) -> u64 {
     let lora = needs.method.lora().map_or(LoraNeeds::default(), |lora| head_needs(config, lora));
     let mut bytes = HeadActs::<Cpu>::planned_bytes(&dims, n, lora, needs.compute);
     if !needs.trained.is_empty() {
-        bytes += HeadBack::<Cpu>::planned_bytes(&dims, n);
+        bytes += HeadBack::<Cpu>::planned_bytes(&dims, n, needs.compute);
     }
     bytes
 }
@@ -275,24 +278,42 @@ fn group_needs(lora: &LoraConfig, rank: usize, inp: usize, out: usize) -> LoraNe
     }
 }
 
-/// Buffers of the adapters of the layers and of the embedding.
-fn layer_needs(config: &ModelConfig, lora: &LoraConfig) -> LoraNeeds {
-    let rank = if lora.targets(EMBED) { lora.rank_of(EMBED) } else { 0 };
-    let mut widest = LoraNeeds { rank, ..LoraNeeds::default() };
+/// The maps of a layer in their order.
+const MAPS: [Map; N_SITES] = [Map::Qkv, Map::O, Map::GateUp, Map::Down];
+
+/// The adapters of all maps: which map it is, R of its modules, and its sides (out, in).
+fn adapted_maps(config: &ModelConfig, lora: &LoraConfig) -> Vec<(usize, usize, (usize, usize))> {
     let linears = config.linears();
+    let mut found = Vec::new();
     for layer in 0..config.num_hidden_layers {
-        for map in [Map::Qkv, Map::O, Map::GateUp, Map::Down] {
+        for (site, map) in MAPS.into_iter().enumerate() {
             let name = |shape: &LinearShape| format!("{}.{}", layer_prefix(layer), shape.name);
             let group = || linears.iter().filter(|shape| shape.map == map);
             let adapted = group().map(|shape| (name(shape), shape.inp));
             let adapted: Vec<_> = adapted.filter(|(name, _)| lora.targets(name)).collect();
             let Some((_, inp)) = adapted.first() else { continue };
             let rank = adapted.iter().map(|(name, _)| lora.rank_of(name)).sum();
-            let out = group().map(|shape| shape.out).sum();
-            widest = widest.max(group_needs(lora, rank, *inp, out));
+            found.push((site, rank, (group().map(|shape| shape.out).sum(), *inp)));
         }
     }
-    widest
+    found
+}
+
+/// Buffers of the adapters of the layers and of the embedding.
+fn layer_needs(config: &ModelConfig, lora: &LoraConfig) -> LoraNeeds {
+    let rank = if lora.targets(EMBED) { lora.rank_of(EMBED) } else { 0 };
+    let embed = LoraNeeds { rank, ..LoraNeeds::default() };
+    let maps = adapted_maps(config, lora).into_iter();
+    maps.fold(embed, |widest, (_, rank, (out, inp))| widest.max(group_needs(lora, rank, inp, out)))
+}
+
+/// R of each map of a layer where X At is kept; see [`crate::linear::Linear::inner_width`].
+fn inner_widths(config: &ModelConfig, lora: &LoraConfig) -> [usize; N_SITES] {
+    let mut widths = [0; N_SITES];
+    for (site, rank, _) in adapted_maps(config, lora) {
+        widths[site] = if lora.use_dora { 0 } else { rank.max(widths[site]) };
+    }
+    widths
 }
 
 /// Buffers of the adapter of the head.
@@ -422,10 +443,13 @@ mod tests {
         let half = MemoryPlan::new(&config, &MemoryNeeds { compute: Compute::Bf16, ..needs });
         assert_eq!(plan.weights - half.weights, 2 * 106_168_320);
         // So has, of a layer, a row of qkv, attn and gate_up, (960 + 576 + 3072); and the scratch of
-        // normed, h, dqkv, dattn and dh; and normed of the head.
-        let rounded = 30 * (960 + 576 + 3072) + (576 + 1536) + (960 + 576 + 1536);
-        assert_eq!(plan.activations - half.activations, 2 * 2048 * rounded);
-        assert_eq!(plan.head - half.head, 2 * 2048 * 576);
+        // normed, h, dnormed, dqkv, dattn and dh; and normed of the head. The stream's gradient is
+        // there twice, and so is that of 416 rows of logits.
+        let rounded = 30 * (960 + 576 + 3072) + (576 + 1536) + (576 + 960 + 576 + 1536);
+        // X At of 16 for each of seven modules.
+        let inner = 30 * 7 * 16;
+        assert_eq!(plan.activations - half.activations, 2 * 2048 * (rounded + inner - 576));
+        assert_eq!(plan.head + 2 * 416 * 49_152 - half.head, 2 * 2048 * 576);
         let MemoryPlan { weights, activations, head, .. } = plan;
         assert_eq!(MemoryPlan { weights, activations, head, ..half }, plan);
         // And so does the embedding, where the file has it in bf16.
@@ -437,7 +461,8 @@ mod tests {
         let full = |compute| MemoryNeeds { method: Method::Full, compute, ..needs };
         let [full, half] = [Compute::F32, Compute::Bf16].map(full);
         let [full, half] = [full, half].map(|needs| MemoryPlan::new(&config, &needs));
-        assert_eq!(full.activations - half.activations, 2 * 2048 * rounded);
+        assert_eq!(full.activations - half.activations, 2 * 2048 * (rounded - 576));
+        assert_eq!(plan.activations - full.activations, 4 * 2048 * (inner + 2 * 48));
         assert_eq!((full.weights, full.gradients), (half.weights, half.gradients));
         let untied = ModelConfig { tie_word_embeddings: false, ..config.clone() };
         let [whole, half] = [Compute::F32, Compute::Bf16]

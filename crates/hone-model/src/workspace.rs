@@ -3,9 +3,9 @@
 use hone_kernels::Backend;
 
 use crate::Decoder;
-use crate::buffers::{ActSets, BackScratch, Dims, NActs, Scratch};
+use crate::buffers::{ActSets, BackScratch, Dims, NActs, Scratch, StreamGrad};
 use crate::head::{HeadActs, HeadBack};
-use crate::layer::Layer;
+use crate::layer::{Layer, N_SITES};
 use crate::linear::{Linear, LoraNeeds};
 use crate::lora::EmbedLora;
 
@@ -35,8 +35,7 @@ pub(crate) fn n_streams(n_layers: usize, first: usize) -> usize {
 
 /// Buffers of the backward.
 pub(crate) struct Back<B: Backend> {
-    /// Gradient of the residual stream (T, D).
-    pub(crate) dx: B::Buf,
+    pub(crate) dx: StreamGrad<B>,
     pub(crate) layer: BackScratch<B>,
     pub(crate) head: HeadBack<B>,
 }
@@ -64,7 +63,7 @@ impl<B: Backend> Workspace<B> {
             scratch: Scratch::new(backend, dims, layout.lora, rows),
             head: HeadActs::new(backend, dims, rows, layout.head_lora),
             back: layout.trains.then(|| Back {
-                dx: backend.zeros(rows * dims.d),
+                dx: StreamGrad::new(backend, dims, rows),
                 layer: BackScratch::new(backend, dims, rows),
                 head: HeadBack::new(backend, dims, rows),
             }),
@@ -89,7 +88,7 @@ impl<B: Backend> Workspace<B> {
     pub(crate) fn n_bytes(&self, backend: &B) -> u64 {
         let streams: u64 = self.streams.iter().map(|buf| backend.buf_bytes(buf)).sum();
         let back = self.back.as_ref();
-        let back = back.map_or(0, |back| backend.buf_bytes(&back.dx) + back.layer.n_bytes(backend));
+        let back = back.map_or(0, |back| back.dx.n_bytes(backend) + back.layer.n_bytes(backend));
         streams + self.acts.n_bytes(backend) + self.scratch.n_bytes(backend) + back
     }
 
@@ -111,10 +110,15 @@ impl<B: Backend> Decoder<B> {
         let lora = linears.map(Linear::lora_needs).fold(LoraNeeds::default(), LoraNeeds::max);
         let embed_rank = self.embed_lora.as_ref().map_or(0, |lora| lora.rank);
         let lora = lora.max(LoraNeeds { rank: embed_rank, ..LoraNeeds::default() });
+        let widest = |inner: [usize; N_SITES], layer: &Layer<B>| {
+            let mut widths = layer.linears().map(Linear::inner_width).into_iter();
+            inner.map(|width| width.max(widths.next().unwrap_or(0)))
+        };
+        let inner = self.layers.iter().fold([0; N_SITES], widest);
         Layout {
             n_layers,
             first,
-            n_acts: NActs::kept(self.recompute, n_layers - first),
+            n_acts: NActs::kept(self.recompute, n_layers - first, inner),
             trains,
             lora,
             head_lora: self.head.lora_needs(self.dims.d),

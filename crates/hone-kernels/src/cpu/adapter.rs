@@ -10,10 +10,10 @@ use crate::shape::Layout;
 const TASK_COLUMNS: usize = 64;
 
 /// `y` (ids, rows of the table) <- columns of the table.
-pub(super) fn gather_columns(l: Layout, table: &[f32], ids: &[u32], y: &mut [f32]) {
+pub(super) fn gather_columns<X: Value>(l: Layout, table: &[X], ids: &[u32], y: &mut [f32]) {
     let column = |(row, &id): (&mut [f32], &u32)| {
         for (k, value) in row.iter_mut().enumerate() {
-            *value = table[l.row(k) + id as usize];
+            *value = table[l.row(k) + id as usize].get();
         }
     };
     if l.rows > 0 {

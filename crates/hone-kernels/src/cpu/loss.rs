@@ -1,8 +1,11 @@
 //! Cross-entropy, the sum of squares and the AdamW step.
 
+use std::cell::Cell;
+
 use super::par::{self, TASK_VALUES};
 use super::pointwise::{rows_mut, scale_piece};
 use super::simd::{Level, exp, simd_fn};
+use super::value::Value;
 use crate::shape::Layout;
 use crate::{AdamW, LossSums};
 
@@ -37,6 +40,30 @@ simd_fn! {
 }
 
 simd_fn! {
+    /// The same sum, in the same order; `y` becomes exp(z - max).
+    fn sum_exp_to<s>(z: &[f32], max: f32, y: &mut [f32]) -> f32 {
+        let (lanes, shift) = (S::LANES, s.splat(max));
+        let [mut even, mut odd] = [s.splat(0.0); 2];
+        let (mut zs, mut ys) = (z.chunks_exact(2 * lanes), y.chunks_exact_mut(2 * lanes));
+        for (z, y) in (&mut zs).zip(&mut ys) {
+            let (a, b) = (s.sub(s.load(z), shift), s.sub(s.load(&z[lanes..]), shift));
+            let (a, b) = (exp(s, a), exp(s, b));
+            s.store(y, a);
+            s.store(&mut y[lanes..], b);
+            even = s.add(even, a);
+            odd = s.add(odd, b);
+        }
+        let rest = zs.remainder().chunks(lanes).zip(ys.into_remainder().chunks_mut(lanes));
+        for (i, (z, y)) in rest.enumerate() {
+            let x = exp(s, s.sub(s.load_part(z, f32::NEG_INFINITY), shift));
+            s.store_part(y, x);
+            (even, odd) = if i == 0 { (s.add(even, x), odd) } else { (even, s.add(odd, x)) };
+        }
+        s.sum_lanes(s.add(even, odd))
+    }
+}
+
+simd_fn! {
     /// The same sum, in the same order; the row becomes exp(z - max).
     fn sum_exp_in_place<s>(z: &mut [f32], max: f32) -> f32 {
         let (shift, mut sums) = (s.splat(max), [s.splat(0.0); 2]);
@@ -47,6 +74,23 @@ simd_fn! {
         }
         s.sum_lanes(s.add(sums[0], sums[1]))
     }
+}
+
+simd_fn! {
+    /// `y <- factor x`.
+    fn scaled<s, Y: Value>(x: &[f32], factor: f32, y: &mut [Y]) {
+        let (factor, lanes) = (s.splat(factor), S::LANES);
+        let (mut xs, mut ys) = (x.chunks_exact(lanes), y.chunks_exact_mut(lanes));
+        for (x, y) in (&mut xs).zip(&mut ys) {
+            Y::store(s, y, s.mul(s.load(x), factor));
+        }
+        Y::store(s, ys.into_remainder(), s.mul(s.load_part(xs.remainder(), 0.0), factor));
+    }
+}
+
+thread_local! {
+    /// A row of exp(z - max), kept from row to row.
+    static ROW: Cell<Vec<f32>> = Cell::default();
 }
 
 simd_fn! {
@@ -118,6 +162,16 @@ pub(super) struct Row {
     pub(super) correct: bool,
 }
 
+impl Row {
+    /// A row without options, of the sum of exp(z - max) and the target's logit.
+    fn new(sum: f32, max: f32, at_target: f32) -> Self {
+        // The loss is taken relative to the maximum, so that large logits do not swallow the
+        // logarithm.
+        let loss = (f64::from(sum).ln() + (f64::from(max) - f64::from(at_target))) as f32;
+        Row { loss, ce: loss, correct: at_target == max }
+    }
+}
+
 /// See [`crate::Backend::cross_entropy`].
 pub(super) fn cross_entropy(
     level: Level,
@@ -141,11 +195,32 @@ pub(super) fn cross_entropy(
             }
             None => sum_exp(level, z, max),
         };
-        // The loss is taken relative to the maximum, so that large logits do not swallow the
-        // logarithm.
-        let loss = (f64::from(sum).ln() + (f64::from(max) - f64::from(at_target))) as f32;
-        let row = Row { loss, ce: loss, correct: at_target == max };
-        assert!(rows[i].set(row).is_ok(), "each row is handled once");
+        assert!(rows[i].set(Row::new(sum, max, at_target)).is_ok(), "each row is handled once");
+    });
+    collect(rows, weights, row_loss)
+}
+
+/// See [`crate::Backend::cross_entropy_into`], without options; the logits are only read.
+pub(super) fn cross_entropy_into<D: Value>(
+    level: Level,
+    (l, logits): (Layout, &[f32]),
+    (targets, weights): (&[u32], &[f32]),
+    (scale, dlogits): (f32, &mut [D]),
+    row_loss: Option<&mut [f32]>,
+) -> LossSums {
+    let rows: Vec<std::sync::OnceLock<Row>> = vec![std::sync::OnceLock::new(); l.rows];
+    let dense = Layout { offset: 0, stride: l.cols, ..l };
+    rows_mut(dense, dlogits, |i, d| {
+        let (z, target) = (&logits[l.row(i)..][..l.cols], targets[i] as usize);
+        let (max, at_target, weight) = (max_of(level, z), z[target], scale * weights[i]);
+        let mut row = ROW.take();
+        row.resize(z.len(), 0.0);
+        let sum = sum_exp_to(level, z, max, &mut row);
+        let factor = weight / sum;
+        scaled(level, &row, factor, d);
+        d[target] = D::of(row[target] * factor - weight);
+        ROW.set(row);
+        assert!(rows[i].set(Row::new(sum, max, at_target)).is_ok(), "each row is handled once");
     });
     collect(rows, weights, row_loss)
 }

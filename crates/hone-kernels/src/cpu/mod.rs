@@ -38,7 +38,7 @@ use simd::Level;
 
 use crate::quant::Quantized;
 use crate::shape::{Layout, check_heads, check_mask, check_rotary, documents, layout, layout_mut};
-use crate::{Adafactor, AdamW, AttnMask, Backend, CODE_BLOCK, Compute, Heads, Lion};
+use crate::{Adafactor, AdamW, AttnMask, Backend, CODE_BLOCK, Compute, Heads, Lion, NormMore};
 use crate::{
     LossOptions, LossSums, Mat, MatMut, Onto, Op, RmsNorm, SecondMoment, Sgd, Tail, add_tails,
 };
@@ -478,7 +478,8 @@ impl Backend for Cpu {
     fn gather_columns(&self, table: Mat<'_, Self>, ids: &[u32], y: &mut CpuBuf) {
         let l = layout(self, &table);
         assert!(ids.iter().all(|&id| (id as usize) < l.cols), "an id outside of {}", l.cols);
-        adapter::gather_columns(l, table.buf, ids, &mut y[..ids.len() * l.rows]);
+        let y = &mut y[..ids.len() * l.rows];
+        with_values!([table: table.buf] [] adapter::gather_columns(l, table, ids, y));
     }
 
     fn scatter_add_columns(&self, dy: &CpuBuf, ids: &[u32], dtable: MatMut<'_, Self>) {
@@ -563,11 +564,19 @@ impl Backend for Cpu {
         r: &CpuBuf,
         (rows, d): (usize, usize),
         dx: &mut CpuBuf,
-        dw: Option<&mut CpuBuf>,
+        more: NormMore<'_, Self>,
     ) {
-        let inputs = [&dy[..rows * d], &x[..rows * d], &w[..d], &r[..rows]];
-        let dw = dw.map(|dw| &mut dw[..d]);
-        norm::backward(self.level, inputs, norm, &mut dx[..rows * d], dw);
+        let n = rows * d;
+        let inputs = [&x[..n], &w[..d], &r[..rows]];
+        // Empty where it is not asked for.
+        let [mut no_y, mut no_dx] = [CpuBuf::default(), CpuBuf::default()];
+        let (y, again) = (more.y.unwrap_or(&mut no_y), more.dx.unwrap_or(&mut no_dx));
+        let (n_y, n_dx) = (n.min(y.len()), n.min(again.len()));
+        let (dx, dw) = (&mut dx[..n], more.dw.map(|dw| &mut dw[..d]));
+        with_values!([dy: dy] [y: y, again: again] {
+            let outputs = (dx, &mut again[..n_dx], &mut y[..n_y]);
+            norm::backward(self.level, (&dy[..n], inputs), norm, outputs, dw);
+        });
     }
 
     fn group_norm(
@@ -868,6 +877,31 @@ impl Backend for Cpu {
         assert!(targets.len() == l.rows && weights.len() == l.rows, "one target and weight a row");
         let rows = (targets, weights);
         options::cross_entropy(self.level, l, logits.buf, rows, grad_scale, row_loss, options)
+    }
+
+    fn cross_entropy_into(
+        &self,
+        mut logits: MatMut<'_, Self>,
+        targets: &[u32],
+        weights: &[f32],
+        (scale, dlogits): (f32, &mut CpuBuf),
+        row_loss: Option<&mut [f32]>,
+        options: LossOptions,
+    ) -> LossSums {
+        let l = layout_mut(self, &logits);
+        assert!(targets.len() == l.rows && weights.len() == l.rows, "one target and weight a row");
+        if options.is_plain() {
+            let rows = (targets, weights);
+            return with_values!([] [d: dlogits] {
+                let d = &mut d[..l.rows * l.cols];
+                loss::cross_entropy_into(self.level, (l, logits.buf), rows, (scale, d), row_loss)
+            });
+        }
+        let (again, scale) = (logits.again(), Some(scale));
+        let sums = self.cross_entropy_with(again, targets, weights, scale, row_loss, options);
+        let (from, dense) = ((l, &logits.buf[..]), Layout { offset: 0, stride: l.cols, ..l });
+        with_values!([] [d: dlogits] pointwise::copy_rows(self.level, from, (dense, d)));
+        sums
     }
 
     fn add_noise(

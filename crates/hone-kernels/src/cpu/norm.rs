@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use super::ahead;
 use super::par::{self, task_rows};
-use super::pointwise::extent;
-use super::simd::{Level, simd_fn};
+use super::pointwise::{copy_piece, extent};
+use super::simd::{Level, Simd, simd_fn};
 use super::value::Value;
 use crate::shape::Layout;
 use crate::{Heads, RmsNorm};
@@ -34,42 +34,73 @@ simd_fn! {
 simd_fn! {
     /// `y <- x r w` on rows.
     fn scale_row<s, X: Value, Y: Value>(x: &[X], w: &[f32], r: f32, y: &mut [Y]) {
-        let r = s.splat(r);
-        let rows = x.chunks(S::LANES).zip(w.chunks(S::LANES)).zip(y.chunks_mut(S::LANES));
-        for ((x, w), y) in rows {
-            Y::store(s, y, s.mul(s.mul(X::load(s, x), r), s.load_part(w, 0.0)));
+        let (r, lanes) = (s.splat(r), S::LANES);
+        let (mut xs, mut ws) = (x.chunks_exact(lanes), w.chunks_exact(lanes));
+        let mut ys = y.chunks_exact_mut(lanes);
+        for ((x, w), y) in (&mut xs).zip(&mut ws).zip(&mut ys) {
+            Y::store(s, y, s.mul(s.mul(X::load(s, x), r), s.load(w)));
         }
+        let (x, w, y) = (xs.remainder(), ws.remainder(), ys.into_remainder());
+        Y::store(s, y, s.mul(s.mul(X::load(s, x), r), s.load_part(w, 0.0)));
     }
+}
+
+/// z = dy w and n = x r of a vector of a row.
+#[inline(always)]
+fn slopes<S: Simd, G: Value, X: Value>(
+    s: S,
+    (dy, x, w): (&[G], &[X], &[f32]),
+    r: S::V,
+) -> (S::V, S::V) {
+    (s.mul(G::load(s, dy), s.load_part(w, 0.0)), s.mul(X::load(s, x), r))
 }
 
 simd_fn! {
     /// `dx <- dx + r (z - n mean(z n))` on a row, with z = dy w and n = x r; `dw <- dw + dy n`
     /// unless it is empty.
-    fn backward_row<s, X: Value, D: Value>(
-        dy: &[f32],
+    fn backward_row<s, G: Value, X: Value, D: Value>(
+        dy: &[G],
         x: &[X],
         w: &[f32],
         r: f32,
         dx: &mut [D],
         dw: &mut [f32],
     ) {
-        let lanes = S::LANES;
-        let (factor, mut sums) = (s.splat(r), [s.splat(0.0); 2]);
-        let rows = dy.chunks(lanes).zip(x.chunks(lanes)).zip(w.chunks(lanes));
-        for (i, ((dy, x), w)) in rows.clone().enumerate() {
-            let z = s.mul(s.load_part(dy, 0.0), s.load_part(w, 0.0));
-            let n = s.mul(X::load(s, x), factor);
-            sums[i % 2] = s.fma(z, n, sums[i % 2]);
+        let (lanes, factor) = (S::LANES, s.splat(r));
+        let [mut even, mut odd] = [s.splat(0.0); 2];
+        let mut pairs = x.chunks_exact(2 * lanes);
+        let whole = dy.chunks_exact(2 * lanes).zip(&mut pairs).zip(w.chunks_exact(2 * lanes));
+        for ((dy, x), w) in whole {
+            let (z, n) = slopes(s, (&dy[..lanes], &x[..lanes], &w[..lanes]), factor);
+            even = s.fma(z, n, even);
+            let (z, n) = slopes(s, (&dy[lanes..], &x[lanes..], &w[lanes..]), factor);
+            odd = s.fma(z, n, odd);
         }
-        let mean = s.splat(s.sum_lanes(s.add(sums[0], sums[1])) / -(x.len() as f32));
-        for (((dy, x), w), dx) in rows.zip(dx.chunks_mut(lanes)) {
-            let z = s.mul(s.load_part(dy, 0.0), s.load_part(w, 0.0));
-            let n = s.mul(X::load(s, x), factor);
+        let rest = x.len() - pairs.remainder().len();
+        let (rest_dy, rest_w) = (dy[rest..].chunks(lanes), w[rest..].chunks(lanes));
+        let mut rest = rest_dy.zip(x[rest..].chunks(lanes)).zip(rest_w);
+        if let Some(((dy, x), w)) = rest.next() {
+            let (z, n) = slopes(s, (dy, x, w), factor);
+            even = s.fma(z, n, even);
+        }
+        if let Some(((dy, x), w)) = rest.next() {
+            let (z, n) = slopes(s, (dy, x, w), factor);
+            odd = s.fma(z, n, odd);
+        }
+        let mean = s.splat(s.sum_lanes(s.add(even, odd)) / -(x.len() as f32));
+        let (mut dys, mut xs) = (dy.chunks_exact(lanes), x.chunks_exact(lanes));
+        let (mut ws, mut dxs) = (w.chunks_exact(lanes), dx.chunks_exact_mut(lanes));
+        for (((dy, x), w), dx) in (&mut dys).zip(&mut xs).zip(&mut ws).zip(&mut dxs) {
+            let (z, n) = slopes(s, (dy, x, w), factor);
             let old = D::load(s, dx);
             D::store(s, dx, s.fma(factor, s.fma(n, mean, z), old));
         }
+        let dx = dxs.into_remainder();
+        let (z, n) = slopes(s, (dys.remainder(), xs.remainder(), ws.remainder()), factor);
+        let old = D::load(s, dx);
+        D::store(s, dx, s.fma(factor, s.fma(n, mean, z), old));
         for ((dw, dy), x) in dw.iter_mut().zip(dy).zip(x) {
-            *dw += dy * (x.get() * r);
+            *dw += dy.get() * (x.get() * r);
         }
     }
 }
@@ -130,29 +161,44 @@ pub(super) fn forward<Y: Value>(
     });
 }
 
+/// Pieces of `size` values, `n` of them; all empty where `x` is.
+fn pieces<T>(x: &mut [T], size: usize, n: usize) -> Vec<&mut [T]> {
+    let mut pieces = x.chunks_mut(size);
+    (0..n).map(|_| pieces.next().unwrap_or_default()).collect()
+}
+
 /// See [`crate::Backend::rms_norm_backward`]; `dw`'s sums of each task are added in the order of
-/// the tasks.
-pub(super) fn backward(
+/// the tasks. dx once more and the norm's output are empty where they are not asked for.
+pub(super) fn backward<G: Value, D: Value, Y: Value>(
     level: Level,
-    [dy, x, w, r]: [&[f32]; 4],
+    (dy, [x, w, r]): (&[G], [&[f32]; 3]),
     norm: RmsNorm,
-    dx: &mut [f32],
+    (dx, again, y): (&mut [f32], &mut [D], &mut [Y]),
     dw: Option<&mut [f32]>,
 ) {
     let w = &*factors(w, norm);
     let d = w.len();
-    let rows = task_rows(d);
+    let (rows, n_tasks) = (task_rows(d), dx.len().div_ceil(task_rows(d) * d));
     let n_dw = if dw.is_some() { d } else { 0 };
-    let sums: Vec<Vec<f32>> = (dx.par_chunks_mut(rows * d).enumerate())
-        .map(|(t, dx)| {
+    let outputs = pieces(dx, rows * d, n_tasks).into_par_iter();
+    let more = pieces(again, rows * d, n_tasks).into_par_iter().zip(pieces(y, rows * d, n_tasks));
+    let sums: Vec<Vec<f32>> = (outputs.zip(more).enumerate())
+        .map(|(t, (dx, (again, y)))| {
             let mut sum = vec![0.0; n_dw];
             let at = t * rows * d;
             let inputs = dy[at..].chunks(d).zip(x[at..].chunks(d)).zip(&r[t * rows..]);
+            let (mut again, mut y) = (again.chunks_mut(d), y.chunks_mut(d));
             for (dx, ((dy, x), &r)) in dx.chunks_mut(d).zip(inputs) {
                 ahead::ask(dy, d);
                 ahead::ask(x, d);
                 ahead::ask(dx, d);
                 backward_row(level, dy, x, w, r, dx, &mut sum);
+                if let Some(again) = again.next() {
+                    copy_piece(level, dx, again);
+                }
+                if let Some(y) = y.next() {
+                    scale_row(level, x, w, r, y);
+                }
             }
             sum
         })

@@ -32,7 +32,7 @@ simd_fn! {
 
 simd_fn! {
     /// `y <- x`, rounded or widened where they differ.
-    fn copy_piece<s, X: Value, Y: Value>(x: &[X], y: &mut [Y]) {
+    pub(super) fn copy_piece<s, X: Value, Y: Value>(x: &[X], y: &mut [Y]) {
         for (x, y) in x.chunks(S::LANES).zip(y.chunks_mut(S::LANES)) {
             Y::store(s, y, X::load(s, x));
         }

@@ -14,7 +14,9 @@ use std::ops::{Deref, DerefMut, Range};
 use crate::quant::Quantized;
 use crate::shape::{check_heads, check_mask, check_rotary, documents, layout, layout_mut};
 use crate::{Adafactor, AdamW, AttnMask, Backend, Compute, Heads, Lion, LossOptions};
-use crate::{LossSums, Mat, MatMut, Onto, Op, RmsNorm, SecondMoment, Sgd, Tail, add_tails, rng};
+use crate::{
+    LossSums, Mat, MatMut, NormMore, Onto, Op, RmsNorm, SecondMoment, Sgd, Tail, add_tails, rng,
+};
 
 /// The backend of naive loops in f64, whose products take their factors as they are or rounded to
 /// bf16.
@@ -419,9 +421,17 @@ impl Backend for Reference {
         r: &F64Buf,
         rows_d: (usize, usize),
         dx: &mut F64Buf,
-        dw: Option<&mut F64Buf>,
+        more: NormMore<'_, Self>,
     ) {
+        let NormMore { dw, y, dx: again } = more;
         norm::backward([dy, x, w, r], norm, rows_d, dx, dw.map(|dw| &mut dw[..]));
+        if let Some(y) = y {
+            norm::scaled([x, w, r], norm, rows_d, y);
+            y.settle();
+        }
+        if let Some(again) = again {
+            self.copy(dx, again, rows_d.0 * rows_d.1);
+        }
     }
 
     fn group_norm(
@@ -728,6 +738,25 @@ impl Backend for Reference {
                 row_loss[i] = row.loss as f32;
             }
         }
+        sums
+    }
+
+    fn cross_entropy_into(
+        &self,
+        mut logits: MatMut<'_, Self>,
+        targets: &[u32],
+        weights: &[f32],
+        (scale, dlogits): (f32, &mut F64Buf),
+        row_loss: Option<&mut [f32]>,
+        options: LossOptions,
+    ) -> LossSums {
+        let (again, scale) = (logits.again(), Some(scale));
+        let sums = self.cross_entropy_with(again, targets, weights, scale, row_loss, options);
+        let l = layout_mut(self, &logits);
+        for (i, to) in dlogits.chunks_mut(l.cols).take(l.rows).enumerate() {
+            to.copy_from_slice(&logits.buf[l.row(i)..][..l.cols]);
+        }
+        dlogits.settle();
         sums
     }
 

@@ -27,6 +27,18 @@ pub(super) fn forward(
     }
 }
 
+/// The output of [`forward`] from the scales that it left.
+pub(super) fn scaled(
+    [x, w, r]: [&[f64]; 3],
+    norm: RmsNorm,
+    (rows, d): (usize, usize),
+    y: &mut [f64],
+) {
+    for i in 0..rows * d {
+        y[i] = x[i] * r[i / d] * (w[i % d] + f64::from(norm.offset));
+    }
+}
+
 /// See [`crate::Backend::rms_norm_backward`].
 pub(super) fn backward(
     [dy, x, w, r]: [&[f64]; 4],

@@ -3,7 +3,8 @@
 use super::further::{self, further_cases};
 use crate::quant::{CodeBook, QuantSpec, Quantized, ValueType};
 use crate::{
-    AdamW, AttnMask, Backend, Heads, LossOptions, Mat, MatMut, Onto, Op, RmsNorm, Tail, rng,
+    AdamW, AttnMask, Backend, Heads, LossOptions, Mat, MatMut, NormMore, Onto, Op, RmsNorm, Tail,
+    rng,
 };
 
 /// What of a case is compared: a name, its values, and the error allowed relative to their largest
@@ -430,9 +431,13 @@ fn norm<B: Backend>(b: &B, rows: usize, d: usize, magnitude: f32, offset: f32) -
     b.rms_norm(&x, &w, norm, (rows, d), &mut y, &mut r);
     // Adding to zeros: an old gradient of size 1 would hide that of large inputs.
     let (mut dx, mut dw) = (b.zeros(rows * d), b.upload(&data(4, d, 1.0)));
-    b.rms_norm_backward(&dy, &x, &w, norm, &r, (rows, d), &mut dx, Some(&mut dw));
+    b.rms_norm_backward(&dy, &x, &w, norm, &r, (rows, d), &mut dx, NormMore::dw(Some(&mut dw)));
     let mut dx_only = b.upload(&data(5, rows * d, 1.0));
-    b.rms_norm_backward(&dy, &x, &w, norm, &r, (rows, d), &mut dx_only, None);
+    let [mut y_again, mut dx_again] = [b.zeros(rows * d), b.zeros(rows * d)];
+    let more = NormMore { dw: None, y: Some(&mut y_again), dx: Some(&mut dx_again) };
+    b.rms_norm_backward(&dy, &x, &w, norm, &r, (rows, d), &mut dx_only, more);
+    assert_eq!(b.download(&y_again), b.download(&y), "the output once more");
+    assert_eq!(b.download(&dx_again), b.download(&dx_only), "dx once more");
     vec![
         output("y", b.download(&y), 1e-6),
         output("r", b.download(&r), 1e-6),

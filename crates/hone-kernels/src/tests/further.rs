@@ -190,6 +190,14 @@ pub(super) fn loss<B: Backend>(
     let (sums, capped) = run(None, Some(&mut row_loss));
     let (with_gradient, mut gradient) = run(Some(0.1), None);
     assert_eq!(sums, with_gradient, "the gradient does not change the loss");
+    let (mut logits, mut dlogits) = (b.upload(&start), b.zeros(rows * v));
+    let (view, grad) = (MatMut::columns(&mut logits, rows, 1, v, v + 1), (0.1, &mut dlogits));
+    let elsewhere = b.cross_entropy_into(view, &targets, &weights, grad, None, options);
+    assert_eq!(sums, elsewhere, "where the gradient goes does not change the loss");
+    let rows_of = b.download(&dlogits);
+    for (row, moved) in gradient.chunks(v + 1).zip(rows_of.chunks(v)) {
+        assert_eq!(&row[1..], moved, "where the gradient goes does not change it");
+    }
     for (row, old) in gradient.chunks_mut(v + 1).zip(start.chunks(v + 1)) {
         assert_eq!(row[0], old[0], "a value outside the view changed");
         row[0] = 0.0;

@@ -2,7 +2,7 @@
 
 use super::cases::{data, heads};
 use super::further::all_options;
-use crate::{AttnMask, Backend, Heads, LossOptions, Mat, MatMut, Op, Reference, RmsNorm};
+use crate::{AttnMask, Backend, Heads, LossOptions, Mat, MatMut, NormMore, Op, Reference, RmsNorm};
 
 type Buf = <Reference as Backend>::Buf;
 
@@ -112,7 +112,16 @@ fn rms_norm() {
         };
         let r = forward(&x, &w).1;
         let (mut dx, mut dw) = (Reference.zeros(rows * d), Reference.zeros(d));
-        Reference.rms_norm_backward(&dy, &x, &w, norm, &r, (rows, d), &mut dx, Some(&mut dw));
+        Reference.rms_norm_backward(
+            &dy,
+            &x,
+            &w,
+            norm,
+            &r,
+            (rows, d),
+            &mut dx,
+            NormMore::dw(Some(&mut dw)),
+        );
         check("x", &x, &dx, |x| dot(&forward(x, &w).0, &dy));
         check("w", &w, &dw, |w| dot(&forward(&x, w).0, &dy));
     }

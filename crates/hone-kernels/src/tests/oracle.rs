@@ -5,7 +5,7 @@ use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::ops::{silu, softmax};
 
 use super::cases::{data, heads};
-use crate::{AttnMask, Backend, Cpu, Heads, MatMut, RmsNorm};
+use crate::{AttnMask, Backend, Cpu, Heads, MatMut, NormMore, RmsNorm};
 
 /// A variable of shape `shape` holding `values`.
 fn var(values: &[f32], shape: &[usize]) -> Result<Var> {
@@ -44,7 +44,7 @@ fn rms_norm() -> Result<()> {
     let (mut dx, mut dw) = (cpu.zeros(rows * d), cpu.zeros(d));
     let norm = RmsNorm { eps, offset: 0.0 };
     cpu.rms_norm(&x, &w, norm, (rows, d), &mut y, &mut r);
-    cpu.rms_norm_backward(&dy, &x, &w, norm, &r, (rows, d), &mut dx, Some(&mut dw));
+    cpu.rms_norm_backward(&dy, &x, &w, norm, &r, (rows, d), &mut dx, NormMore::dw(Some(&mut dw)));
     check("y", &y, &want)?;
     check("dx", &dx, grads.get(&x_var).expect("x is a variable"))?;
     check("dw", &dw, grads.get(&w_var).expect("w is a variable"))

@@ -2,7 +2,8 @@
 //! same values, rounded, byte by byte; so the table of all operators holds for them too.
 
 use super::cases::{data, heads};
-use crate::{AttnMask, Backend, Compute, Cpu, Mat, MatMut, Op, Reference, RmsNorm};
+use crate::{AttnMask, Backend, Compute, Cpu, LossOptions};
+use crate::{Mat, MatMut, NormMore, Op, Reference, RmsNorm};
 
 /// An output: its name, its values, and whether its buffer rounds.
 struct Found(&'static str, Vec<f32>, bool);
@@ -128,6 +129,17 @@ fn layers<B: Backend>(b: &B, s: Shape, (from, to): (bool, bool)) -> Vec<Found> {
     let x = m.normal(false, 2, n, s.size);
     let (mut y, mut r) = (m.normal(to, 3, n, 1.0), b.zeros(s.rows));
     b.rms_norm(&x, &w, norm, (s.rows, s.cols), &mut y, &mut r);
+    let (dy, mut dx, mut dw) = (m.normal(from, 12, n, 1.0), b.zeros(n), b.zeros(s.cols));
+    let [mut output, mut again] = [3, 13].map(|seed| m.normal(to, seed, n, 1.0));
+    let more = NormMore { dw: Some(&mut dw), y: Some(&mut output), dx: Some(&mut again) };
+    b.rms_norm_backward(&dy, &x, &w, norm, &r, (s.rows, s.cols), &mut dx, more);
+    let mut found = vec![
+        Found("normed", b.download(&y), to),
+        Found("normed again", b.download(&output), to),
+        Found("dx again", b.download(&again), to),
+        Found("dx", b.download(&dx), false),
+        Found("dw of all columns", b.download(&dw), false),
+    ];
     let mut x = m.normal(from, 4, s.rows * stride, s.size);
     let mut raw = m.normal(from, 5, n, 1.0);
     let group = MatMut::columns(&mut x, s.rows, s.gap, s.cols, stride);
@@ -136,13 +148,12 @@ fn layers<B: Backend>(b: &B, s: Shape, (from, to): (bool, bool)) -> Vec<Found> {
     let mut dw = m.normal(false, 7, s.cols, 1.0);
     let group = MatMut::columns(&mut dy, s.rows, s.gap, s.cols, stride);
     b.group_norm_backward(group, &raw, &w, norm, s.cols, Some(&mut dw));
-    let mut found = vec![
-        Found("normed", b.download(&y), to),
+    found.extend([
         Found("group", b.download(&x), from),
         Found("raw", b.download(&raw), from),
         Found("dgroup", b.download(&dy), to),
         Found("dw", b.download(&dw), false),
-    ];
+    ]);
 
     let size = (s.rows, s.cols);
     let gate_up = m.normal(from, 8, 2 * n, s.size);
@@ -195,12 +206,36 @@ fn attention<B: Backend>(b: &B, s: Shape, (from, to): (bool, bool)) -> Vec<Found
     found
 }
 
+/// The gradient of logits, where it goes elsewhere, and columns of a table.
+fn loss<B: Backend>(b: &B, s: Shape, (from, to): (bool, bool)) -> Vec<Found> {
+    let (m, stride, n) = (Maker(b), s.cols + 2 * s.gap, s.rows * s.cols);
+    let targets: Vec<u32> = (0..s.rows).map(|i| (i * 5 % s.cols) as u32).collect();
+    let weights: Vec<f32> = (0..s.rows).map(|i| i as f32 % 3.0 * 0.5).collect();
+    let options = LossOptions { label_smoothing: 0.1, z_loss: 1e-3, ..LossOptions::default() };
+    let mut found = Vec::new();
+    for (name, options) in [("dlogits", LossOptions::default()), ("with options", options)] {
+        let mut logits = m.normal(false, 1, s.rows * stride, s.size);
+        let mut dlogits = m.normal(to, 2, n + 3, 1.0);
+        let view = MatMut::columns(&mut logits, s.rows, s.gap, s.cols, stride);
+        let (grad, mut row_loss) = ((0.1, &mut dlogits), vec![0.0; s.rows]);
+        b.cross_entropy_into(view, &targets, &weights, grad, Some(&mut row_loss), options);
+        found.push(Found(name, b.download(&dlogits), to));
+        found.push(Found("row loss", row_loss, false));
+    }
+    let (table, mut y) = (m.normal(from, 3, s.rows * stride, 1.0), b.zeros(2 * s.rows));
+    let table = Mat::columns(&table, s.rows, s.gap, s.cols, stride);
+    b.gather_columns(table, &[0, s.cols as u32 - 1], &mut y);
+    found.push(Found("columns", b.download(&y), false));
+    found
+}
+
 /// Everything.
 fn all<B: Backend>(b: &B, shape: Shape, kinds: (bool, bool)) -> Vec<Found> {
     let mut found = products(b, shape, kinds);
     found.extend(pointwise(b, shape, kinds));
     found.extend(layers(b, shape, kinds));
     found.extend(attention(b, shape, kinds));
+    found.extend(loss(b, shape, kinds));
     found
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hone_kernels::quant::Quantized;
 use hone_kernels::{
     Adafactor, AdamW, AttnMask, Backend, Compute, Heads, Lion, LossOptions, LossSums, Mat, MatMut,
-    Onto, Op, RmsNorm, SecondMoment, Sgd, Tail,
+    NormMore, Onto, Op, RmsNorm, SecondMoment, Sgd, Tail,
 };
 
 /// Calls, seconds and multiplications with their sums by operator; products by their
@@ -315,9 +315,12 @@ impl<B: Backend> Backend for Timed<B> {
         r: &B::Buf,
         size: (usize, usize),
         dx: &mut B::Buf,
-        dw: Option<&mut B::Buf>,
+        NormMore { dw, y, dx: again }: NormMore<'_, Self>,
     ) {
-        timed("rms_norm_backward", || self.0.rms_norm_backward(dy, x, w, norm, r, size, dx, dw));
+        let more = NormMore { dw, y, dx: again };
+        timed("rms_norm_backward", || {
+            self.0.rms_norm_backward(dy, x, w, norm, r, size, dx, more);
+        });
     }
     fn group_norm(
         &self,
@@ -507,6 +510,20 @@ impl<B: Backend> Backend for Timed<B> {
         let logits = Self::mat_mut(logits);
         timed("cross_entropy", || {
             self.0.cross_entropy_with(logits, targets, weights, grad_scale, row_loss, options)
+        })
+    }
+    fn cross_entropy_into(
+        &self,
+        logits: MatMut<'_, Self>,
+        targets: &[u32],
+        weights: &[f32],
+        grad: (f32, &mut B::Buf),
+        row_loss: Option<&mut [f32]>,
+        options: LossOptions,
+    ) -> LossSums {
+        let logits = Self::mat_mut(logits);
+        timed("cross_entropy", || {
+            self.0.cross_entropy_into(logits, targets, weights, grad, row_loss, options)
         })
     }
     fn add_noise(

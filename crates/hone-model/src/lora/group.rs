@@ -4,9 +4,9 @@
 //!
 //!   dB_m = s_m dY_mt u_m,   dA = dut X,   dX = dY W + du A
 //!
-//! so that everything goes through the r-wide side first (Hu et al. 2021; the order is Unsloth's),
-//! and u is computed again in the backward instead of being kept. Dropout, on the adapters' input
-//! alone, draws one mask for the modules that share an input.
+//! so that everything goes through the r-wide side first (Hu et al. 2021; the order is Unsloth's).
+//! u is kept for the backward where layers are ([`Site`]), and computed again elsewhere. Dropout, on
+//! the adapters' input alone, draws one mask for the modules that share an input.
 
 mod dora;
 
@@ -51,9 +51,17 @@ struct Dora<B: Backend> {
     squares: B::Buf,
 }
 
+/// What one call of a map has of its own, from its forward to its backward.
+pub(crate) struct Site<'a, B: Backend> {
+    /// Turns dropout on.
+    pub(crate) seed: Option<u64>,
+    /// Keeps X At, (T, R); empty where the backward computes it again.
+    pub(crate) inner: &'a mut B::Buf,
+}
+
 /// Buffers that adapters share over all layers. Empty where there are none.
 pub(crate) struct LoraScratch<B: Backend> {
-    /// X At, (T, R).
+    /// X At where it is not kept, (T, R).
     pub(super) u: B::Buf,
     /// Its gradient, (T, R).
     pub(super) du: B::Buf,
@@ -202,6 +210,11 @@ impl<B: Backend> LoraGroup<B> {
         }
     }
 
+    /// See [`crate::linear::Linear::inner_width`].
+    pub(crate) fn inner_width(&self) -> usize {
+        if self.has_dora() { 0 } else { self.rank }
+    }
+
     /// Squared lengths of rows that are kept.
     pub(crate) fn n_squares(&self, backend: &B) -> usize {
         let doras = self.members.iter().filter_map(|m| m.dora.as_ref());
@@ -236,17 +249,28 @@ impl<B: Backend> LoraGroup<B> {
         seed.filter(|_| self.dropout > 0.0)
     }
 
-    /// `scratch.u` <- X At, X after dropout.
-    fn project(&self, backend: &B, x: Mat<'_, B>, scratch: &mut LoraScratch<B>, seed: Option<u64>) {
-        let LoraScratch { u, dropped, .. } = scratch;
-        let x = match self.dropout_seed(seed) {
-            None => x,
-            Some(seed) => {
-                let y = MatMut::new(dropped, x.rows, x.cols);
-                backend.dropout(x, y, self.dropout, seed);
-                Mat::new(dropped, x.rows, x.cols)
-            }
-        };
+    /// X after dropout: X itself, or `dropped`.
+    fn drop_input<'a>(
+        &self,
+        backend: &B,
+        x: Mat<'a, B>,
+        dropped: &'a mut B::Buf,
+        seed: Option<u64>,
+    ) -> Mat<'a, B> {
+        let Some(seed) = self.dropout_seed(seed) else { return x };
+        backend.dropout(x, MatMut::new(dropped, x.rows, x.cols), self.dropout, seed);
+        Mat::new(dropped, x.rows, x.cols)
+    }
+
+    /// `u` <- X At, X after dropout.
+    fn project(
+        &self,
+        backend: &B,
+        x: Mat<'_, B>,
+        (u, dropped): (&mut B::Buf, &mut B::Buf),
+        seed: Option<u64>,
+    ) {
+        let x = self.drop_input(backend, x, dropped, seed);
         let a = Mat::new(&self.a.value, self.rank, x.cols);
         backend.gemm(x, Op::N, a, Op::T, MatMut::new(u, x.rows, self.rank), 1.0, 0.0);
     }
@@ -257,11 +281,14 @@ impl<B: Backend> LoraGroup<B> {
         backend: &B,
         x: Mat<'_, B>,
         scratch: &'a mut LoraScratch<B>,
-        seed: Option<u64>,
+        site: Site<'a, B>,
     ) -> Vec<Tail<'a, B>> {
-        self.project(backend, x, scratch, seed);
+        let LoraScratch { u, dropped, .. } = scratch;
+        let u = if backend.len(site.inner) > 0 { site.inner } else { u };
+        self.project(backend, x, (u, dropped), site.seed);
+        let u = &*u;
         let tail = |m: &'a LoraMember<B>| Tail {
-            u: Mat::columns(&scratch.u, x.rows, m.rank_start, m.rank, self.rank),
+            u: Mat::columns(u, x.rows, m.rank_start, m.rank, self.rank),
             v: Mat::new(&m.b.value, m.out, m.rank),
             op_v: Op::T,
             column: m.out_start,
@@ -297,7 +324,7 @@ impl<B: Backend> LoraGroup<B> {
         scratch: &mut LoraScratch<B>,
         seed: Option<u64>,
     ) {
-        self.project(backend, x, scratch, seed);
+        self.project(backend, x, (&mut scratch.u, &mut scratch.dropped), seed);
         for m in &self.members {
             let y = MatMut::columns(y, x.rows, m.out_start, m.out, self.out);
             m.add(backend, &scratch.u, self.rank, y, 1.0);
@@ -316,11 +343,21 @@ impl<B: Backend> LoraGroup<B> {
         x: Mat<'_, B>,
         dy: Mat<'_, B>,
         scratch: &mut LoraScratch<B>,
-        seed: Option<u64>,
+        (seed, inner): (Option<u64>, Option<&B::Buf>),
     ) {
-        self.project(backend, x, scratch, seed);
         let LoraScratch { u, du, dropped, .. } = scratch;
-        self.factor_grads(backend, x, dy, (u, du, dropped), seed);
+        let x = match inner {
+            Some(_) => self.drop_input(backend, x, dropped, seed),
+            None => {
+                self.project(backend, x, (u, dropped), seed);
+                if self.dropout_seed(seed).is_some() {
+                    Mat::new(dropped, x.rows, x.cols)
+                } else {
+                    x
+                }
+            }
+        };
+        self.factor_grads(backend, x, dy, (inner.unwrap_or(u), du));
     }
 
     /// `dx` (T, in) <- `dx` + what comes through the adapters. After [`LoraGroup::inner_grad`]; X after
@@ -361,8 +398,7 @@ impl<B: Backend> LoraGroup<B> {
         backend: &B,
         x: Mat<'_, B>,
         dy: Mat<'_, B>,
-        (u, du, dropped): (&B::Buf, &B::Buf, &B::Buf),
-        seed: Option<u64>,
+        (u, du): (&B::Buf, &B::Buf),
     ) {
         let (rows, inp, rank) = (x.rows, x.cols, self.rank);
         for m in &mut self.members {
@@ -373,9 +409,7 @@ impl<B: Backend> LoraGroup<B> {
                 backend.gemm(dy, Op::T, u, Op::N, db, m.scaling, 1.0);
             }
         }
-        let drops = self.dropout_seed(seed).is_some();
         if let Some(grad) = &mut self.a.grad {
-            let x = if drops { Mat::new(dropped, rows, inp) } else { x };
             let da = MatMut::new(grad, rank, inp);
             backend.gemm(Mat::new(du, rows, rank), Op::T, x, Op::N, da, 1.0, 1.0);
         }

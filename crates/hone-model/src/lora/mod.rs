@@ -25,7 +25,7 @@ mod svd;
 mod targets;
 
 pub use config::{BiasMode, InitMethod, LoraConfig, TokenRows};
-pub(crate) use group::{LoraGroup, LoraNeeds, LoraScratch};
+pub(crate) use group::{LoraGroup, LoraNeeds, LoraScratch, Site};
 pub(crate) use overlay::{EmbedLora, Stash, TokenPatch};
 pub use targets::Targets;
 

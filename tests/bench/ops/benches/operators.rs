@@ -14,7 +14,7 @@ use bench_ops::{Ceilings, normals};
 use criterion::{Criterion, Throughput};
 use hone_kernels::quant::{QuantSpec, Quantized, ValueType};
 use hone_kernels::{
-    AdamW, AttnMask, Backend, CODE_BLOCK, Compute, Cpu, Heads, Mat, MatMut, Op, RmsNorm, rng,
+    AdamW, AttnMask, Backend, CODE_BLOCK, Compute, Cpu, Heads, Mat, MatMut, NormMore, Op, RmsNorm, rng,
 };
 
 type Buf = <Cpu as Backend>::Buf;
@@ -226,7 +226,7 @@ fn rows(session: &mut Session, cpu: &Cpu) {
         cpu.rms_norm(&x, &w, norm, (T, D), &mut y, &mut r);
     });
     session.moves("rms_norm_backward", 4 * row, || {
-        cpu.rms_norm_backward(&dy, &x, &w, norm, &r, (T, D), &mut dx, None);
+        cpu.rms_norm_backward(&dy, &x, &w, norm, &r, (T, D), &mut dx, NormMore::dw(None));
     });
     let (mut gate_up, mut h) = (normals(cpu, T * 2 * I), normals(cpu, T * I));
     session.moves("swiglu", 3 * F32 * T * I, || cpu.swiglu(&gate_up, (T, I), &mut h));

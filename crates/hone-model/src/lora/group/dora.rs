@@ -26,8 +26,8 @@ impl<B: Backend> LoraGroup<B> {
     ) {
         let (rows, out) = (x.rows, self.out);
         self.find_scales(backend, weight, x.cols, scratch);
-        self.project(backend, x, scratch, seed);
         let LoraScratch { u, dropped, dora, .. } = scratch;
+        self.project(backend, x, (u, dropped), seed);
         let DoraScratch { z, scales, .. } = dora;
         if self.dropout_seed(seed).is_none() {
             weight.linear(backend, x, MatMut::new(z, rows, out), 0.0);
@@ -90,8 +90,8 @@ impl<B: Backend> LoraGroup<B> {
     ) {
         let (rows, inp, out) = (x.rows, x.cols, self.out);
         self.find_scales(backend, weight, inp, scratch);
-        self.project(backend, x, scratch, seed);
         let LoraScratch { u, du, dropped, masked, zeros, dora } = scratch;
+        self.project(backend, x, (u, dropped), seed);
         let DoraScratch { z, gs, norms, scales, .. } = dora;
         let drops = self.dropout_seed(seed);
         let input = if drops.is_some() { Mat::new(dropped, rows, inp) } else { x };
@@ -109,7 +109,7 @@ impl<B: Backend> LoraGroup<B> {
         let scales = Mat::new(scales, 1, out);
         backend.add_scaled_columns(dy, scales, 0.0, MatMut::new(gs, rows, out), 0.0);
         self.find_du(backend, Mat::new(gs, rows, out), du);
-        self.factor_grads(backend, x, Mat::new(gs, rows, out), (u, du, dropped), seed);
+        self.factor_grads(backend, input, Mat::new(gs, rows, out), (u, du));
         let Some(mut dx) = dx else { return };
         let a = Mat::new(&self.a.value, self.rank, inp);
         let du = Mat::new(du, rows, self.rank);
