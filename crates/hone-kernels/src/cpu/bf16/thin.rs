@@ -12,6 +12,7 @@ use std::arch::x86_64::*;
 use std::cell::Cell;
 use std::ops::Range;
 
+use half::bf16;
 use rayon::prelude::*;
 
 use super::super::turn;
@@ -35,9 +36,6 @@ const LANES: usize = 8;
 /// Tokens whose sums are added up in registers: so much of the wide factor's columns stays in the
 /// nearest cache while the thin one's are gone through.
 const RUN: usize = 256;
-
-/// Tokens that are asked for ahead of their use.
-const AHEAD: usize = 24;
 
 thread_local! {
     /// The thin factor, kept from call to call.
@@ -81,6 +79,54 @@ pub(super) fn product(
     THIN.set(packed);
 }
 
+/// Adds the products of two tokens: of [`COLS`] columns of the wide factor, and of [`LANES`] columns of
+/// the thin one from `lane` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn add_pairs(
+    sums: &mut Sums,
+    (lower, upper): (__m512i, __m512i),
+    Pairs(pairs): &Pairs,
+    lane: usize,
+) {
+    let low = bf16_lanes(_mm512_unpacklo_epi16(lower, upper));
+    let high = bf16_lanes(_mm512_unpackhi_epi16(lower, upper));
+    for (sums, &pair) in sums.iter_mut().zip(&pairs[lane..lane + LANES]) {
+        let pair = bf16_lanes(_mm512_set1_epi32(pair as i32));
+        sums[0] = _mm512_dpbf16_ps(sums[0], low, pair);
+        sums[1] = _mm512_dpbf16_ps(sums[1], high, pair);
+    }
+}
+
+/// The sums of whole lines of bf16, two tokens a pair of the thin factor; the first token's is at the
+/// start of the values. Asks for so many tokens for each two, from `next` on.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+fn whole<const N_ASKED: usize>(
+    (values, stride): (&[bf16], usize),
+    (pairs, lane): (&[Pairs], usize),
+    next: *const bf16,
+) -> Sums {
+    let mut sums = [[_mm512_setzero_ps(); 2]; LANES];
+    // What the unchecked reads below rely on.
+    assert!(pairs.is_empty() || (2 * pairs.len() - 1) * stride + COLS <= values.len());
+    assert!(lane + LANES <= GROUP);
+    let (mut at, mut next) = (values.as_ptr(), next);
+    for pairs in pairs {
+        // SAFETY: the lines of both tokens, see above; what is asked for may be any address.
+        let lines = unsafe {
+            for token in 0..N_ASKED {
+                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(token * stride).cast());
+            }
+            let upper = at.wrapping_add(stride);
+            (_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(upper.cast()))
+        };
+        add_pairs(&mut sums, lines, pairs, lane);
+        at = at.wrapping_add(2 * stride);
+        next = next.wrapping_add(2 * stride);
+    }
+    sums
+}
+
 /// What a product is made of.
 struct Job<'a> {
     wide: Factor<'a>,
@@ -122,11 +168,32 @@ impl Job<'_> {
     /// The sums of a run of tokens for one part of the thin factor.
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
     fn run(&self, cols: Range<usize>, run: Range<usize>, part: usize) -> Sums {
-        let (x, n, stride) = (self.wide, cols.len(), self.wide.depth_stride);
-        let mut sums = [[_mm512_setzero_ps(); 2]; LANES];
         let first = part / 2 * self.k.div_ceil(2) + run.start / 2;
         let pairs = &self.thin[first..first + run.len().div_ceil(2)];
         let lane = part % 2 * LANES;
+        if let Values::Bf16(values) = self.wide.values
+            && cols.len() == COLS
+            && run.len().is_multiple_of(2)
+        {
+            // The next run of the same columns, or the first of the next ones, comes in meanwhile: a
+            // line a token, of which the first two parts ask for one each.
+            let n_asked = match (self.n_thin > LANES, part) {
+                (false, _) => 2,
+                (true, 0 | 1) => 1,
+                (true, _) => 0,
+            };
+            let stride = self.wide.depth_stride;
+            let next = if run.end < self.k { run.end * stride + cols.start } else { cols.end };
+            let next = values.as_ptr().wrapping_add(next + part % 2 * stride);
+            let values = &values[run.start * stride + cols.start..];
+            return match n_asked {
+                0 => whole::<0>((values, stride), (pairs, lane), next),
+                1 => whole::<1>((values, stride), (pairs, lane), next),
+                _ => whole::<2>((values, stride), (pairs, lane), next),
+            };
+        }
+        let (x, n, stride) = (self.wide, cols.len(), self.wide.depth_stride);
+        let mut sums = [[_mm512_setzero_ps(); 2]; LANES];
         for (pairs, token) in pairs.iter().zip(run.clone().step_by(2)) {
             let at = token * stride + cols.start;
             let lower = line(x.values, at, n);
@@ -135,37 +202,9 @@ impl Job<'_> {
             } else {
                 _mm512_setzero_si512()
             };
-            if part == 0 {
-                self.ask(at + AHEAD * stride);
-                self.ask(at + (AHEAD + 1) * stride);
-            }
-            let low = bf16_lanes(_mm512_unpacklo_epi16(lower, upper));
-            let high = bf16_lanes(_mm512_unpackhi_epi16(lower, upper));
-            let Pairs(pairs) = pairs;
-            for (sums, &pair) in sums.iter_mut().zip(&pairs[lane..lane + LANES]) {
-                let pair = bf16_lanes(_mm512_set1_epi32(pair as i32));
-                sums[0] = _mm512_dpbf16_ps(sums[0], low, pair);
-                sums[1] = _mm512_dpbf16_ps(sums[1], high, pair);
-            }
+            add_pairs(&mut sums, (lower, upper), pairs, lane);
         }
         sums
-    }
-
-    /// Asks for the values of the wide factor from index `at` on.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn ask(&self, at: usize) {
-        // An address is named, and nothing read: it may be any.
-        match self.wide.values {
-            Values::F32(values) => {
-                let from: *const i8 = values.as_ptr().wrapping_add(at).cast();
-                _mm_prefetch::<_MM_HINT_T0>(from);
-                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(size_of::<Pairs>()));
-            }
-            Values::Bf16(values) => {
-                _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().wrapping_add(at).cast());
-            }
-        }
     }
 
     /// Adds the sums of 16 columns of the thin factor, from `lane` on, to the result.
