@@ -444,12 +444,12 @@ mod tests {
         assert_eq!(plan.weights - half.weights, 2 * 106_168_320);
         // So has, of a layer, a row of qkv, attn and gate_up, (960 + 576 + 3072); and the scratch of
         // normed, h, dnormed, dqkv, dattn and dh; and normed of the head. The stream's gradient is
-        // there twice, and so is that of 416 rows of logits.
+        // there twice, and there is one of 256 rows of logits.
         let rounded = 30 * (960 + 576 + 3072) + (576 + 1536) + (576 + 960 + 576 + 1536);
-        // X At of 16 for each of seven modules.
+        // X At of 16 for each of seven modules, and of three in scratch.
         let inner = 30 * 7 * 16;
-        assert_eq!(plan.activations - half.activations, 2 * 2048 * (rounded + inner - 576));
-        assert_eq!(plan.head + 2 * 416 * 49_152 - half.head, 2 * 2048 * 576);
+        assert_eq!(plan.activations - half.activations, 2 * 2048 * (rounded + inner + 48 - 576));
+        assert_eq!(plan.head + 2 * 256 * 49_152 - half.head, 2 * 2048 * 576);
         let MemoryPlan { weights, activations, head, .. } = plan;
         assert_eq!(MemoryPlan { weights, activations, head, ..half }, plan);
         // And so does the embedding, where the file has it in bf16.

@@ -10,10 +10,10 @@ use crate::shape::Layout;
 const TASK_COLUMNS: usize = 64;
 
 /// `y` (ids, rows of the table) <- columns of the table.
-pub(super) fn gather_columns<X: Value>(l: Layout, table: &[X], ids: &[u32], y: &mut [f32]) {
-    let column = |(row, &id): (&mut [f32], &u32)| {
+pub(super) fn gather_columns<X: Value, Y: Value>(l: Layout, table: &[X], ids: &[u32], y: &mut [Y]) {
+    let column = |(row, &id): (&mut [Y], &u32)| {
         for (k, value) in row.iter_mut().enumerate() {
-            *value = table[l.row(k) + id as usize].get();
+            *value = Y::of(table[l.row(k) + id as usize].get());
         }
     };
     if l.rows > 0 {

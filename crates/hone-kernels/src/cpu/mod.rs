@@ -478,8 +478,10 @@ impl Backend for Cpu {
     fn gather_columns(&self, table: Mat<'_, Self>, ids: &[u32], y: &mut CpuBuf) {
         let l = layout(self, &table);
         assert!(ids.iter().all(|&id| (id as usize) < l.cols), "an id outside of {}", l.cols);
-        let y = &mut y[..ids.len() * l.rows];
-        with_values!([table: table.buf] [] adapter::gather_columns(l, table, ids, y));
+        let n = ids.len() * l.rows;
+        with_values!([table: table.buf] [y: y] {
+            adapter::gather_columns(l, table, ids, &mut y[..n]);
+        });
     }
 
     fn scatter_add_columns(&self, dy: &CpuBuf, ids: &[u32], dtable: MatMut<'_, Self>) {

@@ -330,6 +330,7 @@ impl Backend for Reference {
                 y[i * l.rows + k] = table.buf[l.row(k) + id as usize];
             }
         }
+        y.settle();
     }
 
     fn scatter_add_columns(&self, dy: &F64Buf, ids: &[u32], dtable: MatMut<'_, Self>) {

@@ -222,10 +222,11 @@ fn loss<B: Backend>(b: &B, s: Shape, (from, to): (bool, bool)) -> Vec<Found> {
         found.push(Found(name, b.download(&dlogits), to));
         found.push(Found("row loss", row_loss, false));
     }
-    let (table, mut y) = (m.normal(from, 3, s.rows * stride, 1.0), b.zeros(2 * s.rows));
+    let table = m.normal(from, 3, s.rows * stride, 1.0);
+    let mut y = m.normal(to, 4, 2 * s.rows, 1.0);
     let table = Mat::columns(&table, s.rows, s.gap, s.cols, stride);
     b.gather_columns(table, &[0, s.cols as u32 - 1], &mut y);
-    found.push(Found("columns", b.download(&y), false));
+    found.push(Found("columns", b.download(&y), to));
     found
 }
 

@@ -6,9 +6,10 @@ use crate::buffers::{Dims, Width, exact, held_bytes, planned_bytes, rounded};
 use crate::held::VALUE_BYTES;
 use crate::linear::{LoraNeeds, LoraScratch};
 
-/// Logits held at once, as far as [`CHUNK_ROWS_MIN`] allows: 80 MiB. Each chunk reads the head's matrix
-/// from memory, forward and back, for which chunks of a few MiB waited longer than they multiplied.
-const CHUNK_VALUES: usize = 20 << 20;
+/// Logits held at once, as far as [`CHUNK_ROWS_MIN`] allows: 48 MiB, and half as much again where their
+/// gradient is rounded. Each chunk reads the head's matrix from memory, forward and back, for which
+/// chunks of a few MiB waited longer than they multiplied.
+const CHUNK_VALUES: usize = 12 << 20;
 
 /// Fewest rows of a chunk: below it the product with the head is bound by reading the head.
 const CHUNK_ROWS_MIN: usize = 64;

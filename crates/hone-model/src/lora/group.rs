@@ -61,7 +61,7 @@ pub(crate) struct Site<'a, B: Backend> {
 
 /// Buffers that adapters share over all layers. Empty where there are none.
 pub(crate) struct LoraScratch<B: Backend> {
-    /// X At where it is not kept, (T, R).
+    /// X At where it is not kept, (T, R): rounded, as it is there.
     pub(super) u: B::Buf,
     /// Its gradient, (T, R).
     pub(super) du: B::Buf,
@@ -117,9 +117,9 @@ impl LoraNeeds {
         let dora_rank = if dora_width > 0 { rank } else { 0 };
         let [a, drop, dora] = [rank, dropout_width, dora_width].map(|width| rows * width);
         let (p, m) = (dora_rank * dora_width, dora_rank * dora_rank);
-        let [u, zeros, z, row] = [a, dropout_width, dora, dora_width].map(exact);
-        let [drop, gs] = [drop, dora].map(rounded);
-        [u, u, drop, drop, zeros, z, gs, row, row, exact(p), exact(m)]
+        let [du, zeros, z, row] = [a, dropout_width, dora, dora_width].map(exact);
+        let [u, drop, gs] = [a, drop, dora].map(rounded);
+        [u, du, drop, drop, zeros, z, gs, row, row, exact(p), exact(m)]
     }
 
     /// Bytes of all buffers of [`LoraScratch`] for `rows` tokens.

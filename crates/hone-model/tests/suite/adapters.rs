@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use crate::common::*;
-use hone_kernels::{Backend, Cpu, Reference};
+use hone_kernels::{Backend, Compute, Cpu, Reference};
 use hone_model::{
     Adapter, Batch, BiasMode, BnbConfig, Decoder, Generator, InitMethod, LoraConfig, Merge,
     ModelConfig, NamedTensor, QuantizeOnLoad, Recompute, ResizedVocab, Targets, TensorSource,
@@ -342,16 +342,20 @@ fn check_merging_on_a_4bit_base(golden: &Golden) {
 fn recomputation_serves_every_kind() {
     for mut golden in Golden::all() {
         golden.adapter.config.lora_dropout = 0.2;
-        let mut decoder =
-            Decoder::load(Cpu::new(), &golden.config, &golden.weights, Training::Frozen).unwrap();
-        decoder.attach(&golden.adapter, true).unwrap();
-        let found = Recompute::ALL.map(|recompute| {
-            decoder.set_recompute(recompute);
-            decoder.zero_gradients();
-            decoder.accumulate(&golden.batch, 0.1, Some(1)).unwrap();
-            decoder.gradients()
-        });
-        assert!(found.iter().all(|gradients| *gradients == found[0]), "{}", golden.name);
+        for compute in [Compute::F32, Compute::Bf16] {
+            let cpu = Cpu::new().with_compute(compute);
+            let mut decoder =
+                Decoder::load(cpu, &golden.config, &golden.weights, Training::Frozen).unwrap();
+            decoder.attach(&golden.adapter, true).unwrap();
+            let found = Recompute::ALL.map(|recompute| {
+                decoder.set_recompute(recompute);
+                decoder.zero_gradients();
+                decoder.accumulate(&golden.batch, 0.1, Some(1)).unwrap();
+                decoder.gradients()
+            });
+            let what = format!("{}, {compute:?}", golden.name);
+            assert!(found.iter().all(|gradients| *gradients == found[0]), "{what}");
+        }
     }
 }
 

@@ -62,7 +62,8 @@ fn the_cut_into_micro_batches_does_not_matter() {
 fn recomputed_gradients_are_the_same_bytes() {
     both(|odd| {
         let config = config(odd);
-        let mut lora = LoraConfig::all_linear(3, 6.0);
+        // A factor that is no power of two: what it multiplies is rounded before and after it.
+        let mut lora = LoraConfig::all_linear(3, 7.0);
         lora.lora_dropout = 0.3;
         let documents = documents(&config, &LENS);
         let check = |mut decoder: Decoder<Cpu>| {
