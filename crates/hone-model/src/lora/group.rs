@@ -262,17 +262,18 @@ impl<B: Backend> LoraGroup<B> {
         Mat::new(dropped, x.rows, x.cols)
     }
 
-    /// `u` <- X At, X after dropout.
-    fn project(
+    /// `u` <- X At, X after dropout, which is returned.
+    fn project<'a>(
         &self,
         backend: &B,
-        x: Mat<'_, B>,
-        (u, dropped): (&mut B::Buf, &mut B::Buf),
+        x: Mat<'a, B>,
+        (u, dropped): (&mut B::Buf, &'a mut B::Buf),
         seed: Option<u64>,
-    ) {
+    ) -> Mat<'a, B> {
         let x = self.drop_input(backend, x, dropped, seed);
         let a = Mat::new(&self.a.value, self.rank, x.cols);
         backend.gemm(x, Op::N, a, Op::T, MatMut::new(u, x.rows, self.rank), 1.0, 0.0);
+        x
     }
 
     /// What the adapters add to the map's output, as low-rank parts of its product. Without DoRA.
@@ -348,14 +349,7 @@ impl<B: Backend> LoraGroup<B> {
         let LoraScratch { u, du, dropped, .. } = scratch;
         let x = match inner {
             Some(_) => self.drop_input(backend, x, dropped, seed),
-            None => {
-                self.project(backend, x, (u, dropped), seed);
-                if self.dropout_seed(seed).is_some() {
-                    Mat::new(dropped, x.rows, x.cols)
-                } else {
-                    x
-                }
-            }
+            None => self.project(backend, x, (u, dropped), seed),
         };
         self.factor_grads(backend, x, dy, (inner.unwrap_or(u), du));
     }

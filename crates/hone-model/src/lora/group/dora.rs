@@ -91,10 +91,9 @@ impl<B: Backend> LoraGroup<B> {
         let (rows, inp, out) = (x.rows, x.cols, self.out);
         self.find_scales(backend, weight, inp, scratch);
         let LoraScratch { u, du, dropped, masked, zeros, dora } = scratch;
-        self.project(backend, x, (u, dropped), seed);
+        let input = self.project(backend, x, (u, dropped), seed);
         let DoraScratch { z, gs, norms, scales, .. } = dora;
         let drops = self.dropout_seed(seed);
-        let input = if drops.is_some() { Mat::new(dropped, rows, inp) } else { x };
         weight.linear(backend, input, MatMut::new(z, rows, out), 0.0);
         for m in &mut self.members {
             m.add(backend, u, self.rank, MatMut::columns(z, rows, m.out_start, m.out, out), 1.0);
