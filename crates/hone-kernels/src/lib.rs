@@ -6,6 +6,7 @@
 
 mod backend;
 mod compute;
+pub mod conformance;
 mod cpu;
 pub mod mapping;
 pub mod quant;

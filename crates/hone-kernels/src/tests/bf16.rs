@@ -1,7 +1,7 @@
 //! Products in bf16: every engine against the plain twin, at odd shapes and extremes; and what must
 //! not change a byte.
 
-use super::cases::{self, Case, data};
+use crate::conformance::{Case, all_cases, data, error};
 use crate::quant::{QuantSpec, Quantized, ValueType};
 use crate::{Backend, Compute, Cpu, Mat, MatMut, Op, Reference};
 
@@ -192,7 +192,7 @@ fn nothing_but_products_is_rounded() {
     let mut faults = Vec::new();
     let (mut n_products, mut n_others) = (0, 0);
     let plain = Reference.with_compute(Compute::Bf16);
-    for case in cases::all() {
+    for case in all_cases() {
         // What attention rounds has its own tests.
         if matches!(case, Case::Attention(..)) {
             continue;
@@ -210,7 +210,7 @@ fn nothing_but_products_is_rounded() {
             for (found, wanted) in found.iter().zip(&wanted) {
                 let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                 let is_right = if is_product {
-                    super::twins::error(&found.values, &wanted.values) <= found.tolerance
+                    error(&found.values, &wanted.values) <= found.tolerance
                 } else {
                     bits(&found.values) == bits(&wanted.values)
                 };
@@ -354,7 +354,7 @@ fn tiles_that_add_as_vectors_do_make_their_bytes() {
     // In another order they are others.
     assert!(bits(&larger[0], &others, 2) != bits(&larger[0], &vectors, 2));
     let mut n = 0;
-    for case in cases::all().into_iter().chain(larger) {
+    for case in all_cases().into_iter().chain(larger) {
         let is_product = matches!(
             case,
             Case::Gemm(..) | Case::Linear(..) | Case::Tails(..) | Case::Linear4Bit(..)

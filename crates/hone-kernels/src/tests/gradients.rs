@@ -1,7 +1,7 @@
 //! Every backward of the plain twin against finite differences of its forward, in f64.
 
-use super::cases::{data, heads};
-use super::further::all_options;
+use crate::conformance::all_options;
+use crate::conformance::{data, heads};
 use crate::{AttnMask, Backend, Heads, LossOptions, Mat, MatMut, NormMore, Op, Reference, RmsNorm};
 
 type Buf = <Reference as Backend>::Buf;

@@ -2,7 +2,6 @@
 //! and equal bytes for any number of threads.
 
 mod bf16;
-mod cases;
 mod further;
 mod gradients;
 mod oracle;

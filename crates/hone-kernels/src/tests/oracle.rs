@@ -4,7 +4,7 @@
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::ops::{silu, softmax};
 
-use super::cases::{data, heads};
+use crate::conformance::{data, heads};
 use crate::{AttnMask, Backend, Cpu, Heads, MatMut, NormMore, RmsNorm};
 
 /// A variable of shape `shape` holding `values`.

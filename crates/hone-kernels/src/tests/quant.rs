@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::cases::data;
+use crate::conformance::data;
 use crate::quant::*;
 use crate::reference::quant as plain;
 use crate::{Backend, Cpu, Mat, MatMut, rng};

@@ -1,7 +1,7 @@
 //! Every case on pools of 1, 2 and 8 threads: the bytes must be the same.
 
-use super::cases::{self, Case};
 use crate::Cpu;
+use crate::conformance::{Case, all_cases};
 
 /// The bits of all that a case computes on a pool of `n` threads.
 fn bits(case: &Case, n: usize) -> Vec<Vec<u32>> {
@@ -12,7 +12,7 @@ fn bits(case: &Case, n: usize) -> Vec<Vec<u32>> {
 
 #[test]
 fn bytes_do_not_depend_on_the_number_of_threads() {
-    let mut cases = cases::all();
+    let mut cases = all_cases();
     // Large enough to be cut, along rows and along columns.
     cases.extend([Case::Linear(600, 1152, 576), Case::Linear(8, 20_000, 128)]);
     cases.extend([Case::Linear4Bit(600, 1152, 576), Case::Linear4Bit(8, 10_000, 128)]);

@@ -1,26 +1,13 @@
 //! Every case through the fast backend, at every instruction set, against the plain twin.
 
-use super::cases::{self, Output};
+use crate::conformance::{Output, all_cases, error};
 use crate::{Cpu, Reference};
-
-/// Largest difference relative to the largest magnitude wanted; infinite where one is not a number
-/// alone.
-pub(super) fn error(got: &[f32], want: &[f32]) -> f32 {
-    assert_eq!(got.len(), want.len());
-    let top = want.iter().filter(|x| x.is_finite()).fold(f32::MIN_POSITIVE, |a, x| a.max(x.abs()));
-    let pairs = got.iter().zip(want);
-    pairs.fold(0.0, |worst: f32, (&g, &w)| {
-        let same = g == w || (g.is_nan() && w.is_nan());
-        let far = if same { 0.0 } else { (g - w).abs() / top };
-        worst.max(if far.is_nan() { f32::INFINITY } else { far })
-    })
-}
 
 #[test]
 fn cpu_matches_its_plain_twin() {
     let mut worst = std::collections::BTreeMap::new();
     let mut faults = Vec::new();
-    let cases = cases::all();
+    let cases = all_cases();
     assert!(cases.len() > 200, "{} cases", cases.len());
     for case in cases {
         let want = case.run(&Reference);

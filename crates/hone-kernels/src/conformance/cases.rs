@@ -9,10 +9,13 @@ use crate::{
 
 /// What of a case is compared: a name, its values, and the error allowed relative to their largest
 /// magnitude.
-pub(super) struct Output {
-    pub(super) name: &'static str,
-    pub(super) values: Vec<f32>,
-    pub(super) tolerance: f32,
+pub struct Output {
+    /// What it is.
+    pub name: &'static str,
+    /// Its values.
+    pub values: Vec<f32>,
+    /// The largest difference allowed.
+    pub tolerance: f32,
 }
 
 /// Names an output.
@@ -22,7 +25,7 @@ pub(super) fn output(name: &'static str, values: Vec<f32>, tolerance: f32) -> Ou
 
 /// One call of an operator (or a forward and its backward) on made-up data.
 #[derive(Clone, Debug)]
-pub(super) enum Case {
+pub enum Case {
     /// Sides (m, n, k), transposes, alpha, beta, and columns that the views leave out on each side.
     Gemm((usize, usize, usize), (Op, Op), (f32, f32), usize),
     /// `linear` and `linear_dx` of (T, out, in).
@@ -69,17 +72,17 @@ pub(super) enum Case {
 }
 
 /// `n` normal values of stream `seed`, times `scale`.
-pub(super) fn data(seed: u64, n: usize, scale: f32) -> Vec<f32> {
+pub fn data(seed: u64, n: usize, scale: f32) -> Vec<f32> {
     (0..n as u64).map(|i| rng::normal(seed, i) as f32 * scale).collect()
 }
 
 /// Head counts and width.
-pub(super) const fn heads(n_q: usize, n_kv: usize, dim: usize) -> Heads {
+pub const fn heads(n_q: usize, n_kv: usize, dim: usize) -> Heads {
     Heads { n_q, n_kv, dim }
 }
 
 /// Every case.
-pub(super) fn all() -> Vec<Case> {
+pub fn all() -> Vec<Case> {
     let mut cases = gemms();
     cases.extend([
         Case::Linear(1, 1, 1),
@@ -210,7 +213,7 @@ fn attentions() -> Vec<Case> {
 
 impl Case {
     /// Runs the case and returns what it computed.
-    pub(super) fn run<B: Backend>(&self, b: &B) -> Vec<Output> {
+    pub fn run<B: Backend>(&self, b: &B) -> Vec<Output> {
         match *self {
             Case::Gemm(sides, ops, factors, gap) => gemm(b, sides, ops, factors, gap),
             Case::Linear(t, out, inp) => linear(b, t, out, inp),
