@@ -57,7 +57,28 @@ bench-ops *args:
 
 # The programs, in one profile for all uses.
 build:
-    @cargo build --quiet --release --workspace --locked
+    @cargo build --quiet --release --workspace --exclude hone-sim --locked
+
+# The compiler of CUDA 13 from PyPI into .hone/cuda, once (needs pip): just cuda-toolkit
+cuda-toolkit:
+    @kernels/toolkit.sh
+
+# What is for GPUs, without one: type-checks it, compiles every kernel, prints registers, and fails where one spills.
+check-cuda:
+    NVCC="$(kernels/toolkit.sh)" cargo clippy --release --locked -p hone-kernels -p hone-train -p hone-eval --features cuda --all-targets -- -D warnings
+    NVCC="$(kernels/toolkit.sh)" kernels/check.sh
+
+# What a machine with a GPU runs, in target/gpu-check: copy it there and say `./run-on-gpu.sh`. It needs CUDA 13 and no Rust.
+gpu-check:
+    NVCC="$(kernels/toolkit.sh)" cargo build --release --locked -p hone-learn --features cuda --example gpu_check
+    mkdir -p target/gpu-check
+    strip -o target/gpu-check/gpu_check target/release/examples/gpu_check
+    cp kernels/run-on-gpu.sh target/gpu-check/
+    du -sh target/gpu-check
+
+# The programs with CUDA.
+build-cuda:
+    NVCC="$(kernels/toolkit.sh)" cargo build --release --locked -p hone-train -p hone-eval --features cuda
 
 # Format, lints and documentation, as a change must pass them.
 check:

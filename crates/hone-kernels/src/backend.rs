@@ -312,6 +312,13 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// for f32. A weight that was frozen in bf16 is multiplied in bf16 by either.
     fn with_compute(&self, compute: Compute) -> Self;
 
+    /// What has failed on the device since this was last asked, if anything has: memory that was not to be
+    /// had, a driver's error. What was asked for after that has not been done, and buffers keep what was in them.
+    /// Asking forgets it, so that they can be saved. The processor does not fail so.
+    fn take_fault(&self) -> Option<String> {
+        None
+    }
+
     // ------------------------------------------------------------------ memory
 
     /// A buffer of `n` zeros.

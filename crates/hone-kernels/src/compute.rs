@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 /// rounded values are multiplied in f32. The attention of one token against its cache is f32.
 ///
 /// In configurations and reports it is written as its [`Compute::name`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compute {
     /// Factors as they are.
