@@ -1,7 +1,7 @@
 //! Answers of a model to prompts.
 
 use hone_cli::{Context, Failure};
-use hone_kernels::Cpu;
+use hone_kernels::Backend;
 use hone_model::{Decoder, Generation, Generator};
 use hone_tokens::Vocab;
 use serde_json::{Value, json};
@@ -20,9 +20,9 @@ pub(crate) struct Answer {
 }
 
 /// Answers every prompt; an empty prompt gets an empty answer.
-pub(crate) fn ask(
+pub(crate) fn ask<B: Backend>(
     ctx: &Context,
-    decoder: &mut Decoder<Cpu>,
+    decoder: &mut Decoder<B>,
     vocab: &Vocab,
     generator: &Generator,
     prompts: &[Vec<u32>],

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use hone_cli::{Common, Failure, Pipeline, is_default};
+use hone_kernels::Place;
 use hone_model::Compute;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,9 @@ pub(crate) struct EvalConfig {
     pub(crate) max_new: usize,
     /// Prompts answered side by side; changes memory and speed, not the result.
     pub(crate) batch_size: usize,
+    /// `cpu`, `cuda:0` or another GPU, or `auto`: the first GPU if there is one that this program can use, else the processor.
+    #[serde(skip_serializing_if = "Place::is_cpu")]
+    pub(crate) device: Place,
     /// `f32` or `bf16`: the arithmetic of matrix products, of both models. Not given it is f32 whatever training computed in: an
     /// evaluation is a measurement, and rounds nothing that it is not told to.
     #[serde(skip_serializing_if = "is_default")]
@@ -75,6 +79,7 @@ impl Default for EvalConfig {
         EvalConfig {
             max_new: 256,
             batch_size: 32,
+            device: Place::Auto,
             compute: Compute::F32,
             max_prompts: None,
             format: Format::Text,
@@ -123,7 +128,8 @@ impl EvalPlan {
     /// Reads the pipeline file and checks the settings; opens nothing else.
     pub(crate) fn resolve(common: &Common) -> Result<Self, Failure> {
         let pipeline = Pipeline::load(common)?;
-        let config: EvalConfig = pipeline.stage("eval")?;
+        let mut config: EvalConfig = pipeline.stage("eval")?;
+        config.device = config.device.found();
         check(&config).map_err(|failure| pipeline.at("eval", failure))?;
         Ok(EvalPlan {
             config,

@@ -1,8 +1,8 @@
 //! What an evaluation reads: both models, the test packs and prompts, the record of training.
 
 use hone_cli::{Context, Failure};
-use hone_kernels::{Backend, Cpu, mapping};
-use hone_model::{BnbConfig, BnbRegions, Compute, Decoder, ModelError, Training};
+use hone_kernels::{Backend, mapping};
+use hone_model::{BnbConfig, BnbRegions, Decoder, ModelError, Training};
 use hone_schema::{ArtefactKind, InputRef, Manifest, Pack, Prompt, Split};
 use hone_store::{ModelDir, Sealed};
 use hone_tokens::Vocab;
@@ -121,8 +121,8 @@ pub(crate) fn spaced(total: usize, n: usize) -> Vec<usize> {
     (0..n).map(|i| i * total / n).collect()
 }
 
-/// Loads a model, to be computed with in `compute`.
-pub(crate) fn load(dir: &ModelDir, compute: Compute) -> Result<Decoder<Cpu>, Failure> {
+/// Loads a model onto a device.
+pub(crate) fn load<B: Backend>(dir: &ModelDir, backend: B) -> Result<Decoder<B>, Failure> {
     let refused = |e: ModelError| Failure::input(format!("`{}`: {e}", dir.dir().display()));
     let text = String::from_utf8(dir.read("config.json", CONFIG_BYTES_MAX)?).map_err(|_| {
         Failure::input(format!("`{}`: config.json is not UTF-8", dir.dir().display()))
@@ -132,6 +132,5 @@ pub(crate) fn load(dir: &ModelDir, compute: Compute) -> Result<Decoder<Cpu>, Fai
     let regions: Vec<&[u8]> = maps.iter().map(|(_, map)| map.as_ref()).collect();
     // A directory whose weights are not in 4 bits is read by it too.
     let source = BnbRegions::new(&regions).map_err(refused)?;
-    let backend = Cpu::new().with_compute(compute);
     Decoder::load(backend, &model, &source, Training::Frozen).map_err(refused)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hone_cli::{Context, Failure};
-use hone_kernels::Cpu;
+use hone_kernels::Backend;
 use hone_model::{Batch, Decoder, ModelError};
 use hone_schema::{Kind, Pack};
 use serde_json::{Map, Value, json};
@@ -82,9 +82,9 @@ impl Losses {
 }
 
 /// Runs all packs through a model.
-pub(crate) fn measure(
+pub(crate) fn measure<B: Backend>(
     ctx: &Context,
-    decoder: &mut Decoder<Cpu>,
+    decoder: &mut Decoder<B>,
     packs: &[Pack],
 ) -> Result<Losses, Failure> {
     let mut losses = Losses::default();
@@ -113,8 +113,8 @@ fn n_together(packs: &[Pack]) -> usize {
     packs.iter().take_while(fits).count().max(1)
 }
 
-fn add_packs(
-    decoder: &mut Decoder<Cpu>,
+fn add_packs<B: Backend>(
+    decoder: &mut Decoder<B>,
     packs: &[Pack],
     losses: &mut Losses,
 ) -> Result<(), ModelError> {

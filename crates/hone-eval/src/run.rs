@@ -1,7 +1,7 @@
 //! The stage: measures one model after the other, seals, says the table.
 
 use hone_cli::{Context, Exit, Failure, Outcome, StagePlan, run_stage};
-use hone_kernels::Cpu;
+use hone_kernels::{Backend, Cpu, OnBackend, Place, PlaceError};
 use hone_model::{Compute, Decoder, Generator};
 use hone_schema::{ArtefactKind, Ledger, Pack, Prompt, sha256};
 use hone_store::{Draft, ModelDir, Sealed};
@@ -84,27 +84,12 @@ fn work(
         return Err(Failure::input(format!("`{at}` has no row of the test split"))
             .hint("give a source `split = \"test\"`, or set `ingest.test_share`"));
     }
-    if config.compute == Compute::Bf16 && !Cpu::has_bf16() {
+    if config.device == Place::Cpu && config.compute == Compute::Bf16 && !Cpu::has_bf16() {
         ctx.note("eval: this processor has no instructions for bf16: it is slower than f32 here");
     }
-    let mut results = Results {
-        compute: config.compute,
-        fields: fields(&test.prompts),
-        template_sha256: template_sha256(&inputs.tuned)?,
-        ..Results::default()
-    };
-    {
-        let mut base = load(&inputs.base, config.compute)?;
-        results.base = test.measure(ctx, &mut base)?;
-        results.bare = test.ask(ctx, &mut base, |prompt| &prompt.bare_ids)?;
-    }
-    let mut tuned = load(&inputs.tuned, config.compute)?;
-    results.tuned = test.measure(ctx, &mut tuned)?;
-    results.gates = gates(config, &results.values());
-    let shown = report::choose(&results.tuned.asked.scores, config.samples);
-    let drawn = test.draw(ctx, &mut tuned, plan, &shown)?;
-    drop(tuned);
-
+    let measuring = Measuring { ctx, plan, inputs, test: &test };
+    let measured = config.device.with(measuring);
+    let Measured { results, shown, drawn } = measured.map_err(unusable)??;
     let page = Page { plan, inputs, results: &results, prompts: &test.prompts, shown, drawn };
     write(draft, &page)?;
     Ok(Outcome {
@@ -113,6 +98,53 @@ fn work(
         exit: if results.passed() { Exit::Done } else { Exit::GateFailed },
         report: results.to_json(),
     })
+}
+
+/// Asking both models, on whichever device.
+struct Measuring<'a> {
+    ctx: &'a Context,
+    plan: &'a EvalPlan,
+    inputs: &'a Inputs,
+    test: &'a Test,
+}
+
+/// What was asked of both models, and what of it is shown.
+struct Measured {
+    results: Results,
+    shown: Vec<usize>,
+    drawn: Drawn,
+}
+
+impl OnBackend for Measuring<'_> {
+    type Output = Result<Measured, Failure>;
+
+    fn run<B: Backend>(self, backend: B) -> Result<Measured, Failure> {
+        let Measuring { ctx, plan, inputs, test } = self;
+        let config = &plan.config;
+        let backend = backend.with_compute(config.compute);
+        let mut results = Results {
+            compute: config.compute,
+            fields: fields(&test.prompts),
+            template_sha256: template_sha256(&inputs.tuned)?,
+            ..Results::default()
+        };
+        {
+            let mut base = load(&inputs.base, backend.clone())?;
+            results.base = test.measure(ctx, &mut base)?;
+            results.bare = test.ask(ctx, &mut base, |prompt| &prompt.bare_ids)?;
+        }
+        let mut tuned = load(&inputs.tuned, backend)?;
+        results.tuned = test.measure(ctx, &mut tuned)?;
+        results.gates = gates(config, &results.values());
+        let shown = report::choose(&results.tuned.asked.scores, config.samples);
+        let drawn = test.draw(ctx, &mut tuned, plan, &shown)?;
+        Ok(Measured { results, shown, drawn })
+    }
+}
+
+/// A device that cannot be used.
+fn unusable(error: PlaceError) -> Failure {
+    Failure::environment(error.what).hint(error.hint)
 }
 
 /// The chat template of a model: what the merge says that rows were rendered with, else what lies beside the weights. Of a
@@ -141,16 +173,20 @@ fn template_sha256(model: &ModelDir) -> Result<Option<String>, Failure> {
 }
 
 impl Test {
-    fn measure(&self, ctx: &Context, decoder: &mut Decoder<Cpu>) -> Result<Model, Failure> {
+    fn measure<B: Backend>(
+        &self,
+        ctx: &Context,
+        decoder: &mut Decoder<B>,
+    ) -> Result<Model, Failure> {
         let losses = crate::losses::measure(ctx, decoder, &self.packs)?;
         let asked = self.ask(ctx, decoder, |prompt| &prompt.prompt_ids)?;
         Ok(Model { losses, asked })
     }
 
-    fn ask(
+    fn ask<B: Backend>(
         &self,
         ctx: &Context,
-        decoder: &mut Decoder<Cpu>,
+        decoder: &mut Decoder<B>,
         ids: impl Fn(&Prompt) -> &Vec<u32>,
     ) -> Result<Answers, Failure> {
         let ids: Vec<Vec<u32>> = self.prompts.iter().map(|prompt| ids(prompt).clone()).collect();
@@ -159,10 +195,10 @@ impl Test {
     }
 
     /// Draws answers to the first of the shown prompts.
-    fn draw(
+    fn draw<B: Backend>(
         &self,
         ctx: &Context,
-        decoder: &mut Decoder<Cpu>,
+        decoder: &mut Decoder<B>,
         plan: &EvalPlan,
         shown: &[usize],
     ) -> Result<Drawn, Failure> {

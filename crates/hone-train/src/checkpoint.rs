@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 use hone_cli::{Context, Failure, StagePlan, changes};
-use hone_kernels::Cpu;
+use hone_kernels::Backend;
 use hone_learn::Learner;
 use hone_model::{StoredType, Tensors};
 use hone_schema::{ArtefactKind, InputRef, Ledger, Program, Sha256Hex};
@@ -122,9 +122,9 @@ impl Checkpoints {
     }
 
     /// Seals the learner's state, what was found so far and the step of the best weights, if they are kept; then drops older ones.
-    pub(crate) fn save(
+    pub(crate) fn save<B: Backend>(
         &self,
-        learner: &Learner<Cpu>,
+        learner: &Learner<B>,
         found: &Found,
         best: Option<u64>,
     ) -> Result<(), Failure> {
@@ -141,7 +141,7 @@ impl Checkpoints {
     }
 
     /// Seals the weights as they are: those with the least held-out loss so far.
-    pub(crate) fn save_best(&self, learner: &Learner<Cpu>) -> Result<(), Failure> {
+    pub(crate) fn save_best<B: Backend>(&self, learner: &Learner<B>) -> Result<(), Failure> {
         let draft = Draft::open(&self.dir.join(name(BEST, learner.step())))?;
         write_tensors(&draft, &learner.decoder().trained())?;
         self.seal(draft, json!({"step": learner.step()}))?;
@@ -174,10 +174,10 @@ impl Checkpoints {
 
     /// Puts the learner where the newest good checkpoint of this run was, and returns what was found up to there; `None` when there
     /// is none, and the run starts at step 0. Errors: there are only those of a run with other settings, and nothing was said about them.
-    pub(crate) fn resume(
+    pub(crate) fn resume<B: Backend>(
         &self,
         ctx: &Context,
-        learner: &mut Learner<Cpu>,
+        learner: &mut Learner<B>,
     ) -> Result<Option<Found>, Failure> {
         let mut other = None;
         for dir in steps(&self.dir)?.iter().rev() {
@@ -209,10 +209,10 @@ impl Checkpoints {
     }
 
     /// Takes the weights of a checkpoint that another run left, and seals what comes of it at once: killed now, it goes on from there.
-    fn go_on(
+    fn go_on<B: Backend>(
         &self,
         ctx: &Context,
-        learner: &mut Learner<Cpu>,
+        learner: &mut Learner<B>,
         Read { sealed: other, tensors, state, found }: Read,
     ) -> Result<Found, Failure> {
         self.check_base(&other)?;

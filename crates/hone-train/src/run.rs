@@ -1,7 +1,7 @@
 //! The stage: opens its inputs, runs the loop, seals what was learned.
 
 use hone_cli::{Common, Context, Exit, Failure, Outcome, StagePlan, run_stage};
-use hone_kernels::Cpu;
+use hone_kernels::{Backend, Cpu, OnBackend, Place, PlaceError};
 use hone_learn::Learner;
 use hone_model::{Adapter, Compute, Decoder, StoredType, reinit_rows};
 use hone_schema::{ArtefactKind, Ledger};
@@ -87,23 +87,51 @@ fn work(
         steps.len(),
         memory::size(memory.peak())
     ));
-    if plan.config.compute == Compute::Bf16 && !Cpu::has_bf16() {
+    let on_cpu = plan.config.device == Place::Cpu;
+    if on_cpu && plan.config.compute == Compute::Bf16 && !Cpu::has_bf16() {
         ctx.note("train: this processor has no instructions for bf16: it is slower than f32 here");
     }
     steps.write(draft)?;
-    let Loaded { decoder, taken } = inputs.start.load(Cpu::new(), plan, &inputs.base)?;
-    let mut learner = Learner::new(decoder, plan.recipe(), steps.schedule(), plan.seed)
-        .map_err(training::failure)?;
     let data = (&train, &eval, Samples::open(&inputs.packs, &plan.config)?);
-    let done = training::train(ctx, plan, &mut learner, data, steps, checkpoints)?;
-    let mut decoder = learner.into_decoder();
-    if !plan.config.reinit_tokens.is_empty() {
-        reinit_tokens(plan, &mut decoder)?;
-    }
-    save(plan, inputs, &decoder, taken.as_ref(), draft)?;
+    let learning = Learning { ctx, plan, inputs, data, steps, checkpoints, draft: &mut *draft };
+    let done = plan.config.device.with(learning).map_err(unusable)??;
     draft.write("metrics.jsonl", done.metrics.sealed().as_bytes(), None)?;
     measured(ctx, plan, &memory, checkpoints.has_written())?;
     Ok(outcome(&inputs.packs, &train, &done, &memory))
+}
+
+/// A device that cannot be used.
+pub(crate) fn unusable(error: PlaceError) -> Failure {
+    Failure::environment(error.what).hint(error.hint)
+}
+
+/// The training itself, on whichever device.
+struct Learning<'a> {
+    ctx: &'a Context,
+    plan: &'a TrainPlan,
+    inputs: &'a Inputs,
+    data: (&'a Packs, &'a Packs, Option<Samples>),
+    steps: Steps<'a>,
+    checkpoints: &'a Checkpoints,
+    draft: &'a mut Draft,
+}
+
+impl OnBackend for Learning<'_> {
+    type Output = Result<Trained, Failure>;
+
+    fn run<B: Backend>(self, backend: B) -> Result<Trained, Failure> {
+        let Learning { ctx, plan, inputs, data, steps, checkpoints, draft } = self;
+        let Loaded { decoder, taken } = inputs.start.load(backend, plan, &inputs.base)?;
+        let mut learner = Learner::new(decoder, plan.recipe(), steps.schedule(), plan.seed)
+            .map_err(training::failure)?;
+        let done = training::train(ctx, plan, &mut learner, data, steps, checkpoints)?;
+        let mut decoder = learner.into_decoder();
+        if !plan.config.reinit_tokens.is_empty() {
+            reinit_tokens(plan, &mut decoder)?;
+        }
+        save(plan, inputs, &decoder, taken.as_ref(), draft)?;
+        Ok(done)
+    }
 }
 
 /// Says what the plan of memory was worth: what a process took is no part of its result, and goes to the logs.
@@ -120,7 +148,7 @@ fn measured(
 }
 
 /// Draws embeddings anew: those of tokens that never occurred have all been pushed the same way by the softmax.
-fn reinit_tokens(plan: &TrainPlan, decoder: &mut Decoder<Cpu>) -> Result<(), Failure> {
+fn reinit_tokens<B: Backend>(plan: &TrainPlan, decoder: &mut Decoder<B>) -> Result<(), Failure> {
     let mut tensors = decoder.trained();
     for name in ["model.embed_tokens.weight", "lm_head.weight"] {
         if let Some(matrix) = tensors.get_mut(name) {
@@ -130,10 +158,10 @@ fn reinit_tokens(plan: &TrainPlan, decoder: &mut Decoder<Cpu>) -> Result<(), Fai
     decoder.set_trained(&tensors).map_err(|e| Failure::input(e.to_string()))
 }
 
-fn save(
+fn save<B: Backend>(
     plan: &TrainPlan,
     inputs: &Inputs,
-    decoder: &Decoder<Cpu>,
+    decoder: &Decoder<B>,
     taken: Option<&Adapter>,
     draft: &mut Draft,
 ) -> Result<(), Failure> {

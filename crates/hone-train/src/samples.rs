@@ -1,7 +1,7 @@
 //! What the model answers while it is trained, to the same few held-out prompts.
 
 use hone_cli::Failure;
-use hone_kernels::Cpu;
+use hone_kernels::Backend;
 use hone_model::{Decoder, Generator};
 use hone_schema::{Prompt, Split};
 use hone_store::Sealed;
@@ -60,7 +60,10 @@ impl Samples {
     }
 
     /// Answers every prompt. One that is too long for the model is left out.
-    pub(crate) fn make(&self, decoder: &mut Decoder<Cpu>) -> Result<Vec<Sample>, Failure> {
+    pub(crate) fn make<B: Backend>(
+        &self,
+        decoder: &mut Decoder<B>,
+    ) -> Result<Vec<Sample>, Failure> {
         let limit = decoder.config().context();
         let fits = |prompt: &&Prompt| prompt.prompt_ids.len() < limit;
         let prompts: Vec<&Prompt> = self.prompts.iter().filter(fits).collect();

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use hone_cli::{Context, Exit, Failure};
-use hone_kernels::Cpu;
+use hone_kernels::Backend;
 use hone_learn::{Evaluation, LearnError, Learner, SelfTest};
 use hone_model::{Batch, LossSums};
 use serde_json::{Value, json};
@@ -51,10 +51,10 @@ struct Course<'a> {
 
 /// Trains from where the learner stands to the last step, or to where the held-out loss gets no better; then the learner has the
 /// weights that the run leaves. Every step is what `steps` says it will be.
-pub(crate) fn train(
+pub(crate) fn train<B: Backend>(
     ctx: &Context,
     settings: &TrainPlan,
-    learner: &mut Learner<Cpu>,
+    learner: &mut Learner<B>,
     (train, eval, samples): (&Packs, &Packs, Option<Samples>),
     mut steps: Steps,
     checkpoints: &Checkpoints,
@@ -75,7 +75,9 @@ pub(crate) fn train(
         // 2. Forward and backward, then one update.
         let mut tally = Tally::over(train, &planned.packs);
         for batch in &batches {
-            learner.accumulate(batch, weight).map_err(failure)?;
+            let computed = learner.accumulate(batch, weight);
+            course.look_at_device(learner)?;
+            computed.map_err(failure)?;
             tally.add(batch, learner.decoder().row_losses());
         }
         course.look_at_gradients(learner)?;
@@ -119,10 +121,10 @@ pub(crate) fn train(
 
 impl<'a> Course<'a> {
     /// Puts the learner where the newest checkpoint was, if there is one.
-    fn start(
+    fn start<B: Backend>(
         ctx: &Context,
         settings: &'a TrainPlan,
-        learner: &mut Learner<Cpu>,
+        learner: &mut Learner<B>,
         (eval, samples): (&'a Packs, Option<Samples>),
         checkpoints: &'a Checkpoints,
     ) -> Result<Self, Failure> {
@@ -165,7 +167,7 @@ impl<'a> Course<'a> {
     }
 
     /// The self-test at the first step, and norms by layer when they are due.
-    fn look_at_gradients(&mut self, learner: &Learner<Cpu>) -> Result<(), Failure> {
+    fn look_at_gradients<B: Backend>(&mut self, learner: &Learner<B>) -> Result<(), Failure> {
         if self.self_test.is_empty() {
             let table = checked(learner.self_test())?;
             self.self_test = serde_json::to_string(&table).expect("it has only string keys");
@@ -178,7 +180,7 @@ impl<'a> Course<'a> {
     }
 
     /// The held-out split with the weights that the run would leave now, which are kept if they are the best.
-    fn evaluate(&mut self, learner: &mut Learner<Cpu>) -> Result<(), Failure> {
+    fn evaluate<B: Backend>(&mut self, learner: &mut Learner<B>) -> Result<(), Failure> {
         let averages = self.settings.config.save == Some(Save::Average) && learner.swap_average();
         self.measure(learner)?;
         if let Some(found) = &self.evaluation {
@@ -196,7 +198,7 @@ impl<'a> Course<'a> {
     }
 
     /// Loss of the held-out split, and told apart.
-    fn measure(&mut self, learner: &mut Learner<Cpu>) -> Result<(), Failure> {
+    fn measure<B: Backend>(&mut self, learner: &mut Learner<B>) -> Result<(), Failure> {
         let all: Vec<u64> = (0..self.eval.len() as u64).collect();
         let mut tally = Tally::over(self.eval, &all);
         let (mut sums, mut rows) = (LossSums::default(), Vec::new());
@@ -211,7 +213,7 @@ impl<'a> Course<'a> {
     }
 
     /// Answers with the weights that the run would leave now.
-    fn sample(&mut self, learner: &mut Learner<Cpu>) -> Result<(), Failure> {
+    fn sample<B: Backend>(&mut self, learner: &mut Learner<B>) -> Result<(), Failure> {
         let Some(samples) = &self.samples else { return Ok(()) };
         let averages = self.settings.config.save == Some(Save::Average) && learner.swap_average();
         let made = samples.make(learner.decoder_mut())?;
@@ -221,7 +223,7 @@ impl<'a> Course<'a> {
         self.metrics.samples(learner.step(), &made)
     }
 
-    fn save(&self, learner: &Learner<Cpu>) -> Result<(), Failure> {
+    fn save<B: Backend>(&self, learner: &Learner<B>) -> Result<(), Failure> {
         let best = self.watch.best_step().filter(|_| self.keeps_best());
         let found = Found {
             metrics: self.metrics.sealed().to_owned(),
@@ -229,6 +231,17 @@ impl<'a> Course<'a> {
             watch: self.watch.clone(),
         };
         self.checkpoints.save(learner, &found, best)
+    }
+
+    /// Ends the run, with a checkpoint of the last step, when the device has failed within this one.
+    fn look_at_device<B: Backend>(&self, learner: &Learner<B>) -> Result<(), Failure> {
+        let Some(what) = learner.decoder().backend().take_fault() else { return Ok(()) };
+        self.save(learner)?;
+        let done = learner.step();
+        let message = format!("the device failed in step {}: {what}", done + 1);
+        Err(Failure::environment(message).hint(
+            "a checkpoint is kept; where memory was short, lower `micro_batch_size` or say `recompute = \"layer\"`",
+        ))
     }
 
     /// An error of a step.
@@ -244,10 +257,10 @@ impl<'a> Course<'a> {
     }
 
     /// Gives the learner the weights that the run leaves.
-    fn finish(
+    fn finish<B: Backend>(
         mut self,
         ctx: &Context,
-        learner: &mut Learner<Cpu>,
+        learner: &mut Learner<B>,
         n_planned: u64,
     ) -> Result<Trained, Failure> {
         let n_steps = learner.step();

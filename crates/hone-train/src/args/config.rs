@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use hone_cli::{Failure, is_default};
+use hone_kernels::Place;
 use hone_learn::{
     AdamWConfig, Convention, GroupConfig, LossConfig, OptimizerConfig, Recipe, ScheduleConfig,
     ScheduleKind, Warmup,
@@ -165,6 +166,9 @@ pub(crate) struct TrainConfig {
     pub(crate) freeze: Vec<String>,
     /// `none`, `attention` or `layer`.
     pub(crate) recompute: RecomputeKnob,
+    /// `cpu`, `cuda:0` or another GPU, or `auto`: the first GPU if there is one that this program can use, else the processor.
+    #[serde(skip_serializing_if = "Place::is_cpu")]
+    pub(crate) device: Place,
     /// `f32` or `bf16`: the arithmetic of matrix products.
     #[serde(skip_serializing_if = "is_default")]
     pub(crate) compute: Compute,
@@ -253,6 +257,7 @@ impl Default for TrainConfig {
             adapter_init: None,
             freeze: Vec::new(),
             recompute: RecomputeKnob::None,
+            device: Place::Auto,
             compute: Compute::F32,
             eval_every: 0,
             checkpoint_every: 100,

@@ -104,6 +104,7 @@ impl TrainPlan {
         })?;
         let mut config: TrainConfig = pipeline.stage("train")?;
         config.settle().map_err(|failure| pipeline.at("train", failure))?;
+        config.device = config.device.found();
         let plan = TrainPlan {
             seed: pipeline.seed,
             base: pipeline.need_base()?.to_owned(),
