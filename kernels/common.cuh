@@ -33,21 +33,6 @@ __device__ __forceinline__ float value(bf16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ void put(float* to, float x) { *to = x; }
 __device__ __forceinline__ void put(bf16* to, float x) { *to = __float2bfloat16(x); }
 
-// Four values side by side, at a place that is aligned to all of them.
-__device__ __forceinline__ float4 load4(const float* x) { return *reinterpret_cast<const float4*>(x); }
-__device__ __forceinline__ float4 load4(const bf16* x) {
-    uint2 bits = *reinterpret_cast<const uint2*>(x);
-    return make_float4(__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u),
-                       __uint_as_float(bits.y << 16), __uint_as_float(bits.y & 0xffff0000u));
-}
-__device__ __forceinline__ void store4(float* to, float4 x) { *reinterpret_cast<float4*>(to) = x; }
-__device__ __forceinline__ void store4(bf16* to, float4 x) {
-    bf16 all[4] = {__float2bfloat16(x.x), __float2bfloat16(x.y), __float2bfloat16(x.z), __float2bfloat16(x.w)};
-    uint2 bits;
-    memcpy(&bits, all, sizeof bits);
-    *reinterpret_cast<uint2*>(to) = bits;
-}
-
 // x as a factor of a product in bf16, or as it is.
 __device__ __forceinline__ float rounded(float x, bool rounds) {
     return rounds ? __bfloat162float(__float2bfloat16(x)) : x;

@@ -1,98 +1,89 @@
-// glu.cu -- gated activations, forward and backward in place: rows of I gates and I ups.
-// Math: h = act(gate) up, act being SiLU (Shazeer 2020) or GELU by its tanh formula. The backward writes the gradient over gates
-// and ups, and the output over the gradient that it has read: what follows needs it, and need not keep it.
-// Launch: blocks of 256 threads that go on until all is done, four values a thread where rows allow it.
-// Deterministic: no value depends on another. Bytes: forward 3 values read or written a gate, backward 6.
-// Reference: hone_kernels::Reference, 1e-6 (GeGLU's gradient 2e-6).
-#include "common.cuh"
+// glu.cu -- gated activations and their backwards: h = act(gate) up.
+// Math: f32; act(x) = x / (1 + exp(-x)), or x (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3).
+// Launch: blocks of 256 threads that go on until all packs are done; a pack is 8 values where all lies aligned,
+// and 1 elsewhere.
+// Deterministic: no value depends on its neighbours. The backward's h has the bytes of the forward's: in what
+// both compute no product and sum may be fused, in the one and not in the other.
+// Reference: hone_kernels::Reference. Tolerance 1e-6, gradients of GeGLU 2e-6.
+#include "packs.cuh"
 
 namespace {
 
-struct Silu {
-    float out, slope;
-    __device__ explicit Silu(float g) {
-        float s = 1.0f / (1.0f + expf(-g));
-        out = g * s;
-        slope = s * (1.0f + g * (1.0f - s));
+// act(gate) and its slope there.
+struct Gated {
+    float value, slope;
+};
+
+struct Swish {
+    static __device__ __forceinline__ Gated of(float gate) {
+        // exp(-gate) may be infinite: the sigmoid is 0 then.
+        float sigmoid = 1.0f / __fadd_rn(1.0f, expf(-gate));
+        return {__fmul_rn(gate, sigmoid), sigmoid * fmaf(gate, 1.0f - sigmoid, 1.0f)};
     }
 };
 
 struct Gelu {
-    float out, slope;
-    __device__ explicit Gelu(float g) {
-        const float root = 0.79788456f, cubic = 0.044715f;  // sqrt(2 / pi)
-        float t = tanhf(root * (g + cubic * g * g * g));
-        out = 0.5f * g * (1.0f + t);
-        // Where tanh is flat its slope is nothing, however large what it is multiplied by.
-        float flat = 1.0f - t * t;
-        float bend = flat == 0.0f ? 0.0f : 0.5f * g * flat * (root * (1.0f + 3.0f * cubic * g * g));
-        slope = 0.5f * (1.0f + t) + bend;
+    static __device__ __forceinline__ Gated of(float gate) {
+        const float slope = 0.7978846f, cubic = 0.044715f;
+        // From 8 on tanh(u) is 1 in f32, so that a gate may be held there where only tanh(u) and its slope
+        // matter: cubes of large gates would overflow.
+        float x = fmaxf(-8.0f, fminf(8.0f, gate));
+        float t = tanhf(__fmul_rn(slope, fmaf(__fmul_rn(cubic, x), __fmul_rn(x, x), x)));
+        float share = __fmul_rn(0.5f, __fadd_rn(1.0f, t)), du = slope * fmaf(3.0f * cubic, x * x, 1.0f);
+        return {__fmul_rn(gate, share), fmaf(0.5f * x * ((1.0f - t) * (1.0f + t)), du, share)};
     }
 };
 
-template <class Act> __device__ float forward_one(float gate, float up) { return Act(gate).out * up; }
-
-// Overwrites gate, up and the output's gradient.
-template <class Act> __device__ void backward_one(float& gate, float& up, float& h) {
-    Act act(gate);
-    float dh = h;
-    h = act.out * up;
-    gate = dh * up * act.slope;
-    up = dh * act.out;
+template <int N, class Act, class G, class H>
+__device__ void forward_by(const G* gate_up, H* h, i64 rows, i64 width) {
+    each_pack<N>(rows, width, [&](i64 row, i64 col, i64 some) {
+        const G* from = &gate_up[row * 2 * width + col];
+        Pack<N> gate = load_some<N>(from, some), up = load_some<N>(from + width, some);
+        for (int i = 0; i < N; i++) up.at[i] = __fmul_rn(Act::of(gate.at[i]).value, up.at[i]);
+        store_some<N>(&h[row * width + col], up, some);
+    });
+}
+template <class Act, class G, class H> __device__ void forward(const G* gate_up, H* h, i64 rows, i64 width) {
+    if (packs<8>(gate_up, width) && packs<8>(h, width)) return forward_by<8, Act>(gate_up, h, rows, width);
+    forward_by<1, Act>(gate_up, h, rows, width);
 }
 
-template <class Act, class G, class H> __device__ void forward(const G* gate_up, i64 rows, i64 width, H* h, bool wide) {
-    i64 step = wide ? 4 : 1, across = width / step;
-    for (i64 i = thread_index(); i < rows * across; i += n_threads()) {
-        i64 row = i / across, col = (i - row * across) * step;
-        const G* gate = gate_up + row * 2 * width + col;
-        H* to = h + row * width + col;
-        if (wide) {
-            float4 g = load4(gate), u = load4(gate + width);
-            store4(to, make_float4(forward_one<Act>(g.x, u.x), forward_one<Act>(g.y, u.y), forward_one<Act>(g.z, u.z),
-                                   forward_one<Act>(g.w, u.w)));
-        } else {
-            put(to, forward_one<Act>(value(gate[0]), value(gate[width])));
+// Gates and ups become their gradients, and the output's gradient the output.
+template <int N, class Act, class H, class G>
+__device__ void backward_by(H* h, G* gate_up, i64 rows, i64 width) {
+    each_pack<N>(rows, width, [&](i64 row, i64 col, i64 some) {
+        G* to = &gate_up[row * 2 * width + col];
+        H* out = &h[row * width + col];
+        Pack<N> gate = load_some<N>(to, some), up = load_some<N>(to + width, some), dh = load_some<N>(out, some);
+        for (int i = 0; i < N; i++) {
+            Gated gated = Act::of(gate.at[i]);
+            float x = up.at[i], d = dh.at[i];
+            gate.at[i] = __fmul_rn(__fmul_rn(d, x), gated.slope);
+            up.at[i] = __fmul_rn(d, gated.value);
+            dh.at[i] = __fmul_rn(gated.value, x);
         }
-    }
+        store_some<N>(to, gate, some);
+        store_some<N>(to + width, up, some);
+        store_some<N>(out, dh, some);
+    });
 }
-
-template <class Act, class H, class G> __device__ void backward(H* h, i64 rows, i64 width, G* gate_up, bool wide) {
-    i64 step = wide ? 4 : 1, across = width / step;
-    for (i64 i = thread_index(); i < rows * across; i += n_threads()) {
-        i64 row = i / across, col = (i - row * across) * step;
-        G* gate = gate_up + row * 2 * width + col;
-        H* to = h + row * width + col;
-        if (wide) {
-            float4 g = load4(gate), u = load4(gate + width), d = load4(to);
-            backward_one<Act>(g.x, u.x, d.x);
-            backward_one<Act>(g.y, u.y, d.y);
-            backward_one<Act>(g.z, u.z, d.z);
-            backward_one<Act>(g.w, u.w, d.w);
-            store4(gate, g);
-            store4(gate + width, u);
-            store4(to, d);
-        } else {
-            float g = value(gate[0]), u = value(gate[width]), d = value(to[0]);
-            backward_one<Act>(g, u, d);
-            put(gate, g);
-            put(gate + width, u);
-            put(to, d);
-        }
-    }
+template <class Act, class H, class G> __device__ void backward(H* h, G* gate_up, i64 rows, i64 width) {
+    if (packs<8>(gate_up, width) && packs<8>(h, width)) return backward_by<8, Act>(h, gate_up, rows, width);
+    backward_by<1, Act>(h, gate_up, rows, width);
 }
 
 }  // namespace
 
-#define FOR_XY(X, x_, Y, y_)                                                                            \
-    KERNEL(256, swiglu_##x_##_##y_, (const X* gate_up, i64 rows, i64 width, Y* h, int wide),            \
-           forward<Silu>(gate_up, rows, width, h, wide))                                                \
-    KERNEL(256, geglu_##x_##_##y_, (const X* gate_up, i64 rows, i64 width, Y* h, int wide),             \
-           forward<Gelu>(gate_up, rows, width, h, wide))                                                \
-    KERNEL(256, swiglu_backward_##x_##_##y_, (X* h, i64 rows, i64 width, Y* gate_up, int wide),         \
-           backward<Silu>(h, rows, width, gate_up, wide))                                               \
-    KERNEL(256, geglu_backward_##x_##_##y_, (X* h, i64 rows, i64 width, Y* gate_up, int wide),          \
-           backward<Gelu>(h, rows, width, gate_up, wide))
+#define FOR_XY(X, x_, Y, y_)                                                                              \
+    KERNEL(256, swiglu_##x_##_##y_, (const X* gate_up, Y* h, i64 rows, i64 width),                        \
+           forward<Swish>(gate_up, h, rows, width))                                                       \
+    KERNEL(256, geglu_##x_##_##y_, (const X* gate_up, Y* h, i64 rows, i64 width),                         \
+           forward<Gelu>(gate_up, h, rows, width))                                                        \
+    KERNEL(256, swiglu_backward_##x_##_##y_, (X* h, Y* gate_up, i64 rows, i64 width),                     \
+           backward<Swish>(h, gate_up, rows, width))                                                      \
+    KERNEL(256, geglu_backward_##x_##_##y_, (X* h, Y* gate_up, i64 rows, i64 width),                      \
+           backward<Gelu>(h, gate_up, rows, width))
+
 FOR_XY(float, f32, float, f32)
 FOR_XY(float, f32, bf16, bf16)
 FOR_XY(bf16, bf16, float, f32)

@@ -88,6 +88,7 @@ inline float __fdividef(float x, float y) { return x / y; }
 template <class T> inline T __ldg(const T* x) { return *x; }
 template <class T> inline T __ldcs(const T* x) { return *x; }
 template <class T> inline void __stcs(T* to, T x) { *to = x; }
+template <class T> inline void __stwb(T* to, T x) { *to = x; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }

@@ -1,34 +1,33 @@
 //! Gated activations; `kernels/glu.cu`.
 
-use super::{Device, Gpu, GpuBuf, over};
+use super::{Device, Gpu, GpuBuf, over_packs};
 
-/// Values that a thread takes at once where rows are made of so many.
-const WIDE: usize = 4;
-
+/// `h` from the gates and ups.
 fn forward<D: Device>(
     gpu: &Gpu<D>,
-    kernel: &str,
+    name: &str,
     gate_up: &GpuBuf<D>,
     (rows, i): (usize, usize),
     h: &mut GpuBuf<D>,
 ) {
-    let wide = i.is_multiple_of(WIDE);
-    let args = [gate_up.first(rows * 2 * i), rows.into(), i.into(), h.first(rows * i), wide.into()];
-    let n = rows * i / if wide { WIDE } else { 1 };
-    gpu.launch(kernel, &[gate_up.holds, h.holds], over(n), &args);
+    let args = [gate_up.first(rows * 2 * i), h.first(rows * i), rows.into(), i.into()];
+    if rows * i > 0 {
+        gpu.launch(name, &[gate_up.holds, h.holds], over_packs(rows * i), &args);
+    }
 }
 
+/// Gates and ups become their gradients, and the output's gradient `h` the output.
 fn backward<D: Device>(
     gpu: &Gpu<D>,
-    kernel: &str,
+    name: &str,
     h: &mut GpuBuf<D>,
     (rows, i): (usize, usize),
     gate_up: &mut GpuBuf<D>,
 ) {
-    let wide = i.is_multiple_of(WIDE);
-    let args = [h.first(rows * i), rows.into(), i.into(), gate_up.first(rows * 2 * i), wide.into()];
-    let n = rows * i / if wide { WIDE } else { 1 };
-    gpu.launch(kernel, &[h.holds, gate_up.holds], over(n), &args);
+    let args = [h.first(rows * i), gate_up.first(rows * 2 * i), rows.into(), i.into()];
+    if rows * i > 0 {
+        gpu.launch(name, &[h.holds, gate_up.holds], over_packs(rows * i), &args);
+    }
 }
 
 pub(super) fn swiglu<D: Device>(

@@ -111,6 +111,22 @@ fn over(n: usize) -> Launch {
     blocks(n.div_ceil(THREADS).clamp(1, BLOCKS_MAX))
 }
 
+/// Values that a thread takes at a time in most kernels, where they lie aligned.
+const PACK: usize = 8;
+
+/// What a kernel runs on that goes through `n` values by packs.
+fn over_packs(n: usize) -> Launch {
+    over(n.div_ceil(PACK))
+}
+
+/// Columns that a block sums, in kernels that do so.
+const BLOCK_COLUMNS: usize = 32;
+
+/// What a kernel runs on that sums `n` columns.
+fn over_columns(n: usize) -> Launch {
+    blocks(n.div_ceil(BLOCK_COLUMNS))
+}
+
 /// What a kernel runs on that has `n` blocks.
 fn blocks(n: usize) -> Launch {
     let n = u32::try_from(n).expect("fewer than 2^31 blocks");
@@ -229,6 +245,6 @@ impl<D: Device> Gpu<D> {
         assert!(x.rows == y.rows && x.cols == y.cols, "views of one shape");
         let (from, to) = (view(self, &x), view_mut(self, &y));
         let args = [from.at, from.stride, to.at, to.stride, x.rows.into(), x.cols.into()];
-        self.launch("copy_rows", &[from.holds, to.holds], over(x.rows * x.cols), &args);
+        self.launch("copy_rows", &[from.holds, to.holds], over_packs(x.rows * x.cols), &args);
     }
 }

@@ -1,17 +1,86 @@
-//! RMSNorm; `kernels/norm.cu`.
+//! Norms; `kernels/norm.cu`.
 
-use super::{Arg, Device, Gpu, GpuBuf, Launch, THREADS, blocks, over, view_mut};
+use super::{Arg, Device, Gpu, GpuBuf, Launch, blocks, over_columns, view_mut};
 use crate::{Compute, MatMut, NormMore, RmsNorm};
 
-/// Rows that a thread adds up of a weight's gradient before the sums are added.
-const RANGE: usize = 64;
+/// Values of a group that a warp keeps in registers; longer ones are a block's.
+const WARP_VALUES: usize = 512;
+
+/// As [`WARP_VALUES`], of kernels for groups as short as heads are.
+const HEAD_VALUES: usize = 128;
 
 /// Warps of a block.
-const WARPS: usize = THREADS / 32;
+const BLOCK_WARPS: usize = 8;
 
-/// The first values of a buffer that may be none, as an argument, and what they are.
-fn optional<D: Device>(buf: Option<&mut GpuBuf<D>>, n: usize) -> (Arg, Compute) {
-    buf.map_or((Arg::pointer(0), Compute::F32), |buf| (buf.first(n), buf.holds))
+/// Most sums of a weight's gradient that warps leave, or blocks: enough of either that a GPU is busy, and few
+/// enough that it takes little to add them.
+const SUMS_MAX: (usize, usize) = (4096, 264);
+
+/// Most blocks of a forward; they go on to further groups.
+const BLOCKS_MAX: usize = 1 << 16;
+
+/// How many groups of `width` values there are, and who has one at a time.
+#[derive(Clone, Copy)]
+struct Teams {
+    groups: usize,
+    width: usize,
+}
+
+impl Teams {
+    /// Whether a warp has a group.
+    fn warps(self) -> bool {
+        self.width <= WARP_VALUES
+    }
+
+    /// The kernel, of those for heads, warps and blocks.
+    fn pick(self, [by_head, by_warp, by_block]: [&'static str; 3]) -> &'static str {
+        if self.width <= HEAD_VALUES {
+            by_head
+        } else if self.warps() {
+            by_warp
+        } else {
+            by_block
+        }
+    }
+
+    /// Blocks that have so many teams.
+    fn launch(self, teams: usize) -> Launch {
+        blocks(if self.warps() { teams.div_ceil(BLOCK_WARPS) } else { teams })
+    }
+
+    /// A team a group, as far as that goes.
+    fn forward(self) -> Launch {
+        let most = if self.warps() { BLOCKS_MAX * BLOCK_WARPS } else { BLOCKS_MAX };
+        self.launch(self.groups.min(most))
+    }
+
+    /// Groups of a team in the backward, and how many teams that makes.
+    fn shares(self, sums: bool) -> (usize, usize) {
+        let most = if self.warps() { SUMS_MAX.0 } else { SUMS_MAX.1 };
+        let each = if sums { self.groups.div_ceil(most) } else { 1 };
+        (each, self.groups.div_ceil(each))
+    }
+}
+
+/// No buffer.
+fn none() -> Arg {
+    Arg::pointer(0)
+}
+
+/// Runs a backward with a place for each team's sum of the weight's gradient, where that is asked for,
+/// and adds these.
+fn with_sums<D: Device>(
+    gpu: &Gpu<D>,
+    teams: Teams,
+    dw: Option<&mut GpuBuf<D>>,
+    run: impl FnOnce(Launch, Arg, usize),
+) {
+    let (each, n) = teams.shares(dw.is_some());
+    let Some(dw) = dw else { return run(teams.launch(n), none(), each) };
+    let (to, sums) = (dw.first_f32(teams.width), gpu.buf(n * teams.width, Compute::F32));
+    run(teams.launch(n), sums.first(n * teams.width), each);
+    let args = [sums.first(n * teams.width), to, n.into(), teams.width.into()];
+    gpu.launch("norm_weight", &[Compute::F32; 2], over_columns(teams.width), &args);
 }
 
 pub(super) fn rms_norm<D: Device>(
@@ -26,13 +95,18 @@ pub(super) fn rms_norm<D: Device>(
     let args = [
         x.first_f32(rows * d),
         w.first_f32(d),
-        norm.offset.into(),
         norm.eps.into(),
+        norm.offset.into(),
+        rows.into(),
         d.into(),
         y.first(rows * d),
         r.first_f32(rows),
     ];
-    gpu.launch("rms_norm", &[y.holds], blocks(rows), &args);
+    if rows * d > 0 {
+        let teams = Teams { groups: rows, width: d };
+        let name = teams.pick(["rms_norm_by_warp", "rms_norm_by_warp", "rms_norm_by_block"]);
+        gpu.launch(name, &[y.holds], teams.forward(), &args);
+    }
 }
 
 #[allow(clippy::too_many_arguments, reason = "what the formula names")]
@@ -47,55 +121,45 @@ pub(super) fn rms_norm_backward<D: Device>(
     dx: &mut GpuBuf<D>,
     more: NormMore<'_, Gpu<D>>,
 ) {
-    let n = rows * d;
-    let NormMore { dw, y, dx: again } = more;
-    if let Some(dw) = dw {
-        let sides = (rows, 1, d);
-        weight_grad(gpu, (dy.first(n), d, dy.holds), (x.first_f32(n), x.holds), r, sides, dw);
+    let (n, teams) = (rows * d, Teams { groups: rows, width: d });
+    let name = teams.pick([
+        "rms_norm_backward_by_warp",
+        "rms_norm_backward_by_warp",
+        "rms_norm_backward_by_block",
+    ]);
+    // What is not wanted may be of any kind.
+    let wanted = |buf: &Option<&mut GpuBuf<D>>| {
+        buf.as_ref().map_or((none(), Compute::F32), |buf| (buf.first(n), buf.holds))
+    };
+    let (again, y) = (wanted(&more.dx), wanted(&more.y));
+    let [inputs, outputs] = [[x.first_f32(n), w.first_f32(d)], [dx.first_f32(n), again.0]];
+    if n == 0 {
+        return;
     }
-    let ((y, y_holds), (again, again_holds)) = (optional(y, n), optional(again, n));
-    let args = [
-        dy.first(n),
-        x.first_f32(n),
-        w.first_f32(d),
-        norm.offset.into(),
-        r.first_f32(rows),
-        d.into(),
-        dx.first_f32(n),
-        y,
-        again,
-    ];
-    gpu.launch("rms_norm_backward", &[dy.holds, y_holds, again_holds], blocks(rows), &args);
+    with_sums(gpu, teams, more.dw, |launch, sums, each| {
+        let args = [
+            dy.first(n),
+            inputs[0],
+            inputs[1],
+            norm.eps.into(),
+            norm.offset.into(),
+            r.first_f32(rows),
+            rows.into(),
+            d.into(),
+            outputs[0],
+            outputs[1],
+            y.0,
+            sums,
+            each.into(),
+        ];
+        gpu.launch(name, &[dy.holds, again.1, y.1], launch, &args);
+    });
 }
 
-/// `dw <- dw + sum of dy x r` over rows and groups; `dy` has its rows so far apart.
-fn weight_grad<D: Device>(
-    gpu: &Gpu<D>,
-    (dy, stride, dy_holds): (Arg, usize, Compute),
-    (x, x_holds): (Arg, Compute),
-    r: &GpuBuf<D>,
-    (rows, groups, d): (usize, usize, usize),
-    dw: &mut GpuBuf<D>,
-) {
-    let n_parts = rows.div_ceil(RANGE);
-    let parts = gpu.unset(n_parts * d, Compute::F32);
-    let args = [
-        dy,
-        stride.into(),
-        x,
-        r.first_f32(rows * groups),
-        rows.into(),
-        groups.into(),
-        d.into(),
-        RANGE.into(),
-        parts.first_f32(n_parts * d),
-    ];
-    let across = u32::try_from(d.div_ceil(THREADS)).expect("fewer than 2^32 columns");
-    let down = u32::try_from(n_parts).expect("fewer than 2^32 ranges");
-    let launch = Launch { grid: [across, down, 1], shared_bytes: 0 };
-    gpu.launch("norm_dw", &[dy_holds, x_holds], launch, &args);
-    let args = [parts.first_f32(n_parts * d), n_parts.into(), d.into(), dw.first_f32(d)];
-    gpu.launch("add_parts", &[Compute::F32], over(d), &args);
+/// Groups in a row; checks that they are whole.
+fn groups_in_row(cols: usize, width: usize) -> usize {
+    assert!(width > 0 && cols.is_multiple_of(width), "groups of {width} in {cols} columns");
+    cols / width
 }
 
 pub(super) fn group_norm<D: Device>(
@@ -106,22 +170,25 @@ pub(super) fn group_norm<D: Device>(
     width: usize,
     raw: &mut GpuBuf<D>,
 ) {
-    let (rows, cols, at) = (x.rows, x.cols, view_mut(gpu, &x));
-    assert!(width > 0 && cols.is_multiple_of(width), "groups of {width} in {cols} columns");
-    assert!(at.holds == raw.holds, "the norm's input is kept as it was");
-    let groups = cols / width;
+    let (rows, cols, in_row) = (x.rows, x.cols, groups_in_row(x.cols, width));
+    let at = view_mut(gpu, &x);
+    assert!(at.holds == raw.holds, "a group norm and what it keeps are both rounded, or neither");
     let args = [
         at.at,
         at.stride,
-        rows.into(),
-        groups.into(),
-        width.into(),
         w.first_f32(width),
-        norm.offset.into(),
         norm.eps.into(),
+        norm.offset.into(),
+        rows.into(),
+        in_row.into(),
+        width.into(),
         raw.first(rows * cols),
     ];
-    gpu.launch("group_norm", &[at.holds], blocks((rows * groups).div_ceil(WARPS)), &args);
+    if rows * cols > 0 {
+        let teams = Teams { groups: rows * in_row, width };
+        let name = teams.pick(["group_norm_by_head", "group_norm_by_warp", "group_norm_by_block"]);
+        gpu.launch(name, &[at.holds], teams.forward(), &args);
+    }
 }
 
 pub(super) fn group_norm_backward<D: Device>(
@@ -133,27 +200,32 @@ pub(super) fn group_norm_backward<D: Device>(
     width: usize,
     dw: Option<&mut GpuBuf<D>>,
 ) {
-    let (rows, cols, stride, at) = (dy.rows, dy.cols, dy.stride, view_mut(gpu, &dy));
-    assert!(width > 0 && cols.is_multiple_of(width), "groups of {width} in {cols} columns");
-    let (groups, pairs) = (cols / width, rows * (cols / width));
-    let (launch, input) = (blocks(pairs.div_ceil(WARPS)), raw.first(rows * cols));
-    let r = gpu.unset(pairs, Compute::F32);
-    let args = [input, pairs.into(), width.into(), norm.eps.into(), r.first_f32(pairs)];
-    gpu.launch("group_roots", &[raw.holds], launch, &args);
-    if let Some(dw) = dw {
-        let sides = (rows, groups, width);
-        weight_grad(gpu, (at.at, stride, at.holds), (input, raw.holds), &r, sides, dw);
+    let (rows, cols, in_row) = (dy.rows, dy.cols, groups_in_row(dy.cols, width));
+    let at = view_mut(gpu, &dy);
+    let (raw_at, factors) = (raw.first(rows * cols), w.first_f32(width));
+    if rows * cols == 0 {
+        return;
     }
-    let args = [
-        at.at,
-        at.stride,
-        rows.into(),
-        groups.into(),
-        width.into(),
-        input,
-        w.first_f32(width),
-        norm.offset.into(),
-        r.first_f32(pairs),
-    ];
-    gpu.launch("group_norm_backward", &[at.holds, raw.holds], launch, &args);
+    let teams = Teams { groups: rows * in_row, width };
+    let name = teams.pick([
+        "group_norm_backward_by_head",
+        "group_norm_backward_by_warp",
+        "group_norm_backward_by_block",
+    ]);
+    with_sums(gpu, teams, dw, |launch, sums, each| {
+        let args = [
+            at.at,
+            at.stride,
+            raw_at,
+            factors,
+            norm.eps.into(),
+            norm.offset.into(),
+            rows.into(),
+            in_row.into(),
+            width.into(),
+            sums,
+            each.into(),
+        ];
+        gpu.launch(name, &[at.holds, raw.holds], launch, &args);
+    });
 }

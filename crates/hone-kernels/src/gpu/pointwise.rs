@@ -1,11 +1,11 @@
 //! What is done to each value by itself; `kernels/pointwise.cu`.
 
-use super::{Arg, Device, Gpu, GpuBuf, over, view, view_mut};
+use super::{Arg, Device, Gpu, GpuBuf, over, over_columns, over_packs, view, view_mut};
 use crate::{Compute, Mat, MatMut, rng};
 
 pub(super) fn fill<D: Device>(gpu: &Gpu<D>, buf: &mut GpuBuf<D>, value: f32) {
     let n = buf.len;
-    gpu.launch("fill", &[buf.holds], over(n), &[buf.first(n), value.into(), n.into()]);
+    gpu.launch("fill", &[buf.holds], over_packs(n), &[buf.first(n), value.into(), n.into()]);
 }
 
 pub(super) fn copy<D: Device>(gpu: &Gpu<D>, x: &GpuBuf<D>, y: &mut GpuBuf<D>, n: usize) {
@@ -25,23 +25,23 @@ pub(super) fn axpby<D: Device>(
     n: usize,
 ) {
     let args: [Arg; 5] = [a.into(), x.part(x_at, n), b.into(), y.part(y_at, n), n.into()];
-    gpu.launch("axpby", &[x.holds, y.holds], over(n), &args);
+    gpu.launch("axpby", &[x.holds, y.holds], over_packs(n), &args);
 }
 
 pub(super) fn scale<D: Device>(gpu: &Gpu<D>, x: &mut GpuBuf<D>, s: f32, n: usize) {
-    gpu.launch("scale", &[x.holds], over(n), &[x.first(n), s.into(), n.into()]);
+    gpu.launch("scale", &[x.holds], over_packs(n), &[x.first(n), s.into(), n.into()]);
 }
 
 pub(super) fn add_bias<D: Device>(gpu: &Gpu<D>, y: MatMut<'_, Gpu<D>>, bias: &GpuBuf<D>) {
     let (rows, cols, to) = (y.rows, y.cols, view_mut(gpu, &y));
     let args = [to.at, to.stride, bias.first_f32(cols), rows.into(), cols.into()];
-    gpu.launch("add_bias", &[to.holds], over(rows * cols), &args);
+    gpu.launch("add_bias", &[to.holds], over_packs(rows * cols), &args);
 }
 
 pub(super) fn bias_grad<D: Device>(gpu: &Gpu<D>, dy: Mat<'_, Gpu<D>>, dbias: &mut GpuBuf<D>) {
     let (rows, cols, from) = (dy.rows, dy.cols, view(gpu, &dy));
     let args = [from.at, from.stride, dbias.first_f32(cols), rows.into(), cols.into()];
-    gpu.launch("bias_grad", &[from.holds], over(cols), &args);
+    gpu.launch("bias_grad", &[from.holds], over_columns(cols), &args);
 }
 
 pub(super) fn dropout<D: Device>(
@@ -66,7 +66,7 @@ pub(super) fn dropout<D: Device>(
         rng::drop_below(p).into(),
         scale.into(),
     ];
-    gpu.launch("dropout", &[from.holds, to.holds], over(rows * cols), &args);
+    gpu.launch("dropout", &[from.holds, to.holds], over_packs(rows * cols), &args);
 }
 
 pub(super) fn soft_cap<D: Device>(gpu: &Gpu<D>, x: &mut GpuBuf<D>, cap: f32, n: usize) {

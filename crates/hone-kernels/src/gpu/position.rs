@@ -1,6 +1,6 @@
 //! Rotary positions; `kernels/position.cu`.
 
-use super::{Device, Gpu, GpuBuf, blocks};
+use super::{Device, Gpu, GpuBuf, over_packs};
 use crate::Heads;
 use crate::shape::check_rotary;
 
@@ -14,19 +14,23 @@ pub(super) fn rope<D: Device>(
     inverse: bool,
 ) {
     check_rotary(heads, rotary);
-    let (width, n_heads) = (heads.qkv_width(), heads.n_q + heads.n_kv);
-    let last = positions.iter().max().map_or(0, |&p| p as usize + 1);
-    let int = |n: usize| i32::try_from(n).expect("a row has fewer than 2^31 values");
-    let places = gpu.put_u32(positions);
+    let (tokens, width, half) = (positions.len(), heads.qkv_width(), rotary / 2);
+    let Some(&last) = positions.iter().max() else { return };
+    if half == 0 {
+        return;
+    }
+    let turned = heads.n_q + heads.n_kv;
+    let at = gpu.put_u32(positions);
     let args = [
-        qkv.first(positions.len() * width),
-        width.into(),
-        int(n_heads).into(),
-        int(heads.dim).into(),
-        int(rotary).into(),
-        places.arg(),
-        cos_sin.first_f32(last * rotary),
+        qkv.first(tokens * width),
+        at.arg(),
+        cos_sin.first_f32((last as usize + 1) * rotary),
         (if inverse { -1.0_f32 } else { 1.0 }).into(),
+        tokens.into(),
+        width.into(),
+        turned.into(),
+        heads.dim.into(),
+        half.into(),
     ];
-    gpu.launch("rope", &[qkv.holds], blocks(positions.len()), &args);
+    gpu.launch("rope", &[qkv.holds], over_packs(tokens * turned * half), &args);
 }

@@ -1,24 +1,59 @@
-//! Rows and columns by number, and what adapters do by column; `kernels/rows.cu`.
+//! Rows and columns by their numbers, and what adapters need beside products; `kernels/rows.cu`.
 
-use std::collections::BTreeMap;
-
-use super::{Arg, Device, Gpu, GpuBuf, Launch, THREADS, Uploaded, blocks, over, view, view_mut};
+use super::{
+    Device, Gpu, GpuBuf, Uploaded, View, blocks, over, over_columns, over_packs, view, view_mut,
+};
 use crate::{Compute, Mat, MatMut};
 
-/// Rows that a thread adds up before the sums are added.
-const RANGE: usize = 64;
+/// Values that a thread sums at a time, where they lie aligned.
+const PACK_SUMS: usize = 4;
 
-/// A view whose values must be f32.
-fn f32_view<D: Device>(gpu: &Gpu<D>, m: &Mat<'_, Gpu<D>>) -> super::View {
-    let view = view(gpu, m);
-    assert!(view.holds == Compute::F32, "a rounded buffer where values must be f32");
-    view
+/// Threads of a block that has a row norm each.
+const NORM_THREADS: usize = 64;
+
+/// Numbers, each once, and where each of them stood, as they followed each other: on a GPU one thread
+/// adds all that belongs to a number.
+struct Meetings<D: Device> {
+    n: usize,
+    ids: Uploaded<D>,
+    starts: Uploaded<D>,
+    order: Uploaded<D>,
 }
 
-/// Checks that numbers name something.
-fn check(ids: &[u32], n: usize) {
-    let last = ids.iter().max().map_or(0, |&id| id as usize + 1);
-    assert!(last <= n, "number {last} of {n}");
+impl<D: Device> Meetings<D> {
+    fn of(gpu: &Gpu<D>, ids: &[u32]) -> Self {
+        let count = |n: usize| u32::try_from(n).expect("fewer than 2^32 ids");
+        let mut order: Vec<u32> = (0..count(ids.len())).collect();
+        // Equal numbers stay in their order.
+        order.sort_by_key(|&i| ids[i as usize]);
+        let (mut distinct, mut starts): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
+        for (at, &i) in order.iter().enumerate() {
+            let id = ids[i as usize];
+            if distinct.last() != Some(&id) {
+                distinct.push(id);
+                starts.push(count(at));
+            }
+        }
+        starts.push(count(ids.len()));
+        Meetings {
+            n: distinct.len(),
+            ids: gpu.put_u32(&distinct),
+            starts: gpu.put_u32(&starts),
+            order: gpu.put_u32(&order),
+        }
+    }
+}
+
+/// One past the largest number.
+fn end(ids: &[u32]) -> usize {
+    ids.iter().max().map_or(0, |&id| id as usize + 1)
+}
+
+/// A view of one row of f32.
+fn one_row<D: Device>(gpu: &Gpu<D>, x: &Mat<'_, Gpu<D>>) -> View {
+    let row = view(gpu, x);
+    assert!(x.rows == 1 && row.holds == Compute::F32, "one row of f32");
+    row
 }
 
 pub(super) fn gather_rows<D: Device>(
@@ -28,63 +63,14 @@ pub(super) fn gather_rows<D: Device>(
     d: usize,
     y: &mut GpuBuf<D>,
 ) {
-    check(ids, table.len / d.max(1));
-    let (n, numbers) = (ids.len(), gpu.put_u32(ids));
-    let args = [table.first(table.len), numbers.arg(), n.into(), d.into(), y.first(n * d)];
-    gpu.launch("gather_rows", &[table.holds, y.holds], over(n * d), &args);
-}
-
-/// The numbers that occur, each with its places in the order in which it has them.
-struct Places<D: Device> {
-    n: usize,
-    ids: Uploaded<D>,
-    starts: Uploaded<D>,
-    places: Uploaded<D>,
-}
-
-impl<D: Device> Places<D> {
-    fn new(gpu: &Gpu<D>, ids: &[u32]) -> Self {
-        let mut of: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-        for (place, &id) in (0..).zip(ids) {
-            of.entry(id).or_default().push(place);
-        }
-        let mut starts = vec![0];
-        for places in of.values() {
-            let end = starts[starts.len() - 1] + places.len() as u32;
-            starts.push(end);
-        }
-        let numbers: Vec<u32> = of.keys().copied().collect();
-        let places: Vec<u32> = of.into_values().flatten().collect();
-        Places {
-            n: numbers.len(),
-            ids: gpu.put_u32(&numbers),
-            starts: gpu.put_u32(&starts),
-            places: gpu.put_u32(&places),
-        }
+    let n = ids.len();
+    let (from, to) = (table.first(end(ids) * d), y.first(n * d));
+    if n * d == 0 {
+        return;
     }
-}
-
-/// Adds rows `d` wide of `dy` to what their numbers name, `id_stride` apart, with values `stride` apart.
-fn scatter<D: Device>(
-    gpu: &Gpu<D>,
-    dy: Arg,
-    ids: &[u32],
-    d: usize,
-    to: Arg,
-    (id_stride, stride): (usize, usize),
-) {
-    let places = Places::new(gpu, ids);
-    let args = [
-        dy,
-        places.ids.arg(),
-        places.starts.arg(),
-        places.places.arg(),
-        d.into(),
-        to,
-        id_stride.into(),
-        stride.into(),
-    ];
-    gpu.launch("scatter_add", &[Compute::F32], blocks(places.n), &args);
+    let numbers = gpu.put_u32(ids);
+    let args = [from, numbers.arg(), to, n.into(), d.into()];
+    gpu.launch("gather_rows", &[table.holds, y.holds], over_packs(n * d), &args);
 }
 
 pub(super) fn scatter_add_rows<D: Device>(
@@ -94,9 +80,15 @@ pub(super) fn scatter_add_rows<D: Device>(
     d: usize,
     dtable: &mut GpuBuf<D>,
 ) {
-    check(ids, dtable.len / d.max(1));
-    let to = dtable.first_f32(dtable.len);
-    scatter(gpu, dy.first_f32(ids.len() * d), ids, d, to, (d, 1));
+    let (from, to) = (dy.first_f32(ids.len() * d), dtable.first_f32(end(ids) * d));
+    if ids.len() * d == 0 {
+        return;
+    }
+    let met = Meetings::of(gpu, ids);
+    let numbers = [met.ids.arg(), met.starts.arg(), met.order.arg()];
+    let args = [from, numbers[0], numbers[1], numbers[2], to, met.n.into(), d.into()];
+    let launch = over((met.n * d).div_ceil(PACK_SUMS));
+    gpu.launch("scatter_add_rows", &[Compute::F32; 2], launch, &args);
 }
 
 pub(super) fn gather_columns<D: Device>(
@@ -105,10 +97,14 @@ pub(super) fn gather_columns<D: Device>(
     ids: &[u32],
     y: &mut GpuBuf<D>,
 ) {
-    check(ids, table.cols);
-    let (n, rank, numbers) = (ids.len(), table.rows, gpu.put_u32(ids));
-    let from = view(gpu, &table);
-    let args = [from.at, from.stride, rank.into(), numbers.arg(), n.into(), y.first(n * rank)];
+    assert!(end(ids) <= table.cols, "an id outside of {}", table.cols);
+    let (n, rank, from) = (ids.len(), table.rows, view(gpu, &table));
+    let to = y.first(n * rank);
+    if n * rank == 0 {
+        return;
+    }
+    let numbers = gpu.put_u32(ids);
+    let args = [from.at, from.stride, numbers.arg(), to, n.into(), rank.into()];
     gpu.launch("gather_columns", &[from.holds, y.holds], over(n * rank), &args);
 }
 
@@ -118,10 +114,24 @@ pub(super) fn scatter_add_columns<D: Device>(
     ids: &[u32],
     dtable: MatMut<'_, Gpu<D>>,
 ) {
-    check(ids, dtable.cols);
-    let (rank, stride, to) = (dtable.rows, dtable.stride, view_mut(gpu, &dtable));
-    assert!(to.holds == Compute::F32, "a rounded buffer where values must be f32");
-    scatter(gpu, dy.first_f32(ids.len() * rank), ids, rank, to.at, (1, stride));
+    assert!(end(ids) <= dtable.cols, "an id outside of {}", dtable.cols);
+    let (rank, to) = (dtable.rows, view_mut(gpu, &dtable));
+    let from = dy.first_f32(ids.len() * rank);
+    if ids.len() * rank == 0 {
+        return;
+    }
+    let met = Meetings::of(gpu, ids);
+    let args = [
+        from,
+        met.ids.arg(),
+        met.starts.arg(),
+        met.order.arg(),
+        to.at,
+        to.stride,
+        met.n.into(),
+        rank.into(),
+    ];
+    gpu.launch("scatter_add_columns", &[Compute::F32, to.holds], over(met.n * rank), &args);
 }
 
 pub(super) fn add_scaled_columns<D: Device>(
@@ -133,8 +143,8 @@ pub(super) fn add_scaled_columns<D: Device>(
     beta: f32,
 ) {
     let (rows, cols) = (x.rows, x.cols);
-    assert!(rows == y.rows && cols == y.cols && scale.cols == cols && scale.rows == 1);
-    let (from, factors, to) = (view(gpu, &x), f32_view(gpu, &scale), view_mut(gpu, &y));
+    assert!(rows == y.rows && cols == y.cols && cols == scale.cols, "views of one shape");
+    let (from, factors, to) = (view(gpu, &x), one_row(gpu, &scale), view_mut(gpu, &y));
     let args = [
         from.at,
         from.stride,
@@ -146,7 +156,10 @@ pub(super) fn add_scaled_columns<D: Device>(
         rows.into(),
         cols.into(),
     ];
-    gpu.launch("add_scaled_columns", &[from.holds, to.holds], over(rows * cols), &args);
+    if rows * cols > 0 {
+        let launch = over_packs(rows * cols);
+        gpu.launch("add_scaled_columns", &[from.holds, to.holds], launch, &args);
+    }
 }
 
 pub(super) fn columns_dot<D: Device>(
@@ -157,32 +170,11 @@ pub(super) fn columns_dot<D: Device>(
     out: &mut GpuBuf<D>,
 ) {
     let (rows, cols) = (a.rows, a.cols);
-    assert!(rows == b.rows && cols == b.cols && divisor.cols == cols && divisor.rows == 1);
-    let (left, right, under) = (view(gpu, &a), view(gpu, &b), f32_view(gpu, &divisor));
-    let n_parts = rows.div_ceil(RANGE);
-    let parts = gpu.unset(n_parts * cols, Compute::F32);
-    let args = [
-        left.at,
-        left.stride,
-        right.at,
-        right.stride,
-        rows.into(),
-        cols.into(),
-        RANGE.into(),
-        parts.first_f32(n_parts * cols),
-    ];
-    let across = u32::try_from(cols.div_ceil(THREADS)).expect("fewer than 2^32 columns");
-    let down = u32::try_from(n_parts).expect("fewer than 2^32 ranges");
-    let launch = Launch { grid: [across, down, 1], shared_bytes: 0 };
-    gpu.launch("columns_dot", &[left.holds, right.holds], launch, &args);
-    let args = [
-        parts.first_f32(n_parts * cols),
-        n_parts.into(),
-        cols.into(),
-        under.at,
-        out.first_f32(cols),
-    ];
-    gpu.launch("add_divided_parts", &[Compute::F32], over(cols), &args);
+    assert!(rows == b.rows && cols == b.cols && cols == divisor.cols, "views of one shape");
+    let (a, b, divisor) = (view(gpu, &a), view(gpu, &b), one_row(gpu, &divisor));
+    let args =
+        [a.at, a.stride, b.at, b.stride, divisor.at, out.first_f32(cols), rows.into(), cols.into()];
+    gpu.launch("columns_dot", &[a.holds, b.holds], over_columns(cols), &args);
 }
 
 pub(super) fn dora_scales<D: Device>(
@@ -195,21 +187,23 @@ pub(super) fn dora_scales<D: Device>(
     scales: MatMut<'_, Gpu<D>>,
 ) {
     let (out, rank) = (b.rows, b.cols);
-    assert!(c.cols == out && c.rows == rank && norms.cols == out && scales.cols == out);
-    let (left, right) = (f32_view(gpu, &b), f32_view(gpu, &c));
+    assert!(c.rows == rank && c.cols == out && norms.cols == out && scales.cols == out);
+    assert!(norms.rows == 1 && scales.rows == 1, "one row each");
+    let (b, c) = (view(gpu, &b), view(gpu, &c));
     let (norms, scales) = (view_mut(gpu, &norms), view_mut(gpu, &scales));
-    assert!(norms.holds == Compute::F32 && scales.holds == Compute::F32, "norms are f32");
+    let holds = [b.holds, c.holds, norms.holds, scales.holds];
+    assert!(holds == [Compute::F32; 4], "norms of rows are made of f32");
     let args = [
         squares.first_f32(out),
-        left.at,
-        left.stride,
-        right.at,
-        right.stride,
+        b.at,
+        b.stride,
+        c.at,
+        c.stride,
         magnitude.first_f32(out),
-        out.into(),
-        rank.into(),
         norms.at,
         scales.at,
+        out.into(),
+        rank.into(),
     ];
-    gpu.launch("dora_scales", &[Compute::F32], over(out), &args);
+    gpu.launch("dora_scales", &[Compute::F32], blocks(out.div_ceil(NORM_THREADS)), &args);
 }
