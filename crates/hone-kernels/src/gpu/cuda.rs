@@ -116,7 +116,8 @@ struct Inner {
     stream: CUstream,
     modules: Vec<CUmodule>,
     kernels: Mutex<HashMap<String, Kernel>>,
-    products: Mutex<Products>,
+    /// Until the device is given back.
+    products: Mutex<Option<Products>>,
     fault: Mutex<Option<String>>,
 }
 
@@ -182,7 +183,7 @@ impl Cuda {
             stream,
             modules: modules()?,
             kernels: Mutex::default(),
-            products: Mutex::new(Products::new(stream)?),
+            products: Mutex::new(Some(Products::new(stream)?)),
             fault: Mutex::default(),
         };
         Ok(Cuda(Arc::new(inner)))
@@ -350,6 +351,8 @@ impl Drop for Inner {
         unsafe {
             let _ = result::ctx::set_current(self.context);
             let _ = result::stream::synchronize(self.stream);
+            // Their scratch memory goes back to the stream.
+            drop(lock(&self.products).take());
             for &module in &self.modules {
                 let _ = result::module::unload(module);
             }
@@ -384,7 +387,7 @@ impl Device for Cuda {
 
     fn alloc(&self, bytes: usize) -> Memory {
         let memory = self.alloc_unset(bytes);
-        if memory.address != 0 {
+        if memory.address != 0 && bytes > 0 {
             self.0.attempt("memory", |inner| {
                 // SAFETY: so many bytes were taken.
                 unsafe { result::memset_d8_async(memory.address, 0, bytes, inner.stream) }
@@ -453,8 +456,10 @@ impl Device for Cuda {
 
     unsafe fn product(&self, product: &Product) {
         self.0.attempt("a product", |inner| {
+            let mut products = lock(&inner.products);
+            let products = products.as_mut().expect("they are there as long as the device");
             // SAFETY: the caller's.
-            if let Err(what) = unsafe { lock(&inner.products).run(product) } {
+            if let Err(what) = unsafe { products.run(product) } {
                 inner.fail(what);
             }
             Ok(())
