@@ -43,10 +43,6 @@ __device__ __forceinline__ i64 n_threads() { return (i64)gridDim.x * blockDim.x;
 
 // ------------------------------------------------------------------------------------ reductions
 
-__device__ __forceinline__ float larger(float a, float b) { return fmaxf(a, b); }
-__device__ __forceinline__ float added(float a, float b) { return a + b; }
-__device__ __forceinline__ double added(double a, double b) { return a + b; }
-
 // The sum over a warp, the same bytes in every lane: partners exchange, and a + b is b + a.
 template <class T> __device__ __forceinline__ T warp_sum(T x) {
     for (int lanes = 16; lanes > 0; lanes >>= 1) x = x + __shfl_xor_sync(ALL_LANES, x, lanes);

@@ -61,7 +61,7 @@ impl<D: Device> Gpu<D> {
             // The smaller one is freed before.
             smaller => {
                 drop(smaller);
-                (self.device.alloc(wanted), wanted)
+                (self.device.alloc_unset(wanted), wanted)
             }
         };
         let mut buf = GpuBuf { memory, len: n, holds };

@@ -72,7 +72,7 @@ fn run<D: Device>(
     assert!(options.soft_cap.is_none_or(|cap| cap > 0.0), "{options:?}");
     let pairs = targets.iter().zip(weights);
     let rows: Vec<u32> = pairs.flat_map(|(&target, weight)| [target, weight.to_bits()]).collect();
-    let (rows, results) = (gpu.put_u32(&rows), gpu.buf(RESULTS * n_rows, Compute::F32));
+    let (rows, results) = (gpu.put_u32(&rows), gpu.unset(RESULTS * n_rows, Compute::F32));
     let args = [
         from.at,
         from.stride,
